@@ -1,0 +1,127 @@
+package api
+
+import "time"
+
+// The agent protocol. An agent holds GET /v1/agent/stream?host=H&instance=I open: newline-delimited
+// JSON AssignmentFrames, the first with Full set, an empty one at least every second. It reports with
+// POST /v1/agent/observations. A coordinator never dials an agent.
+
+// AssignmentFrame is a piece of a host's assignment. A full frame replaces all; another one carries the
+// gateways whose desired part changed. Index is the store's index the frame was made at.
+type AssignmentFrame struct {
+	Index    uint64              `json:"index"`
+	Full     bool                `json:"full,omitempty"`
+	Domain   string              `json:"domain,omitempty"` // in full frames
+	Gateways []GatewayAssignment `json:"gateways,omitempty"`
+	Verify   []VerifyRequest     `json:"verify,omitempty"`
+}
+
+// Targets of a gateway.
+const (
+	TargetRun  = "run"
+	TargetGone = "gone"
+)
+
+// GatewayAssignment is what one gateway of the host shall be. Incarnation rises when the coordinator wants
+// the process stopped, its state wiped and a fresh one started: the agent first takes the route and the
+// organization away. A grant belongs to the incarnation it came with.
+type GatewayAssignment struct {
+	GatewayID   string   `json:"gateway_id"`
+	Pool        string   `json:"pool"`
+	Target      string   `json:"target"`
+	Incarnation uint64   `json:"incarnation"`
+	Release     string   `json:"release,omitempty"`
+	Limits      Limits   `json:"limits"`
+	Grant       *Grant   `json:"grant,omitempty"`
+	Drain       Duration `json:"drain,omitempty"` // how long the last grant's connections may go on before the recycling
+}
+
+// Grant is the organization that a gateway serves.
+type Grant struct {
+	OrganizationID string    `json:"organization_id"`
+	AllocationID   string    `json:"allocation_id"`
+	Epoch          uint64    `json:"epoch"`
+	Name           string    `json:"name"`
+	Hostname       string    `json:"hostname"`
+	Members        []Member  `json:"members,omitempty"`
+	Projects       []Project `json:"projects,omitempty"`
+	Version        uint64    `json:"version"` // rises when name, members or projects change
+}
+
+// VerifyRequest asks the agent to verify a served organization again, now, and to report the step
+// "verify" with this nonce.
+type VerifyRequest struct {
+	Nonce          string `json:"nonce"`
+	GatewayID      string `json:"gateway_id"`
+	OrganizationID string `json:"organization_id"`
+	Epoch          uint64 `json:"epoch"`
+}
+
+// Phases of a gateway as its agent sees it.
+const (
+	PhaseStarting  = "starting"  // process being started or not healthy yet, or its slot not live yet
+	PhaseReady     = "ready"     // healthy, without organization, named by the live nginx generation
+	PhaseServing   = "serving"   // activated, routed and verified for the reported epoch
+	PhaseUnhealthy = "unhealthy" // ran before and does not answer or died; the agent is bringing it back
+	PhaseFailed    = "failed"    // given up after too many tries; a new incarnation tries again
+	PhaseGone      = "gone"      // process stopped, state wiped, slot removed
+)
+
+// GatewayReport is what an agent sees of one gateway. Incarnation is the one the process in question
+// belongs to: a report of incarnation n says that everything of n-1 is stopped, unrouted and wiped.
+type GatewayReport struct {
+	GatewayID      string `json:"gateway_id"`
+	Incarnation    uint64 `json:"incarnation"`
+	Phase          string `json:"phase"`
+	OrganizationID string `json:"organization_id,omitempty"`
+	Epoch          uint64 `json:"epoch,omitempty"`
+	BootID         string `json:"boot_id,omitempty"`
+	PID            int    `json:"pid,omitempty"`
+	Restarts       int    `json:"restarts,omitempty"`
+	Code           string `json:"code,omitempty"` // stable code of a failure
+	Message        string `json:"message,omitempty"`
+	Undo           []Step `json:"undo,omitempty"` // unroute, deactivate, recycle of the incarnation before
+}
+
+// StepReport is one step of an allocation that an agent finished or failed.
+type StepReport struct {
+	AllocationID string `json:"allocation_id"`
+	GatewayID    string `json:"gateway_id"`
+	Epoch        uint64 `json:"epoch"`
+	Nonce        string `json:"nonce,omitempty"` // of the VerifyRequest it answers
+	Step         Step   `json:"step"`
+}
+
+// AgentEvent is something that happened on a host and belongs in the event feed.
+type AgentEvent struct {
+	Type           string    `json:"type"`
+	At             time.Time `json:"at"`
+	GatewayID      string    `json:"gateway_id,omitempty"`
+	OrganizationID string    `json:"organization_id,omitempty"`
+	Reason         string    `json:"reason"`
+}
+
+// HostReport is what an agent says of its host.
+type HostReport struct {
+	Address  string      `json:"address"`
+	Capacity int         `json:"capacity"`
+	Version  string      `json:"version"`
+	Nginx    NginxStatus `json:"nginx"`
+}
+
+// Observation is the body of POST /v1/agent/observations. A full one names every gateway that exists on
+// the host: a gateway that the coordinator wants and that is not named does not exist there.
+type Observation struct {
+	HostID   string          `json:"host_id"`
+	Instance string          `json:"instance"` // random, of this run of the agent
+	Full     bool            `json:"full,omitempty"`
+	Host     *HostReport     `json:"host,omitempty"` // in full ones and when it changed
+	Gateways []GatewayReport `json:"gateways,omitempty"`
+	Steps    []StepReport    `json:"steps,omitempty"`
+	Events   []AgentEvent    `json:"events,omitempty"`
+}
+
+// Observed is the answer: the index after what was reported took effect.
+type Observed struct {
+	Index uint64 `json:"index"`
+}

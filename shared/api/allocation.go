@@ -1,0 +1,167 @@
+package api
+
+import "time"
+
+// Allocation states, as in the architecture. activating, routing and verifying are known to the leader
+// only while it drives the steps; the log knows reserved and then active or a failure.
+const (
+	AllocationQueued      = "queued"
+	AllocationReserved    = "reserved"
+	AllocationActivating  = "activating"
+	AllocationRouting     = "routing"
+	AllocationVerifying   = "verifying"
+	AllocationActive      = "active"
+	AllocationReleasing   = "releasing"
+	AllocationReleased    = "released"
+	AllocationRollingBack = "rolling_back"
+	AllocationRolledBack  = "rolled_back"
+	AllocationFailed      = "failed"
+	AllocationRelocating  = "relocating"
+)
+
+// StartAllocation asks for the gateway of an organization. Body of POST /v1/allocations.
+type StartAllocation struct {
+	OrganizationID string            `json:"organization_id" doc:"The organization (UUID)" example:"6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11"`
+	Pool           string            `json:"pool,omitempty" doc:"The pool to take the gateway from; default: \"default\""`
+	Wait           *Duration         `json:"wait,omitempty" doc:"How long to wait in line when the pool is empty; default 0s"`
+	WaitFor        string            `json:"wait_for,omitempty" enum:"routable,reserved" doc:"Answer when the organization is served (routable, default) or as soon as the gateway is reserved"`
+	TTL            *Duration         `json:"ttl,omitempty" doc:"Release by itself after this time; default: never"`
+	Metadata       map[string]string `json:"metadata,omitempty" doc:"At most 16 pairs, keys up to 64 and values up to 256 characters; kept with the allocation"`
+}
+
+// StartBatch asks for the gateways of many organizations in one Raft entry. Body of POST /v1/allocations/batch.
+type StartBatch struct {
+	OrganizationIDs []string  `json:"organization_ids" minItems:"1" maxItems:"10000"`
+	Pool            string    `json:"pool,omitempty"`
+	Wait            *Duration `json:"wait,omitempty"`
+	WaitFor         string    `json:"wait_for,omitempty" enum:"routable,reserved" doc:"Default for a batch: reserved"`
+}
+
+// BatchResult is what became of one organization of a batch: an allocation or a problem.
+type BatchResult struct {
+	OrganizationID string      `json:"organization_id"`
+	Allocation     *Allocation `json:"allocation,omitempty"`
+	Problem        *Problem    `json:"problem,omitempty"`
+}
+
+// Timings is how long each step of an allocation took, in milliseconds. A step that did not run is 0.
+type Timings struct {
+	Queue    float64 `json:"queue"`
+	Reserve  float64 `json:"reserve"`
+	Activate float64 `json:"activate"`
+	Route    float64 `json:"route"`
+	DNS      float64 `json:"dns"`
+	Verify   float64 `json:"verify"`
+	Confirm  float64 `json:"confirm"`
+	Total    float64 `json:"total"`
+}
+
+// Allocation is the grant of one gateway to one organization.
+type Allocation struct {
+	AllocationID   string            `json:"allocation_id"`
+	OrganizationID string            `json:"organization_id"`
+	Pool           string            `json:"pool"`
+	GatewayID      string            `json:"gateway_id,omitempty"`
+	HostID         string            `json:"host_id,omitempty"`
+	Hostname       string            `json:"hostname" doc:"The name the organization is served under"`
+	URL            string            `json:"url"`
+	Epoch          uint64            `json:"epoch,omitempty"`
+	State          string            `json:"state" enum:"queued,reserved,activating,routing,verifying,active,releasing,released,rolling_back,rolled_back,failed,relocating"`
+	Warm           bool              `json:"warm" doc:"True when a ready gateway was there at once"`
+	Position       int               `json:"position,omitempty" doc:"Place in line while queued, from 1"`
+	CreatedAt      time.Time         `json:"created_at"`
+	ActiveAt       *time.Time        `json:"active_at,omitempty"`
+	EndedAt        *time.Time        `json:"ended_at,omitempty"`
+	ExpiresAt      *time.Time        `json:"expires_at,omitempty"`
+	Timings        Timings           `json:"timings"`
+	Metadata       map[string]string `json:"metadata,omitempty"`
+	Failure        *Failure          `json:"failure,omitempty"`
+	Index          uint64            `json:"index" doc:"Raft index of the last change"`
+}
+
+// Failure is why an allocation did not become or stay active.
+type Failure struct {
+	Code    string `json:"code"`
+	Message string `json:"message"`
+}
+
+// Names of the steps of an allocation, in order, and of a release.
+const (
+	StepQueue      = "queue"
+	StepReserve    = "reserve"
+	StepActivate   = "activate"
+	StepRoute      = "route"
+	StepDNS        = "dns"
+	StepVerify     = "verify"
+	StepConfirm    = "confirm"
+	StepUnroute    = "unroute"
+	StepDeactivate = "deactivate"
+	StepRecycle    = "recycle"
+)
+
+// States of a step.
+const (
+	StepDoing   = "doing"
+	StepDone    = "done"
+	StepFailed  = "failed"
+	StepUndone  = "undone"
+	StepSkipped = "skipped"
+)
+
+// Step is one line of an allocation's journal.
+type Step struct {
+	Step      string     `json:"step"`
+	State     string     `json:"state" enum:"doing,done,failed,undone,skipped"`
+	StartedAt time.Time  `json:"started_at"`
+	EndedAt   *time.Time `json:"ended_at,omitempty"`
+	Error     string     `json:"error,omitempty"`
+	Code      string     `json:"code,omitempty" doc:"Stable code of the error"`
+	Undo      *Undo      `json:"undo,omitempty"`
+}
+
+// Undo is how a completed step was taken back.
+type Undo struct {
+	Step      string     `json:"step"`
+	State     string     `json:"state"`
+	StartedAt time.Time  `json:"started_at"`
+	EndedAt   *time.Time `json:"ended_at,omitempty"`
+	Error     string     `json:"error,omitempty"`
+}
+
+// Candidate is a host that was looked at for an allocation.
+type Candidate struct {
+	HostID   string  `json:"host_id"`
+	Ready    int     `json:"ready"`
+	Load     float64 `json:"load" doc:"Gateways in use as a part of the host's capacity"`
+	Eligible bool    `json:"eligible"`
+	Reason   string  `json:"reason,omitempty" doc:"Why it was passed over"`
+}
+
+// Explanation tells why a gateway was chosen.
+type Explanation struct {
+	AllocationID string      `json:"allocation_id"`
+	GatewayID    string      `json:"gateway_id,omitempty"`
+	HostID       string      `json:"host_id,omitempty"`
+	Index        uint64      `json:"index" doc:"Raft index at which the choice was made"`
+	Rule         string      `json:"rule"`
+	Reason       string      `json:"reason"`
+	Candidates   []Candidate `json:"candidates"`
+}
+
+// GatewayStart is the body of the platform's old POST /gateway/start.
+type GatewayStart struct {
+	OrganizationID string `json:"organization_id"`
+}
+
+// GatewayStarted is the answer of the platform's old POST /gateway/start.
+type GatewayStarted struct {
+	GatewayHostname string `json:"gateway_hostname"`
+	GatewayID       string `json:"gateway_id"`
+	Epoch           uint64 `json:"epoch"`
+	State           string `json:"state"`
+}
+
+// GatewayStopped is the answer of the platform's old POST /gateway/stop.
+type GatewayStopped struct {
+	Success bool `json:"success"`
+}
