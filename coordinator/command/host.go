@@ -1,0 +1,129 @@
+package command
+
+import (
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// ObserveHost records what a host's agent saw. It registers an unknown host when it carries HostReport.
+type ObserveHost struct {
+	Meta
+	Host     id.Host         `json:"host"`
+	Instance string          `json:"instance"`
+	Full     bool            `json:"full,omitempty"` // names every gateway that exists on the host
+	Report   *HostReport     `json:"report,omitempty"`
+	Gateways []GatewayReport `json:"gateways,omitempty"`
+	Events   []Event         `json:"events,omitempty"`
+}
+
+// HostReport is the durable part of what an agent says of its host.
+type HostReport struct {
+	Address           string        `json:"address"`
+	Capacity          int           `json:"capacity"`
+	Version           string        `json:"version"`
+	NginxState        string        `json:"nginx_state"` // serving, down, wedged
+	DesiredGeneration uint64        `json:"desired_generation,omitempty"`
+	LiveGeneration    uint64        `json:"live_generation,omitempty"`
+	Quarantined       []Quarantined `json:"quarantined,omitempty"`
+	LastError         string        `json:"last_error,omitempty"`
+}
+
+// Quarantined is a part of a host's nginx configuration that nginx refused.
+type Quarantined struct {
+	Part    string    `json:"part"`
+	Message string    `json:"message"`
+	Since   time.Time `json:"since"`
+}
+
+// GatewayReport is what an agent saw of one gateway. See api.GatewayReport for the meaning of each field.
+type GatewayReport struct {
+	Gateway      id.Gateway      `json:"gateway"`
+	Incarnation  uint64          `json:"incarnation"`
+	Phase        string          `json:"phase"`
+	Organization id.Organization `json:"organization,omitempty"`
+	Epoch        id.Epoch        `json:"epoch,omitempty"`
+	BootID       string          `json:"boot_id,omitempty"`
+	PID          int             `json:"pid,omitempty"`
+	Restarts     int             `json:"restarts,omitempty"`
+	Code         fault.Code      `json:"code,omitempty"`
+	Message      string          `json:"message,omitempty"`
+	Undo         []Step          `json:"undo,omitempty"`
+}
+
+// SetHostStatus records the host monitor's decision: alive, silent or lost.
+type SetHostStatus struct {
+	Meta
+	Host   id.Host `json:"host"`
+	Status string  `json:"status"`
+	Reason string  `json:"reason"`
+}
+
+// SetHostSchedulable cordons (false) or uncordons a host.
+type SetHostSchedulable struct {
+	Meta
+	Host        id.Host `json:"host"`
+	Schedulable bool    `json:"schedulable"`
+}
+
+// DeleteHost forgets a host that holds no organization, and its gateways.
+type DeleteHost struct {
+	Meta
+	Host id.Host `json:"host"`
+}
+
+// CreateGateways adds gateways to a pool, as many of them, in order, as the pool's maximum and the hosts'
+// capacities allow at the moment of applying.
+type CreateGateways struct {
+	Meta
+	Pool     id.Pool      `json:"pool"`
+	Gateways []NewGateway `json:"gateways"`
+	Reason   string       `json:"reason"`
+}
+
+// NewGateway is one gateway to create.
+type NewGateway struct {
+	ID   id.Gateway `json:"id"`
+	Host id.Host    `json:"host"`
+}
+
+// RetireGateways ends gateways that hold no organization; the others are left alone.
+type RetireGateways struct {
+	Meta
+	Gateways []id.Gateway `json:"gateways"`
+	Reason   string       `json:"reason"`
+}
+
+// RecycleGateway demands a fresh process for a gateway without organization, and ends its quarantine.
+type RecycleGateway struct {
+	Meta
+	Gateway id.Gateway `json:"gateway"`
+	Reason  string     `json:"reason,omitempty"`
+}
+
+// QuarantineGateway takes a gateway out of the pool for inspection. One with an organization goes on
+// serving it and is quarantined at its release instead of being recycled into the pool.
+type QuarantineGateway struct {
+	Meta
+	Gateway id.Gateway `json:"gateway"`
+	Reason  string     `json:"reason,omitempty"`
+}
+
+func (ObserveHost) Type() Type        { return TypeObserveHost }
+func (SetHostStatus) Type() Type      { return TypeSetHostStatus }
+func (SetHostSchedulable) Type() Type { return TypeSetHostSchedulable }
+func (DeleteHost) Type() Type         { return TypeDeleteHost }
+func (CreateGateways) Type() Type     { return TypeCreateGateways }
+func (RetireGateways) Type() Type     { return TypeRetireGateways }
+func (RecycleGateway) Type() Type     { return TypeRecycleGateway }
+func (QuarantineGateway) Type() Type  { return TypeQuarantineGateway }
+
+func (ObserveHost) Version() uint8        { return 1 }
+func (SetHostStatus) Version() uint8      { return 1 }
+func (SetHostSchedulable) Version() uint8 { return 1 }
+func (DeleteHost) Version() uint8         { return 1 }
+func (CreateGateways) Version() uint8     { return 1 }
+func (RetireGateways) Version() uint8     { return 1 }
+func (RecycleGateway) Version() uint8     { return 1 }
+func (QuarantineGateway) Version() uint8  { return 1 }
