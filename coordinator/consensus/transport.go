@@ -1,0 +1,143 @@
+package consensus
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+const (
+	rpcTimeout = 5 * time.Second // longer than a follower's stalled write takes to fence it
+	poolSize   = 3               // idle connections kept per peer
+
+	snapshotAlarm  = 3 // snapshots sent to one peer within snapshotWindow that are still normal
+	snapshotWindow = time.Minute
+)
+
+// ordered hands every message, heartbeats too, to the library's main loop in the order of arrival.
+//
+// The library offers the transport a handler that answers heartbeats on another goroutine. It acts on the
+// node's state out of order and can make committed data diverge (hashicorp/raft #695), so it is not passed
+// on: the Transport interface allows that. Fail-over is as fast without it.
+type ordered struct {
+	raft.Transport
+	preVote raft.WithPreVote
+	log     hclog.Logger
+
+	mu   sync.Mutex
+	sent map[raft.ServerID][]time.Time // when snapshots went to a peer, the last snapshotAlarm+1
+}
+
+func newOrdered(t raft.Transport, log hclog.Logger) (*ordered, error) {
+	pre, ok := t.(raft.WithPreVote)
+	if !ok {
+		return nil, fmt.Errorf("cannot use a Raft transport of type %T: it does not support pre-vote", t)
+	}
+	return &ordered{Transport: t, preVote: pre, log: log, sent: map[raft.ServerID][]time.Time{}}, nil
+}
+
+// SetHeartbeatHandler implements raft.Transport by ignoring the handler.
+func (*ordered) SetHeartbeatHandler(func(raft.RPC)) {}
+
+// RequestPreVote implements raft.WithPreVote.
+func (o *ordered) RequestPreVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	return o.preVote.RequestPreVote(id, target, req, resp)
+}
+
+// InstallSnapshot implements raft.Transport. A peer that gets one snapshot after the other is caught in a
+// known loop of the library (#697) that only an operator can end.
+func (o *ordered) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	if o.tooMany(id, time.Now()) {
+		o.log.Error("a member keeps needing snapshots; empty its data directory and let it join again", "member", string(id), "per_minute", snapshotAlarm+1)
+	}
+	return o.Transport.InstallSnapshot(id, target, req, resp, data)
+}
+
+func (o *ordered) tooMany(id raft.ServerID, now time.Time) bool {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	times := append(o.sent[id], now)
+	if len(times) > snapshotAlarm+1 {
+		times = times[1:]
+	}
+	o.sent[id] = times
+	return len(times) == snapshotAlarm+1 && now.Sub(times[0]) < snapshotWindow
+}
+
+// Close implements raft.WithClose: no message comes in or goes out afterwards.
+func (o *ordered) Close() error {
+	var errs []error
+	if c, ok := o.Transport.(raft.WithClose); ok {
+		errs = append(errs, c.Close())
+	}
+	// After the listener, so that no connection opens behind it.
+	if c, ok := o.Transport.(interface{ CloseStreams() }); ok {
+		c.CloseStreams()
+	}
+	return errors.Join(errs...)
+}
+
+// newTransport makes the transport that the options ask for.
+func newTransport(o *Options) (raft.Transport, error) {
+	if o.Transport != nil {
+		return o.Transport, nil
+	}
+	stream := o.Stream
+	if stream == nil {
+		layer, err := newTCP(o)
+		if err != nil {
+			return nil, err
+		}
+		stream = layer
+	}
+	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
+		Logger: o.Logger.Named("transport"), Stream: stream, MaxPool: poolSize, Timeout: rpcTimeout,
+	}), nil
+}
+
+// tcp is a plain TCP stream layer that can advertise a host name, which is resolved at every dial.
+type tcp struct {
+	net.Listener
+	advertise string
+}
+
+type textAddr string
+
+func (textAddr) Network() string  { return "tcp" }
+func (a textAddr) String() string { return string(a) }
+
+func newTCP(o *Options) (*tcp, error) {
+	l := o.Listener
+	if l == nil {
+		var err error
+		if l, err = net.Listen("tcp", o.Listen); err != nil {
+			return nil, fmt.Errorf("cannot listen on %s for the other coordinators: %w", o.Listen, err)
+		}
+	}
+	t := &tcp{Listener: l, advertise: o.Advertise}
+	if t.advertise != "" {
+		if _, _, err := net.SplitHostPort(t.advertise); err != nil {
+			return nil, errors.Join(fmt.Errorf("cannot advertise %q: %w; give host:port", t.advertise, err), l.Close())
+		}
+		return t, nil
+	}
+	if a, ok := l.Addr().(*net.TCPAddr); ok && a.IP.IsUnspecified() {
+		return nil, errors.Join(fmt.Errorf("cannot advertise %s to the other coordinators: it names no host; set the advertised address", a), l.Close())
+	}
+	t.advertise = l.Addr().String()
+	return t, nil
+}
+
+// Addr implements net.Listener with the advertised address.
+func (t *tcp) Addr() net.Addr { return textAddr(t.advertise) }
+
+// Dial implements raft.StreamLayer.
+func (t *tcp) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	return net.DialTimeout("tcp", string(address), timeout)
+}
