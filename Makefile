@@ -1,0 +1,94 @@
+# Everything that one does with this tree. `make help` lists the targets.
+#
+# Only the Go module proxy and Debian's archive are ever asked for anything.
+
+SHELL    := /bin/bash
+GO       ?= go
+PROGRAMS := demiurge demiurge-coordinator demiurge-agent demiurge-gateway
+
+# A release sets VERSION; without it the programs answer with what the Go toolchain recorded in them.
+VERSION  ?= $(shell git describe --tags --exact-match 2>/dev/null)
+LDFLAGS  := -X github.com/demiurge-platform/demiurge/shared/version.linked=$(VERSION)
+
+# Arguments of `demiurge dev`, as in: make dev ARGS='--nginx-port 8080'
+ARGS     ?=
+# What `make test`, `make fuzz` and `make bench` look at.
+PKG      ?= ./...
+FUZZTIME ?= 10s
+BENCH    ?= .
+
+DESTDIR  ?=
+PREFIX   ?= /usr/local
+SYSCONF  ?= /etc
+BINDIR   := $(PREFIX)/bin
+UNITS    := $(wildcard systemd/*.service)
+
+# Debian keeps nginx where only root's PATH looks.
+export PATH := $(PATH):/usr/sbin:/sbin
+
+# A mounted checkout may belong to another user: git then refuses to tell the
+# revision, and the toolchain would refuse to build. The revision is left out in that case.
+ifneq ($(shell git rev-parse HEAD >/dev/null 2>&1 && echo yes),yes)
+export GOFLAGS := $(GOFLAGS) -buildvcs=false
+endif
+
+.DEFAULT_GOAL := help
+.PHONY: help build dev deps-dev deps-test check test fuzz bench install uninstall clean $(PROGRAMS:%=bin/%)
+
+help: ## Show this list
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+build: $(PROGRAMS:%=bin/%) ## Build the four programs into bin/
+
+$(PROGRAMS:%=bin/%): bin/%:
+	CGO_ENABLED=0 $(GO) build -trimpath -ldflags '$(LDFLAGS)' -o $@ ./cmd/$*
+
+dev: deps-dev build ## Run a whole system on this machine (ARGS='--nginx-port 8080')
+	bin/demiurge dev $(ARGS)
+
+deps-dev: ## Install what `make dev` needs and this machine lacks (nginx)
+	.ci/packages nginx
+
+deps-test: ## Install what `make test` needs and this machine lacks (nginx, promtool, curl, gcc)
+	.ci/packages nginx promtool curl gcc
+
+check: ## Check format, vet, staticcheck, import laws, documents
+	@unformatted=$$($(GO) tool gofumpt -l $$(git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null)); \
+	if [ -n "$$unformatted" ]; then \
+		printf 'not in the one format of this project; run `go tool gofumpt -w` on:\n%s\n' "$$unformatted"; exit 1; fi
+	$(GO) vet ./...
+	$(GO) tool staticcheck ./...
+	$(GO) test -count=1 ./shared/lawtest
+
+test: deps-test ## Run every test, with the race detector, and the tests of the alert rules
+	$(GO) test -race -p 2 -timeout 15m $(PKG)
+	cd packaging/prometheus && promtool test rules demiurge.rules.test.yml
+
+fuzz: ## Fuzz every decoder for FUZZTIME (10s) each
+	GO='$(GO)' .ci/fuzz $(FUZZTIME) $(PKG)
+
+bench: deps-dev ## Run the benchmarks (BENCH=pattern) and print their table
+	$(GO) run ./packaging/bench -bench '$(BENCH)' $(PKG)
+
+install: build ## Install programs, units, alert rules, example configuration (PREFIX, DESTDIR)
+	install -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(PREFIX)/lib/systemd/system' '$(DESTDIR)$(PREFIX)/lib/sysusers.d' \
+		'$(DESTDIR)$(PREFIX)/lib/tmpfiles.d' '$(DESTDIR)$(PREFIX)/share/demiurge/prometheus' '$(DESTDIR)$(SYSCONF)/demiurge'
+	install -m 0755 $(PROGRAMS:%=bin/%) '$(DESTDIR)$(BINDIR)/'
+	for unit in $(UNITS); do \
+		sed 's|/usr/bin/demiurge|$(BINDIR)/demiurge|g' "$$unit" >'$(DESTDIR)$(PREFIX)/lib/systemd/system/'"$${unit##*/}" || exit 1; \
+		chmod 0644 '$(DESTDIR)$(PREFIX)/lib/systemd/system/'"$${unit##*/}"; done
+	install -m 0644 systemd/demiurge.sysusers.conf '$(DESTDIR)$(PREFIX)/lib/sysusers.d/demiurge.conf'
+	install -m 0644 systemd/demiurge.tmpfiles.conf '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/demiurge.conf'
+	install -m 0644 packaging/prometheus/demiurge.rules.yml '$(DESTDIR)$(PREFIX)/share/demiurge/prometheus/'
+	for file in coordinator agent; do \
+		test -e '$(DESTDIR)$(SYSCONF)/demiurge/'$$file.yaml || \
+		sed 's|/usr/bin/demiurge|$(BINDIR)/demiurge|g' packaging/config/$$file.yaml >'$(DESTDIR)$(SYSCONF)/demiurge/'$$file.yaml || exit 1; done
+
+uninstall: ## Remove what `make install` put there; configuration and data stay
+	rm -f $(PROGRAMS:%='$(DESTDIR)$(BINDIR)/%') \
+		$(patsubst systemd/%,'$(DESTDIR)$(PREFIX)/lib/systemd/system/%',$(UNITS)) \
+		'$(DESTDIR)$(PREFIX)/lib/sysusers.d/demiurge.conf' '$(DESTDIR)$(PREFIX)/lib/tmpfiles.d/demiurge.conf'
+	rm -rf '$(DESTDIR)$(PREFIX)/share/demiurge'
+
+clean: ## Remove what was built
+	rm -rf bin
