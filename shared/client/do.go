@@ -1,0 +1,257 @@
+package client
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// CallOption changes one call.
+type CallOption func(*call)
+
+// call is one request before it is sent.
+type call struct {
+	method string
+	path   string // escaped
+	query  url.Values
+	body   any
+	header http.Header
+	key    string
+	status *int
+	index  *uint64
+}
+
+// IdempotencyKey sets the key of a creating call. Without it a random one is used, so that the client's
+// own repetitions are safe in any case.
+func IdempotencyKey(key string) CallOption { return func(c *call) { c.key = key } }
+
+// Blocking makes a reading call wait up to wait for something newer than index.
+func Blocking(index uint64, wait time.Duration) CallOption {
+	return func(c *call) {
+		c.query.Set("index", strconv.FormatUint(index, 10))
+		c.query.Set("wait", wait.String())
+	}
+}
+
+// Consistency sets how fresh a reading call's answer has to be: default, consistent or stale.
+func Consistency(level string) CallOption {
+	return func(c *call) { c.query.Set("consistency", level) }
+}
+
+// IndexTo stores the index that the answer was made from, for the next Blocking call.
+func IndexTo(index *uint64) CallOption { return func(c *call) { c.index = index } }
+
+// StatusTo stores the HTTP status of the answer.
+func StatusTo(status *int) CallOption { return func(c *call) { c.status = status } }
+
+// newCall makes a call whose path elements are escaped one by one.
+func newCall(method string, elements ...string) *call {
+	var b strings.Builder
+	for _, e := range elements {
+		b.WriteString("/" + url.PathEscape(e))
+	}
+	return &call{method: method, path: b.String(), query: url.Values{}, header: http.Header{}}
+}
+
+// get is a reading call.
+func get(elements ...string) *call { return newCall(http.MethodGet, elements...) }
+
+// create is a POST that creates and carries an idempotency key.
+func create(body any, elements ...string) *call {
+	c := newCall(http.MethodPost, elements...)
+	c.body, c.key = body, id.Secret()
+	return c
+}
+
+// do sends a call and decodes its answer into T.
+func do[T any](ctx context.Context, c *Client, rq *call, opts []CallOption) (T, error) {
+	var out T
+	resp, err := c.send(ctx, rq, opts)
+	if err != nil {
+		return out, err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode == http.StatusNoContent {
+		return out, nil
+	}
+	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
+		return out, fmt.Errorf("cannot read the answer to %s %s: %w", rq.method, rq.path, err)
+	}
+	return out, nil
+}
+
+// send delivers a call to the coordinators in turn and returns the first good answer, whose body the
+// caller closes. While there is no leader it asks again.
+func (c *Client) send(ctx context.Context, rq *call, opts []CallOption) (*http.Response, error) {
+	for _, o := range opts {
+		o(rq)
+	}
+	var body []byte
+	if rq.body != nil {
+		var err error
+		if body, err = json.Marshal(rq.body); err != nil {
+			return nil, fmt.Errorf("cannot encode the request: %w", err)
+		}
+	}
+	until := time.Now().Add(c.retryFor)
+	for try := 0; ; try++ {
+		resp, err := c.round(ctx, rq, body)
+		if err == nil {
+			c.note(rq, resp)
+			return resp, nil
+		}
+		wait, again := pause(err, try)
+		if !again || time.Now().Add(wait).After(until) {
+			return nil, err
+		}
+		timer := time.NewTimer(wait)
+		select {
+		case <-timer.C:
+		case <-ctx.Done():
+			timer.Stop()
+			return nil, err
+		}
+	}
+}
+
+// pause decides whether a failed round is worth another one, and after which time.
+func pause(err error, try int) (time.Duration, bool) {
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Code != fault.NoLeader && f.Code != fault.RateLimited {
+		return 0, false
+	}
+	wait := f.RetryAfter
+	if f.Code == fault.NoLeader { // the header counts in seconds, an election often takes less
+		wait = min(max(wait, 100*time.Millisecond), 100*time.Millisecond<<min(try, 4))
+	}
+	return wait, true
+}
+
+// round tries each coordinator once, beginning with the one that answered last. Only a coordinator that
+// cannot be reached makes it go on to the next.
+func (c *Client) round(ctx context.Context, rq *call, body []byte) (*http.Response, error) {
+	first := int(c.preferred.Load())
+	var errs []error
+	for i := range c.bases {
+		n := (first + i) % len(c.bases)
+		resp, err := c.once(ctx, c.bases[n], rq, body)
+		if err == nil {
+			c.preferred.Store(uint32(n))
+			return resp, nil
+		}
+		var f *fault.Error
+		if errors.As(err, &f) && f.Code != fault.NoLeader || ctx.Err() != nil {
+			return nil, err
+		}
+		errs = append(errs, err)
+	}
+	for _, err := range errs { // a coordinator that answers knows more than one that does not
+		if fault.Is(err, fault.NoLeader) {
+			return nil, err
+		}
+	}
+	return nil, fmt.Errorf("cannot reach a coordinator at %s: %w", strings.Join(c.Addresses(), ", "), errors.Join(errs...))
+}
+
+// once sends the call to one coordinator.
+func (c *Client) once(ctx context.Context, base *url.URL, rq *call, body []byte) (*http.Response, error) {
+	target := base.String() + rq.path
+	if len(rq.query) > 0 {
+		target += "?" + rq.query.Encode()
+	}
+	var reader io.Reader
+	if body != nil {
+		reader = bytes.NewReader(body)
+	}
+	req, err := http.NewRequestWithContext(ctx, rq.method, target, reader)
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the request: %w", err)
+	}
+	for k, v := range rq.header {
+		req.Header[k] = v
+	}
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	if rq.key != "" {
+		req.Header.Set("Idempotency-Key", rq.key)
+	}
+	if c.token != "" {
+		req.Header.Set("Authorization", "Bearer "+c.token)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	if resp.StatusCode/100 == 2 {
+		return resp, nil
+	}
+	defer resp.Body.Close()
+	return nil, readProblem(resp)
+}
+
+// note hands out what the caller asked to know of the answer.
+func (c *Client) note(rq *call, resp *http.Response) {
+	if rq.status != nil {
+		*rq.status = resp.StatusCode
+	}
+	if rq.index != nil {
+		*rq.index, _ = strconv.ParseUint(resp.Header.Get(api.HeaderIndex), 10, 64)
+	}
+}
+
+// readProblem turns an error answer into a fault. What is not a problem document comes from something
+// between the client and a coordinator.
+func readProblem(resp *http.Response) error {
+	raw, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil {
+		return fmt.Errorf("cannot read the error answer: %w", err)
+	}
+	var p api.Problem
+	if json.Unmarshal(raw, &p) != nil || p.Code == "" {
+		return fault.New(fault.Internal, "the address answered %s, and not as a coordinator does; is it the address of one?", resp.Status)
+	}
+	f := &fault.Error{Code: fault.Code(p.Code), Message: p.Detail, Locations: p.Errors}
+	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
+		f.RetryAfter = time.Duration(s) * time.Second
+	}
+	return f
+}
+
+// all fetches every page of a list.
+func all[T any](ctx context.Context, c *Client, rq *call, opts []CallOption) ([]T, error) {
+	items := []T{}
+	for {
+		page, err := do[api.List[T]](ctx, c, rq, opts)
+		if err != nil {
+			return nil, err
+		}
+		items = append(items, page.Items...)
+		if page.Cursor == "" {
+			return items, nil
+		}
+		rq.query.Set("cursor", page.Cursor)
+	}
+}
+
+// filter sets the parameters that are not empty.
+func filter(rq *call, pairs ...string) *call {
+	for i := 0; i+1 < len(pairs); i += 2 {
+		if pairs[i+1] != "" {
+			rq.query.Set(pairs[i], pairs[i+1])
+		}
+	}
+	return rq
+}
