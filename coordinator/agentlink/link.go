@@ -1,0 +1,234 @@
+// Package agentlink is the coordinator's end of the agent protocol (shared/api, agent.go): it sends each
+// host its assignment as it changes and takes in what the host's agent observed. It decides nothing: what
+// an observation means is decided by the state machine and, for unfinished allocations, the allocator.
+package agentlink
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/coordinator/allocator"
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Proposer puts a command into the Raft log and returns after it was applied here.
+type Proposer interface {
+	Propose(ctx context.Context, c command.Command) (command.Result, uint64, error)
+}
+
+// Allocations takes in what agents report of unfinished allocations, and returns when what follows
+// from it is in the log.
+type Allocations interface {
+	Report(ctx context.Context, host id.Host, progress []allocator.Progress)
+}
+
+// Options configure a Link. All fields are needed; Heartbeat is how often an idle stream carries an
+// empty frame.
+type Options struct {
+	Store     *state.Store
+	Proposer  Proposer
+	Domain    string
+	Heartbeat time.Duration
+	Logger    hclog.Logger
+	Now       func() time.Time
+}
+
+// Link is the coordinator's end of all agents' connections.
+type Link struct {
+	opts Options
+
+	mu    sync.Mutex
+	hosts map[id.Host]*hostLink // guarded by mu; entries stay for ever, one per host
+}
+
+// hostLink is what is known of one host's agent. All fields are guarded by Link.mu.
+type hostLink struct {
+	instance string
+	cancel   context.CancelFunc // of the stream that is open; nil when none is
+	seen     time.Time
+	nginx    api.NginxStatus
+	verify   []api.VerifyRequest // to be sent with the next frame
+	wake     chan struct{}       // closed and replaced when verify was added to
+	answers  map[string]chan api.Step
+}
+
+// New makes a Link.
+func New(opts Options) *Link { return &Link{opts: opts, hosts: map[id.Host]*hostLink{}} }
+
+func (l *Link) hostLocked(h id.Host) *hostLink {
+	hl := l.hosts[h]
+	if hl == nil {
+		hl = &hostLink{wake: make(chan struct{}), answers: map[string]chan api.Step{}}
+		l.hosts[h] = hl
+	}
+	return hl
+}
+
+// Ephemeral is what is known of a host without the log: its nginx as of the last report, when its agent
+// was last heard of, and whether its stream is open.
+func (l *Link) Ephemeral(h id.Host) (nginx api.NginxStatus, seen time.Time, connected bool) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hl := l.hosts[h]
+	if hl == nil {
+		return api.NginxStatus{}, time.Time{}, false
+	}
+	return hl.nginx, hl.seen, hl.cancel != nil
+}
+
+// Stream sends a host's assignment until ctx ends, send fails or another stream of the host takes over:
+// a full frame, then what changes. It returns nil when it was taken over.
+func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	l.mu.Lock()
+	hl := l.hostLocked(h)
+	if hl.cancel != nil {
+		hl.cancel()
+	}
+	own := cancel
+	hl.cancel, hl.instance, hl.seen = own, instance, l.opts.Now()
+	l.mu.Unlock()
+	l.opts.Logger.Info("agent connected", "host", h, "instance", instance)
+	defer func() {
+		l.mu.Lock()
+		if hl.instance == instance {
+			hl.cancel, hl.seen = nil, l.opts.Now()
+		}
+		l.mu.Unlock()
+		l.opts.Logger.Info("agent disconnected", "host", h, "instance", instance)
+	}()
+	return l.feed(ctx, h, hl, send)
+}
+
+// feed is the loop of a stream.
+func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.AssignmentFrame) error) error {
+	beat := time.NewTicker(l.opts.Heartbeat)
+	defer beat.Stop()
+	sent, restored := uint64(0), l.opts.Store.Restored()
+	for full := true; ; {
+		ws := state.NewWatchSet()
+		view := l.opts.Store.View()
+		frame := l.frame(view, ws, h, sent, full)
+		var wake <-chan struct{}
+		frame.Verify, wake = l.takeVerify(hl)
+		if full || len(frame.Gateways) > 0 || len(frame.Verify) > 0 {
+			if err := send(frame); err != nil {
+				return err
+			}
+		}
+		sent, full = view.Index(), false
+		changed := make(chan struct{})
+		watchCtx, stop := context.WithCancel(ctx)
+		go func() { // ends with stop below, or by itself
+			defer close(changed)
+			_ = ws.WatchCtx(watchCtx)
+		}()
+		var err error
+		select {
+		case <-ctx.Done():
+		case <-changed:
+		case <-wake:
+		case <-restored:
+			full, restored = true, l.opts.Store.Restored()
+		case <-beat.C:
+			err = send(api.AssignmentFrame{Index: sent})
+		}
+		stop()
+		<-changed
+		if err != nil {
+			return err
+		}
+		if ctx.Err() != nil {
+			return nil
+		}
+	}
+}
+
+func (l *Link) takeVerify(hl *hostLink) ([]api.VerifyRequest, <-chan struct{}) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	out := hl.verify
+	hl.verify = nil
+	return out, hl.wake
+}
+
+// frame is the assignment of a host: all of it, or the gateways whose desired part changed after index
+// sent.
+func (l *Link) frame(view state.View, ws state.WatchSet, h id.Host, sent uint64, full bool) api.AssignmentFrame {
+	f := api.AssignmentFrame{Index: view.Index(), Full: full}
+	if full {
+		f.Domain = l.opts.Domain
+	}
+	for g := range view.GatewaysOfHost(ws, h) {
+		if !full && g.Desired.Index <= sent {
+			continue
+		}
+		f.Gateways = append(f.Gateways, l.assignment(view, g))
+	}
+	return f
+}
+
+func (l *Link) assignment(view state.View, g *state.Gateway) api.GatewayAssignment {
+	a := api.GatewayAssignment{
+		GatewayID: string(g.ID), Pool: string(g.Pool), Target: g.Desired.Target, Incarnation: g.Desired.Incarnation,
+		Release: g.Desired.Release, Limits: api.Limits(g.Desired.Limits), Drain: api.Duration(g.Desired.Drain),
+	}
+	if g.Desired.Organization == "" {
+		return a
+	}
+	a.Grant = &api.Grant{
+		OrganizationID: string(g.Desired.Organization), AllocationID: string(g.Desired.Allocation), Epoch: uint64(g.Desired.Epoch),
+		Hostname: id.Hostname(g.Desired.Organization, l.opts.Domain),
+	}
+	if o := view.Organization(nil, g.Desired.Organization); o != nil {
+		a.Grant.Name, a.Grant.Version = o.Name, o.ModifyIndex
+		for _, m := range o.Members {
+			a.Grant.Members = append(a.Grant.Members, api.Member{UserID: string(m.User), Username: m.Username, Role: m.Role})
+		}
+		for _, p := range o.Projects {
+			a.Grant.Projects = append(a.Grant.Projects, api.Project{ProjectID: string(p.ID), Name: p.Name})
+		}
+	}
+	return a
+}
+
+// Verify asks the host's agent to verify a served organization again and returns its answer: nil, or a
+// fault (verify_failed from the agent, host_lost when it does not answer before ctx ends).
+func (l *Link) Verify(ctx context.Context, h id.Host, req api.VerifyRequest) error {
+	answer := make(chan api.Step, 1)
+	l.mu.Lock()
+	hl := l.hostLocked(h)
+	hl.answers[req.Nonce] = answer
+	hl.verify = append(hl.verify, req)
+	close(hl.wake)
+	hl.wake = make(chan struct{})
+	l.mu.Unlock()
+	defer func() {
+		l.mu.Lock()
+		delete(hl.answers, req.Nonce)
+		l.mu.Unlock()
+	}()
+	select {
+	case step := <-answer:
+		if step.State != api.StepDone {
+			return fault.New(fault.VerifyFailed, "host %s cannot verify organization %s: %s", h, req.OrganizationID, step.Error)
+		}
+		return nil
+	case <-ctx.Done():
+		return fault.Wrap(fault.HostLost, ctx.Err(), "the agent of host %s did not answer", h)
+	}
+}
+
+// Seen is when a host's agent was last heard of, and whether its stream is open.
+func (l *Link) Seen(h id.Host) (at time.Time, connected bool) {
+	_, at, connected = l.Ephemeral(h)
+	return at, connected
+}

@@ -1,0 +1,279 @@
+package agentlink
+
+import (
+	"context"
+	"slices"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/allocator"
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Receiver takes in observations: it puts what is new into the log and hands the steps of unfinished
+// allocations to the allocator.
+type Receiver struct {
+	link        *Link
+	allocations Allocations
+}
+
+// NewReceiver makes a Receiver for the agents of link.
+func NewReceiver(link *Link, allocations Allocations) *Receiver {
+	return &Receiver{link: link, allocations: allocations}
+}
+
+// Stream is Link.Stream.
+func (r *Receiver) Stream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
+	return r.link.Stream(ctx, h, instance, send)
+}
+
+// Ephemeral is Link.Ephemeral.
+func (r *Receiver) Ephemeral(h id.Host) (api.NginxStatus, time.Time, bool) {
+	return r.link.Ephemeral(h)
+}
+
+// Observe takes in one observation of a host and returns the index after what it reported took effect.
+// Malformed reports are refused as a whole with invalid_request, so that an agent's error is seen.
+func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) (uint64, error) {
+	parsed, err := parse(h, obs)
+	if err != nil {
+		return 0, err
+	}
+	l := r.link
+	r.heard(h, obs)
+	view := l.opts.Store.View()
+	progress, rest := split(view, h, parsed)
+	if cmd, changed := r.command(view, h, obs, parsed, rest); changed {
+		result, _, err := l.opts.Proposer.Propose(ctx, cmd)
+		if err != nil {
+			return 0, err
+		}
+		if result.Err != nil {
+			return 0, result.Err
+		}
+	}
+	r.allocations.Report(ctx, h, progress)
+	return l.opts.Store.View().Index(), nil
+}
+
+// heard notes what needs no log: that the agent lives, its nginx, and answers to verify requests.
+func (r *Receiver) heard(h id.Host, obs api.Observation) {
+	l := r.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hl := l.hostLocked(h)
+	hl.seen = l.opts.Now()
+	if obs.Host != nil {
+		hl.nginx = obs.Host.Nginx
+	}
+	for _, s := range obs.Steps {
+		if answer, ok := hl.answers[s.Nonce]; ok && s.Nonce != "" {
+			select {
+			case answer <- s.Step:
+			default: // a second answer to the same request
+			}
+		}
+	}
+}
+
+// parsed is an observation in the log's types.
+type parsed struct {
+	reports []command.GatewayReport
+	steps   []stepReport
+	events  []command.Event
+}
+
+type stepReport struct {
+	allocation id.Allocation
+	epoch      id.Epoch
+	step       command.Step
+}
+
+// split takes the reports that conclude a reserved allocation out of those that go into the log: the
+// confirmation carries them.
+func split(view state.View, h id.Host, p parsed) ([]allocator.Progress, []command.GatewayReport) {
+	byAllocation := map[id.Allocation]*allocator.Progress{}
+	order := []id.Allocation{}
+	of := func(a id.Allocation, e id.Epoch) *allocator.Progress {
+		pr := byAllocation[a]
+		if pr == nil {
+			pr = &allocator.Progress{Allocation: a, Epoch: e}
+			byAllocation[a] = pr
+			order = append(order, a)
+		}
+		return pr
+	}
+	for _, s := range p.steps {
+		pr := of(s.allocation, s.epoch)
+		if pr.Epoch == s.epoch {
+			pr.Steps = append(pr.Steps, s.step)
+		}
+	}
+	rest := make([]command.GatewayReport, 0, len(p.reports))
+	for _, g := range p.reports {
+		rec := view.Gateway(nil, g.Gateway)
+		if rec != nil && rec.Host == h && g.Phase == api.PhaseServing && rec.Desired.Allocation != "" &&
+			g.Epoch == rec.Desired.Epoch && g.Incarnation == rec.Desired.Incarnation && reserved(view, rec.Desired.Allocation) {
+			of(rec.Desired.Allocation, g.Epoch).Serving = &g
+			continue
+		}
+		rest = append(rest, g)
+	}
+	out := make([]allocator.Progress, 0, len(order))
+	for _, a := range order {
+		out = append(out, *byAllocation[a])
+	}
+	return out, rest
+}
+
+func reserved(view state.View, a id.Allocation) bool {
+	rec := view.Allocation(nil, a)
+	return rec != nil && rec.State == state.AllocationReserved
+}
+
+// command makes the entry for what is new in an observation; changed is false when nothing is.
+func (r *Receiver) command(view state.View, h id.Host, obs api.Observation, p parsed, rest []command.GatewayReport) (command.ObserveHost, bool) {
+	cmd := command.ObserveHost{
+		Meta: command.Meta{At: r.link.opts.Now(), Actor: "agent/" + string(h)},
+		Host: h, Instance: obs.Instance, Events: p.events,
+	}
+	host := view.Host(nil, h)
+	changed := len(p.events) > 0 || host == nil || host.Instance != obs.Instance || host.Status != api.HostAlive
+	if obs.Host != nil {
+		report := hostReport(*obs.Host)
+		if host == nil || !sameReport(host.Report, report) {
+			cmd.Report, changed = &report, true
+		}
+	}
+	for _, g := range rest {
+		if !sameGateway(view.Gateway(nil, g.Gateway), g) {
+			cmd.Gateways = append(cmd.Gateways, g)
+			changed = true
+		}
+	}
+	if obs.Full && (changed || missing(view, h, p.reports)) {
+		cmd.Full, cmd.Gateways, changed = true, p.reports, true
+	}
+	return cmd, changed
+}
+
+// missing reports whether the state has gateways that were seen on the host and are no longer named.
+func missing(view state.View, h id.Host, reports []command.GatewayReport) bool {
+	named := make(map[id.Gateway]bool, len(reports))
+	for _, g := range reports {
+		named[g.Gateway] = true
+	}
+	for g := range view.GatewaysOfHost(nil, h) {
+		if !named[g.ID] && (g.Observed.Phase != "" || g.Desired.Target == api.TargetGone) {
+			return true
+		}
+	}
+	return false
+}
+
+func sameGateway(rec *state.Gateway, g command.GatewayReport) bool {
+	if rec == nil {
+		return true // unknown here: the next full frame tells the agent so
+	}
+	o := rec.Observed
+	return !o.Stale && len(g.Undo) == 0 && o.Incarnation == g.Incarnation && o.Phase == g.Phase && o.Epoch == g.Epoch &&
+		o.BootID == g.BootID && o.PID == g.PID && o.Restarts == g.Restarts && o.Code == g.Code && o.Message == g.Message
+}
+
+func sameReport(a, b command.HostReport) bool {
+	same := slices.Equal(a.Quarantined, b.Quarantined)
+	a.Quarantined, b.Quarantined = nil, nil
+	return same && a.Address == b.Address && a.Capacity == b.Capacity && a.Version == b.Version && a.NginxState == b.NginxState &&
+		a.DesiredGeneration == b.DesiredGeneration && a.LiveGeneration == b.LiveGeneration && a.LastError == b.LastError
+}
+
+func hostReport(h api.HostReport) command.HostReport {
+	out := command.HostReport{
+		Address: h.Address, Capacity: h.Capacity, Version: h.Version, NginxState: h.Nginx.State,
+		DesiredGeneration: h.Nginx.DesiredGeneration, LiveGeneration: h.Nginx.LiveGeneration, LastError: h.Nginx.LastError,
+	}
+	for _, q := range h.Nginx.Quarantined {
+		out.Quarantined = append(out.Quarantined, command.Quarantined(q))
+	}
+	return out
+}
+
+// parse turns an observation into closed types.
+func parse(h id.Host, obs api.Observation) (parsed, error) {
+	var p parsed
+	if obs.HostID != string(h) {
+		return p, fault.New(fault.Forbidden, "this agent may report for host %s only, not for %q", h, obs.HostID)
+	}
+	for i, g := range obs.Gateways {
+		report, err := parseGateway(g)
+		if err != nil {
+			return p, fault.Wrap(fault.InvalidRequest, err, "cannot use gateways[%d] of the observation: %v", i, err)
+		}
+		p.reports = append(p.reports, report)
+	}
+	for i, s := range obs.Steps {
+		if s.Nonce != "" {
+			continue // an answer to a verify request, handed over in heard
+		}
+		a, err := id.ParseAllocation(s.AllocationID)
+		if err != nil {
+			return p, fault.Wrap(fault.InvalidRequest, err, "cannot use steps[%d] of the observation: %v", i, err)
+		}
+		p.steps = append(p.steps, stepReport{a, id.Epoch(s.Epoch), step(s.Step)})
+	}
+	for i, e := range obs.Events {
+		event := command.Event{Type: e.Type, At: e.At, Reason: e.Reason, Host: h}
+		if e.GatewayID != "" {
+			g, err := id.ParseGateway(e.GatewayID)
+			if err != nil {
+				return p, fault.Wrap(fault.InvalidRequest, err, "cannot use events[%d] of the observation: %v", i, err)
+			}
+			event.Gateway = g
+		}
+		if e.OrganizationID != "" {
+			o, err := id.ParseOrganization(e.OrganizationID)
+			if err != nil {
+				return p, fault.Wrap(fault.InvalidRequest, err, "cannot use events[%d] of the observation: %v", i, err)
+			}
+			event.Organization = o
+		}
+		p.events = append(p.events, event)
+	}
+	return p, nil
+}
+
+func parseGateway(g api.GatewayReport) (command.GatewayReport, error) {
+	gw, err := id.ParseGateway(g.GatewayID)
+	if err != nil {
+		return command.GatewayReport{}, err
+	}
+	out := command.GatewayReport{
+		Gateway: gw, Incarnation: g.Incarnation, Phase: g.Phase, Epoch: id.Epoch(g.Epoch), BootID: g.BootID, PID: g.PID,
+		Restarts: g.Restarts, Code: fault.Code(g.Code), Message: g.Message,
+	}
+	switch g.Phase {
+	case api.PhaseStarting, api.PhaseReady, api.PhaseServing, api.PhaseUnhealthy, api.PhaseFailed, api.PhaseGone:
+	default:
+		return out, fault.New(fault.InvalidRequest, "%q is not a phase of a gateway", g.Phase)
+	}
+	if g.OrganizationID != "" {
+		if out.Organization, err = id.ParseOrganization(g.OrganizationID); err != nil {
+			return out, err
+		}
+	}
+	for _, s := range g.Undo {
+		out.Undo = append(out.Undo, step(s))
+	}
+	return out, nil
+}
+
+func step(s api.Step) command.Step {
+	out := command.Step{Step: s.Step, State: s.State, StartedAt: s.StartedAt, Error: s.Error, Code: fault.Code(s.Code)}
+	if s.EndedAt != nil {
+		out.EndedAt = *s.EndedAt
+	}
+	return out
+}

@@ -1,0 +1,203 @@
+package allocator
+
+import (
+	"container/heap"
+	"context"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+const (
+	eventBatch     = 1024
+	maxConcluders  = 64              // deadlines that are concluded at the same time
+	retryConclude  = time.Second     // between tries to conclude one that could not be
+	collectEvery   = 5 * time.Minute // history is collected this often
+	historyKeptFor = 24 * time.Hour  // ended allocations and answered idempotency keys
+)
+
+// Run ends what passes its time: places in line, unfinished allocations, allocations with a time to
+// live, and history. It runs while this coordinator leads, beginning with all that it finds in the
+// state, and forgets everything it knew when it returns.
+func (r *Runner) Run(ctx context.Context) {
+	defer r.reset()
+	var q queue
+	last := r.opts.Store.LastEvent()
+	r.scan(&q)
+	slots := make(chan struct{}, maxConcluders)
+	collect := time.NewTicker(collectEvery)
+	defer collect.Stop()
+	timer := time.NewTimer(time.Hour)
+	defer timer.Stop()
+	for {
+		events, more, truncated := r.opts.Store.Events(last, eventBatch)
+		if truncated {
+			q = nil
+			last = r.opts.Store.LastEvent()
+			r.scan(&q)
+			continue
+		}
+		for _, e := range events {
+			last = state.EventID{Index: e.Index, Seq: e.Seq}
+			if e.Allocation != "" {
+				r.schedule(&q, e.Allocation)
+			}
+		}
+		if len(events) == eventBatch {
+			continue
+		}
+		r.fire(ctx, &q, slots)
+		timer.Reset(q.wait(r.opts.Now()))
+		select {
+		case <-ctx.Done():
+			return
+		case <-more:
+		case <-timer.C:
+		case <-r.opts.Store.Restored():
+			q = nil
+			last = r.opts.Store.LastEvent()
+			r.scan(&q)
+		case <-collect.C:
+			r.collect(ctx)
+		}
+	}
+}
+
+func (r *Runner) reset() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	clear(r.runs)
+	clear(r.verified)
+}
+
+func (r *Runner) scan(q *queue) {
+	for a := range r.opts.Store.View().LiveAllocations(nil) {
+		r.schedule(q, a.ID)
+	}
+}
+
+// schedule puts the time at which something is due for an allocation into the queue. Entries are never
+// removed: one whose allocation has moved on is seen to be over when it comes up.
+func (r *Runner) schedule(q *queue, a id.Allocation) {
+	rec := r.opts.Store.View().Allocation(nil, a)
+	if rec == nil || !rec.State.Live() {
+		r.mu.Lock()
+		delete(r.runs, a)
+		delete(r.verified, a)
+		r.mu.Unlock()
+		return
+	}
+	if at := dueAt(rec); !at.IsZero() {
+		heap.Push(q, due{at, a})
+	}
+}
+
+// dueAt is when an allocation's present state ends by itself; zero: never.
+func dueAt(a *state.Allocation) time.Time {
+	switch a.State {
+	case state.AllocationQueued:
+		return a.QueueUntil
+	case state.AllocationReserved:
+		return a.Deadline
+	case state.AllocationActive:
+		return a.ExpiresAt
+	}
+	return time.Time{}
+}
+
+// fire concludes what is due. Each is looked at again in a second, until it has moved on.
+func (r *Runner) fire(ctx context.Context, q *queue, slots chan struct{}) {
+	now := r.opts.Now()
+	for q.Len() > 0 && !(*q)[0].at.After(now) {
+		d := heap.Pop(q).(due)
+		rec := r.opts.Store.View().Allocation(nil, d.allocation)
+		if rec == nil {
+			continue
+		}
+		if at := dueAt(rec); at.IsZero() || at.After(now) {
+			continue // it moved on, and its new time is in the queue
+		}
+		heap.Push(q, due{now.Add(retryConclude), d.allocation})
+		select {
+		case slots <- struct{}{}:
+		case <-ctx.Done():
+			return
+		}
+		go func() { // bounded by slots; Propose returns when ctx ends
+			defer func() { <-slots }()
+			r.overdue(ctx, rec)
+		}()
+	}
+}
+
+// overdue ends an allocation whose time is up.
+func (r *Runner) overdue(ctx context.Context, rec *state.Allocation) {
+	switch rec.State {
+	case state.AllocationQueued:
+		r.fail(ctx, rec, fault.PoolExhausted,
+			"no gateway of pool "+string(rec.Pool)+" became free within the wait; wait longer, raise the pool's maximum or add a host", nil, false)
+	case state.AllocationReserved:
+		r.mu.Lock()
+		rn := r.trackLocked(rec)
+		steps, concluded := append([]command.Step(nil), rn.steps...), rn.concluded
+		rn.concluded = true
+		r.mu.Unlock()
+		if !concluded {
+			r.fail(ctx, rec, fault.ActivationTimeout, overdueMessage(rec, steps), steps, true)
+		}
+	case state.AllocationActive:
+		result, _, err := r.opts.Proposer.Propose(ctx, command.Release{
+			Meta: r.meta("allocator", ""), Allocation: rec.ID, Reason: "its time to live is over",
+		})
+		r.concluded(rec, "release", result.Err, err)
+	}
+}
+
+func overdueMessage(rec *state.Allocation, steps []command.Step) string {
+	done := "host " + string(rec.Host) + " reported no step"
+	if n := len(steps); n > 0 {
+		done = "the last step that host " + string(rec.Host) + " reported is " + steps[n-1].Step
+	}
+	return "gateway " + string(rec.Gateway) + " was not served within " + rec.ActivationTimeout.String() + ": " + done + "; it was taken back, try again"
+}
+
+func (r *Runner) collect(ctx context.Context) {
+	_, _, err := r.opts.Proposer.Propose(ctx, command.Collect{
+		Meta: r.meta("allocator", ""), Before: r.opts.Now().Add(-historyKeptFor),
+	})
+	if err != nil {
+		r.opts.Logger.Warn("cannot collect history now", "error", err)
+	}
+}
+
+// due is the time at which an allocation has to be looked at.
+type due struct {
+	at         time.Time
+	allocation id.Allocation
+}
+
+// queue is a heap of dues, the earliest first.
+type queue []due
+
+func (q queue) Len() int           { return len(q) }
+func (q queue) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
+func (q queue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *queue) Push(x any)        { *q = append(*q, x.(due)) }
+
+// Pop removes the last element, as container/heap wants it.
+func (q *queue) Pop() any {
+	old := *q
+	d := old[len(old)-1]
+	*q = old[:len(old)-1]
+	return d
+}
+
+func (q queue) wait(now time.Time) time.Duration {
+	if len(q) == 0 {
+		return time.Hour
+	}
+	return max(q[0].at.Sub(now), 0)
+}

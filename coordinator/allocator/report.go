@@ -1,0 +1,163 @@
+package allocator
+
+import (
+	"context"
+	"sync"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Progress is what an agent reported of one unfinished allocation: steps, and its word that the
+// organization is served (Serving), which concludes it even when the steps went to a former leader.
+type Progress struct {
+	Allocation id.Allocation
+	Epoch      id.Epoch
+	Steps      []command.Step
+	Serving    *command.GatewayReport // nil: not served yet
+}
+
+// Report takes in what an agent reported and returns when what follows from it (confirmations,
+// failures) is in the log. Reports of another epoch are dropped: they are of a grant that has ended.
+func (r *Runner) Report(ctx context.Context, host id.Host, progress []Progress) {
+	var wg sync.WaitGroup
+	for _, p := range progress {
+		if next := r.conclude(host, p); next != nil {
+			wg.Go(func() { next(ctx) })
+		}
+	}
+	wg.Wait()
+}
+
+// conclude records the steps and returns what there is to propose, or nil.
+func (r *Runner) conclude(host id.Host, p Progress) func(context.Context) {
+	rec := r.opts.Store.View().Allocation(nil, p.Allocation)
+	if rec == nil || rec.Epoch != p.Epoch || rec.Host != host || rec.State != state.AllocationReserved {
+		return nil
+	}
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	rn := r.trackLocked(rec)
+	rn.steps = mergeSteps(rn.steps, p.Steps)
+	if rn.concluded {
+		return nil
+	}
+	steps := append([]command.Step(nil), rn.steps...)
+	if bad := failedStep(steps); bad != nil {
+		rn.concluded = true
+		return func(ctx context.Context) {
+			r.fail(ctx, rec, bad.Code, "step "+bad.Step+" failed: "+bad.Error, steps, true)
+		}
+	}
+	if p.Serving == nil {
+		return nil
+	}
+	rn.concluded = true
+	asked, reserve := rn.asked, rn.reserve
+	return func(ctx context.Context) { r.confirm(ctx, rec, *p.Serving, steps, asked, reserve) }
+}
+
+// confirm makes the allocation active. When the entry cannot be placed the agent's next full
+// observation leads here again.
+func (r *Runner) confirm(ctx context.Context, rec *state.Allocation, serving command.GatewayReport, steps []command.Step, asked time.Time, reserve time.Duration) {
+	now := r.opts.Now()
+	began := rec.CreatedAt
+	if !asked.IsZero() {
+		began = asked
+	}
+	timings := timingsOf(steps)
+	timings.Reserve = reserve
+	if !rec.Warm {
+		timings.Queue = rec.ReservedAt.Sub(rec.CreatedAt)
+	}
+	timings.Total = now.Sub(began)
+	result, _, err := r.opts.Proposer.Propose(ctx, command.Confirm{
+		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: rec.Epoch, Timings: timings, Observed: serving,
+		Journal: append([]command.Step{{Step: api.StepReserve, State: api.StepDone, StartedAt: rec.CreatedAt, EndedAt: rec.ReservedAt}}, steps...),
+	})
+	r.concluded(rec, "confirm", result.Err, err)
+	if err == nil && result.Err == nil {
+		r.mu.Lock()
+		r.verified[rec.ID] = now
+		r.mu.Unlock()
+	}
+}
+
+// fail ends an allocation that did not become active; its undo follows from the new assignment.
+func (r *Runner) fail(ctx context.Context, rec *state.Allocation, code fault.Code, message string, steps []command.Step, blame bool) {
+	if code == "" {
+		code = fault.Internal
+	}
+	result, _, err := r.opts.Proposer.Propose(ctx, command.Fail{
+		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: rec.Epoch, Code: code, Message: message,
+		Journal: steps, BlameGateway: blame,
+	})
+	r.concluded(rec, "fail", result.Err, err)
+}
+
+// concluded drops the run after its last entry, or lets it be concluded again when the entry did not
+// get into the log.
+func (r *Runner) concluded(rec *state.Allocation, what string, refused *fault.Error, err error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if err != nil {
+		if rn := r.runs[rec.ID]; rn != nil && rn.epoch == rec.Epoch {
+			rn.concluded = false
+		}
+		r.opts.Logger.Warn("cannot conclude allocation now", "allocation", rec.ID, "with", what, "error", err)
+		return
+	}
+	delete(r.runs, rec.ID)
+	if refused != nil {
+		r.opts.Logger.Info("allocation was concluded otherwise", "allocation", rec.ID, "with", what, "refused", refused.Message)
+	}
+}
+
+// mergeSteps replaces steps of the same name and appends new ones.
+func mergeSteps(have, more []command.Step) []command.Step {
+next:
+	for _, s := range more {
+		for i := range have {
+			if have[i].Step == s.Step {
+				have[i] = s
+				continue next
+			}
+		}
+		have = append(have, s)
+	}
+	return have
+}
+
+func failedStep(steps []command.Step) *command.Step {
+	for i := range steps {
+		if steps[i].State == api.StepFailed {
+			return &steps[i]
+		}
+	}
+	return nil
+}
+
+func timingsOf(steps []command.Step) command.Timings {
+	var t command.Timings
+	for _, s := range steps {
+		if s.EndedAt.IsZero() {
+			continue
+		}
+		d := s.EndedAt.Sub(s.StartedAt)
+		switch s.Step {
+		case api.StepActivate:
+			t.Activate = d
+		case api.StepRoute:
+			t.Route = d
+		case api.StepDNS:
+			t.DNS = d
+		case api.StepVerify:
+			t.Verify = d
+		}
+	}
+	return t
+}

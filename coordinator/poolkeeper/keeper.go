@@ -1,0 +1,145 @@
+package poolkeeper
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Proposer puts a command into the Raft log and returns after it was applied here.
+type Proposer interface {
+	Propose(ctx context.Context, c command.Command) (command.Result, uint64, error)
+}
+
+// Options configure a Keeper. All fields are needed.
+type Options struct {
+	Store    *state.Store
+	Proposer Proposer
+	Logger   hclog.Logger
+	Now      func() time.Time
+}
+
+// Keeper keeps every pool at its size while this coordinator leads.
+type Keeper struct{ opts Options }
+
+// New makes a Keeper.
+func New(opts Options) *Keeper { return &Keeper{opts} }
+
+// retry is how soon a pool is looked at again after a proposal failed, and at the latest in any case.
+const (
+	retry = time.Second
+	idle  = time.Minute
+)
+
+// Run watches pools, gateways and hosts and acts until ctx ends. It reacts to changes, not to a clock.
+func (k *Keeper) Run(ctx context.Context) {
+	for ctx.Err() == nil {
+		ws := state.NewWatchSet()
+		view := k.opts.Store.View()
+		hosts := eligible(view, ws)
+		next := k.opts.Now().Add(idle)
+		for p := range view.Pools(ws) {
+			again, err := k.keep(ctx, look(view, ws, p, hosts))
+			if err != nil {
+				k.opts.Logger.Warn("cannot keep pool now", "pool", p.Name, "error", err)
+				again = k.opts.Now().Add(retry)
+			}
+			if !again.IsZero() && again.Before(next) {
+				next = again
+			}
+		}
+		ws.Add(k.opts.Store.Restored())
+		waitCtx, cancel := context.WithTimeout(ctx, max(next.Sub(k.opts.Now()), 10*time.Millisecond))
+		_ = ws.WatchCtx(waitCtx) // its error is the time to look again, or the end
+		cancel()
+	}
+}
+
+// eligible lists the hosts that may take more gateways.
+func eligible(view state.View, ws state.WatchSet) []Host {
+	var out []Host
+	for h := range view.Hosts(ws) {
+		if h.Status == api.HostAlive && !h.Cordoned && h.Report.NginxState == api.NginxServing {
+			out = append(out, Host{ID: h.ID, Gateways: view.HostCounts(ws, h.ID).Total(), Capacity: h.Report.Capacity})
+		}
+	}
+	return out
+}
+
+// look gathers what Plan needs to know of a pool.
+func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool {
+	c := view.Counts(ws, p.Name)
+	out := Pool{
+		Spec: *p, Ready: c.Of(state.GatewayReady), InFlight: c.Of(state.GatewayPending) + c.Of(state.GatewayStarting),
+		Recycled: c.Of(state.GatewayRecycling), Total: c.Total() - c.Of(state.GatewayTerminating), Hosts: hosts,
+	}
+	for range view.Line(ws, p.Name) {
+		out.Queued++
+	}
+	if c.Of(state.GatewayFailed) > 0 {
+		for g := range view.GatewaysOfPool(nil, p.Name) {
+			if g.State == state.GatewayFailed && g.Desired.Organization == "" {
+				out.Failed = append(out.Failed, g.ID)
+			}
+		}
+	}
+	if p.Breaker.Failures > 0 {
+		for g := range view.GatewaysOfPool(nil, p.Name) {
+			out.ReadySince = out.ReadySince || g.ReadyIndex > p.ModifyIndex
+		}
+	}
+	return out
+}
+
+// keep does what Plan says about one pool.
+func (k *Keeper) keep(ctx context.Context, p Pool) (again time.Time, err error) {
+	now := k.opts.Now()
+	a := Plan(p, now)
+	if a.Breaker != p.Spec.Breaker && (p.Spec.Breaker != state.Breaker{} || a.Breaker.Failures > 0) || a.Limited != p.Spec.Limited {
+		if err := k.note(ctx, p, a); err != nil {
+			return time.Time{}, err
+		}
+	}
+	if len(a.Retire) > 0 {
+		if _, _, err := k.opts.Proposer.Propose(ctx, command.RetireGateways{
+			Meta: k.meta(), Gateways: a.Retire, Reason: "it did not become healthy",
+		}); err != nil {
+			return time.Time{}, err
+		}
+	}
+	if len(a.Create) > 0 {
+		cmd := command.CreateGateways{Meta: k.meta(), Pool: p.Spec.Name, Reason: a.Reason}
+		for _, h := range a.Create {
+			cmd.Gateways = append(cmd.Gateways, command.NewGateway{ID: id.NewGateway(), Host: h})
+		}
+		if _, _, err := k.opts.Proposer.Propose(ctx, cmd); err != nil {
+			return time.Time{}, err
+		}
+	}
+	return a.Again, nil
+}
+
+func (k *Keeper) note(ctx context.Context, p Pool, a Action) error {
+	_, _, err := k.opts.Proposer.Propose(ctx, command.NotePool{
+		Meta: k.meta(), Pool: p.Spec.Name, Breaker: a.Breaker.State, Until: a.Breaker.Until,
+		Failures: a.Breaker.Failures, Limited: a.Limited, Reason: noteReason(a),
+	})
+	return err
+}
+
+func noteReason(a Action) string {
+	if a.Breaker.State != BreakerClosed {
+		return a.Breaker.Reason
+	}
+	return a.Reason
+}
+
+func (k *Keeper) meta() command.Meta {
+	return command.Meta{At: k.opts.Now(), Actor: "poolkeeper"}
+}
