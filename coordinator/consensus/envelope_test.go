@@ -1,0 +1,57 @@
+package consensus
+
+import (
+	"bytes"
+	"context"
+	"io"
+	"testing"
+	"time"
+)
+
+func smallEnvelope(t *testing.T) []byte {
+	t.Helper()
+	payload := "the state of a small cluster"
+	var out bytes.Buffer
+	err := writeEnvelope(context.Background(), &out, snapshotHeader{
+		NodeID: "c1", Members: []Peer{{ID: "c1", Address: "h:1", Voter: true}},
+		Index: 7, Term: 2, Size: int64(len(payload)), SavedAt: time.Unix(1700000000, 0).UTC(),
+	}, bytes.NewReader([]byte(payload)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return out.Bytes()
+}
+
+func TestEnvelopeDetectsEveryFlip(t *testing.T) {
+	good := smallEnvelope(t)
+	var payload bytes.Buffer
+	if h, err := readEnvelope(bytes.NewReader(good), &payload); err != nil || h.Index != 7 || payload.String() != "the state of a small cluster" {
+		t.Fatalf("the file itself: %+v, %q, %v", h, payload.String(), err)
+	}
+	for i := range good {
+		for bit := range 8 {
+			bad := bytes.Clone(good)
+			bad[i] ^= 1 << bit
+			if _, err := readEnvelope(bytes.NewReader(bad), io.Discard); err == nil {
+				t.Fatalf("bit %d of byte %d of %d turned and nobody noticed", bit, i, len(good))
+			}
+		}
+		if _, err := readEnvelope(bytes.NewReader(good[:i]), io.Discard); err == nil {
+			t.Fatalf("cut after %d of %d bytes and nobody noticed", i, len(good))
+		}
+	}
+	if _, err := readEnvelope(bytes.NewReader(append(bytes.Clone(good), 0)), io.Discard); err == nil {
+		t.Fatal("a byte too many and nobody noticed")
+	}
+}
+
+func FuzzReadEnvelope(f *testing.F) {
+	f.Add([]byte(snapshotMagic))
+	f.Add([]byte(snapshotMagic + "\x01\x00\x00\x00\x02\x00\x00\x00{}"))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		var out bytes.Buffer
+		if h, err := readEnvelope(bytes.NewReader(data), &out); err == nil && int64(out.Len()) != h.Size {
+			t.Fatalf("%d bytes of payload passed for %d", out.Len(), h.Size)
+		}
+	})
+}
