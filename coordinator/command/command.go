@@ -48,8 +48,8 @@ const Skippable Type = 0x80
 
 // Command is one entry of the log.
 type Command interface {
-	Type() Type
-	Version() uint8
+	Type() Type     // which command this is
+	Version() uint8 // of its payload
 }
 
 // Meta is who proposed a command, from where and when. At is the proposer's clock: it is shown to people
