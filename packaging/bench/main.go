@@ -71,7 +71,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 
 	fmt.Fprintf(out, "\n%d CPUs, %s, %s/%s; fsync p50 %.2f ms before, %.2f ms after\n\n",
 		runtime.NumCPU(), runtime.Version(), runtime.GOOS, runtime.GOARCH, milliseconds(before), milliseconds(after))
-	print(out, rows)
+	printTable(out, rows)
 	if failed != nil {
 		return fmt.Errorf("a benchmark failed: %w; its words are above", failed)
 	}

@@ -4,7 +4,6 @@ import (
 	"bufio"
 	"fmt"
 	"io"
-	"maps"
 	"regexp"
 	"slices"
 	"strconv"
@@ -85,8 +84,8 @@ func (r *row) figures() string {
 	return strings.Join(out, ", ")
 }
 
-// print writes the rows as a Markdown table that is also readable as text.
-func print(out io.Writer, rows []*row) {
+// printTable writes the rows as a Markdown table that is also readable as text.
+func printTable(out io.Writer, rows []*row) {
 	table := [][3]string{{"package", "benchmark", "figures"}}
 	for _, r := range rows {
 		pkg := r.pkg
@@ -95,20 +94,20 @@ func print(out io.Writer, rows []*row) {
 		}
 		table = append(table, [3]string{pkg, r.name, r.figures()})
 	}
-	widths := map[int]int{}
+	var widths [3]int
 	for _, line := range table {
 		for i, cell := range line {
 			widths[i] = max(widths[i], len(cell))
 		}
 	}
 	for n, line := range table {
-		for _, i := range slices.Sorted(maps.Keys(widths)) {
-			fmt.Fprintf(out, "| %-*s ", widths[i], line[i])
+		for i, cell := range line {
+			fmt.Fprintf(out, "| %-*s ", widths[i], cell)
 		}
 		fmt.Fprintln(out, "|")
 		if n == 0 {
-			for i := range line {
-				fmt.Fprint(out, "|", strings.Repeat("-", widths[i]+2))
+			for _, width := range widths {
+				fmt.Fprint(out, "|", strings.Repeat("-", width+2))
 			}
 			fmt.Fprintln(out, "|")
 		}

@@ -32,7 +32,7 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	print(&out, rows)
+	printTable(&out, rows)
 	squeeze := func(s string) string { return strings.Join(strings.Fields(strings.ReplaceAll(s, "-", "")), " ") }
 	if squeeze(out.String()) != squeeze(wanted) {
 		t.Errorf("got\n%s\nwant\n%s", out.String(), wanted)

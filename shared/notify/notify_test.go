@@ -85,16 +85,17 @@ func TestWatchdogReportsLifeWhileHealthy(t *testing.T) {
 			t.Fatalf("told %q", got)
 		}
 	}
-	well.Store(false)
-	for before := asked.Load(); asked.Load() < before+5; { // at least one whole unhealthy round has passed
-		time.Sleep(time.Millisecond)
+	waitForMoreQuestions := func() {
+		for before := asked.Load(); asked.Load() < before+5; {
+			time.Sleep(time.Millisecond)
+		}
 	}
+	well.Store(false)
+	waitForMoreQuestions() // at least one whole unhealthy round has passed
 	n.Ready() // a marker: what is before it in the queue was sent while healthy
 	for next() != "READY=1" {
 	}
-	for before := asked.Load(); asked.Load() < before+5; {
-		time.Sleep(time.Millisecond)
-	}
+	waitForMoreQuestions()
 	n.Stopping()
 	if got := next(); got != "STOPPING=1" {
 		t.Errorf("told %q while not healthy", got)
