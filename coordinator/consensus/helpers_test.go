@@ -1,6 +1,7 @@
 package consensus_test
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -172,3 +173,13 @@ func same(t testing.TB, got, want []string) {
 		t.Fatalf("state has %d lines %.200v, want %d lines %.200v", len(got), got, len(want), want)
 	}
 }
+
+// buffer is a file in memory that can be read more than once.
+type buffer struct{ data []byte }
+
+func (b *buffer) Write(p []byte) (int, error) {
+	b.data = append(b.data, p...)
+	return len(p), nil
+}
+
+func (b *buffer) reader() io.Reader { return bytes.NewReader(b.data) }

@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -29,6 +30,7 @@ type ordered struct {
 	raft.Transport
 	preVote raft.WithPreVote
 	log     hclog.Logger
+	closed  atomic.Bool // nothing is sent any more
 
 	mu   sync.Mutex
 	sent map[raft.ServerID][]time.Time // when snapshots went to a peer, the last snapshotAlarm+1
@@ -45,14 +47,79 @@ func newOrdered(t raft.Transport, log hclog.Logger) (*ordered, error) {
 // SetHeartbeatHandler implements raft.Transport by ignoring the handler.
 func (*ordered) SetHeartbeatHandler(func(raft.RPC)) {}
 
+// gate refuses to send once the transport is closed. The library's own Close does not: a leader whose main
+// loop hangs in a write would go on sending heartbeats over new connections, and nobody would replace it.
+func (o *ordered) gate() error {
+	if o.closed.Load() {
+		return raft.ErrTransportShutdown
+	}
+	return nil
+}
+
+// AppendEntries implements raft.Transport.
+func (o *ordered) AppendEntries(id raft.ServerID, target raft.ServerAddress, req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) error {
+	if err := o.gate(); err != nil {
+		return err
+	}
+	return o.Transport.AppendEntries(id, target, req, resp)
+}
+
+// RequestVote implements raft.Transport.
+func (o *ordered) RequestVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestVoteRequest, resp *raft.RequestVoteResponse) error {
+	if err := o.gate(); err != nil {
+		return err
+	}
+	return o.Transport.RequestVote(id, target, req, resp)
+}
+
 // RequestPreVote implements raft.WithPreVote.
 func (o *ordered) RequestPreVote(id raft.ServerID, target raft.ServerAddress, req *raft.RequestPreVoteRequest, resp *raft.RequestPreVoteResponse) error {
+	if err := o.gate(); err != nil {
+		return err
+	}
 	return o.preVote.RequestPreVote(id, target, req, resp)
+}
+
+// TimeoutNow implements raft.Transport.
+func (o *ordered) TimeoutNow(id raft.ServerID, target raft.ServerAddress, req *raft.TimeoutNowRequest, resp *raft.TimeoutNowResponse) error {
+	if err := o.gate(); err != nil {
+		return err
+	}
+	return o.Transport.TimeoutNow(id, target, req, resp)
+}
+
+// AppendEntriesPipeline implements raft.Transport.
+func (o *ordered) AppendEntriesPipeline(id raft.ServerID, target raft.ServerAddress) (raft.AppendPipeline, error) {
+	if err := o.gate(); err != nil {
+		return nil, err
+	}
+	p, err := o.Transport.AppendEntriesPipeline(id, target)
+	if err != nil {
+		return nil, err
+	}
+	return gatedPipeline{p, o}, nil
+}
+
+// gatedPipeline stops sending when its transport is closed.
+type gatedPipeline struct {
+	raft.AppendPipeline
+	transport *ordered
+}
+
+// AppendEntries implements raft.AppendPipeline.
+func (p gatedPipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.AppendEntriesResponse) (raft.AppendFuture, error) {
+	if p.transport.closed.Load() {
+		return nil, raft.ErrPipelineShutdown
+	}
+	return p.AppendPipeline.AppendEntries(req, resp)
 }
 
 // InstallSnapshot implements raft.Transport. A peer that gets one snapshot after the other is caught in a
 // known loop of the library (#697) that only an operator can end.
 func (o *ordered) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
+	if err := o.gate(); err != nil {
+		return err
+	}
 	if o.tooMany(id, time.Now()) {
 		o.log.Error("a member keeps needing snapshots; empty its data directory and let it join again", "member", string(id), "per_minute", snapshotAlarm+1)
 	}
@@ -72,6 +139,7 @@ func (o *ordered) tooMany(id raft.ServerID, now time.Time) bool {
 
 // Close implements raft.WithClose: no message comes in or goes out afterwards.
 func (o *ordered) Close() error {
+	o.closed.Store(true)
 	var errs []error
 	if c, ok := o.Transport.(raft.WithClose); ok {
 		errs = append(errs, c.Close())
