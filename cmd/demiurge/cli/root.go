@@ -1,0 +1,203 @@
+// Package cli is the operator's command line: one file per command family, over shared/client. It holds
+// no decisions of its own; what it prints is what a coordinator answered.
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+)
+
+// Exit codes of every command.
+const (
+	exitDone   = 0
+	exitFailed = 1 // refused or failed
+	exitUsage  = 2 // the command line is wrong
+)
+
+const defaultAddress = "http://127.0.0.1:7400"
+
+// Options is what one run of the command line gets from its surroundings.
+type Options struct {
+	Args       []string // without the program's name
+	Stdout     io.Writer
+	Stderr     io.Writer
+	Getenv     func(string) string
+	Terminal   bool            // Stderr is a terminal: waiting is drawn as a spinner
+	Executable string          // this program; `dev` finds the others beside it
+	Hurry      <-chan struct{} // closed by a second interrupt; nil: never
+}
+
+// app is one run: the surroundings and the global flags.
+type app struct {
+	Options
+	address string
+	token   string
+	caCert  string
+	output  string
+	running bool // a command's own code has begun: an error is no longer one of usage
+}
+
+// usageError is a wrong command line that only the command itself could see.
+type usageError struct{ message string }
+
+func (e *usageError) Error() string { return e.message }
+
+func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
+
+// Run executes one command line and returns the exit code. A cancelled context is an interrupt.
+func Run(ctx context.Context, opts Options) int {
+	a := &app{Options: opts}
+	if a.Getenv == nil {
+		a.Getenv = func(string) string { return "" }
+	}
+	root := a.root()
+	root.SetArgs(opts.Args)
+	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	return a.fail(command, err)
+}
+
+// fail prints an error as its kind wants it and chooses the exit code.
+func (a *app) fail(command *cobra.Command, err error) int {
+	var wrong *usageError
+	if !a.running || errors.As(err, &wrong) {
+		fmt.Fprintf(a.Stderr, "Error: %s\n", err)
+		fmt.Fprintf(a.Stderr, "Run '%s --help' for usage.\n", command.CommandPath())
+		return exitUsage
+	}
+	fmt.Fprintf(a.Stderr, "Error: %s\n", describe(err))
+	var f *fault.Error
+	if errors.As(err, &f) {
+		for _, l := range f.Locations {
+			fmt.Fprintf(a.Stderr, "  %s: %s\n", l.Location, l.Message)
+		}
+		if f.RetryAfter > 0 {
+			fmt.Fprintf(a.Stderr, "  try again in %s\n", f.RetryAfter.Round(time.Second/10))
+		}
+	}
+	return exitFailed
+}
+
+// describe is an error for a person: code and detail of a problem, or the text.
+func describe(err error) string {
+	var f *fault.Error
+	if errors.As(err, &f) && f.Message != "" {
+		return fmt.Sprintf("%s: %s", f.Code, f.Message)
+	}
+	return err.Error()
+}
+
+func (a *app) root() *cobra.Command {
+	root := a.group(&cobra.Command{
+		Use:   "demiurge",
+		Short: "Operate Demiurge: an own gateway for every organization",
+		Long: `demiurge operates a Demiurge system over a coordinator's HTTP API.
+
+It exits with 0 when the job is done, 1 when it was refused or failed (code and detail are on standard
+error), and 2 when the command line is wrong.`,
+		Example: `  demiurge dev
+  demiurge status
+  demiurge alloc start 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11`,
+		SilenceErrors: true,
+		SilenceUsage:  true,
+	},
+		a.statusCommand(), a.allocCommand(), a.orgCommand(), a.poolCommand(), a.gatewayCommand(),
+		a.hostCommand(), a.eventsCommand(), a.tokenCommand(), a.operatorCommand(), a.benchCommand(),
+		a.completionCommand(), a.versionCommand())
+	root.CompletionOptions.DisableDefaultCmd = true
+	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "no-help"})
+	// A group is runnable only to refuse: its usage is that of its commands.
+	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
+	root.SetOut(a.Stdout)
+	root.SetErr(a.Stderr)
+	flags := root.PersistentFlags()
+	flags.StringVar(&a.address, "address", "", "URL of a coordinator (environment DEMIURGE_ADDR, default "+defaultAddress+")")
+	flags.StringVar(&a.token, "token", "", "API token (environment DEMIURGE_TOKEN)")
+	flags.StringVar(&a.caCert, "ca-cert", "", "file with the CA certificates to trust (environment DEMIURGE_CACERT)")
+	flags.StringVarP(&a.output, "output", "o", "table", "output: table or json")
+	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	return root
+}
+
+// group makes a command that only holds others: called by itself or with an unknown name it is a wrong
+// command line, and says what there is.
+func (a *app) group(c *cobra.Command, children ...*cobra.Command) *cobra.Command {
+	c.Args = cobra.ArbitraryArgs
+	c.RunE = func(c *cobra.Command, args []string) error {
+		if len(args) > 0 {
+			return usage("unknown command %q for %q%s", args[0], c.CommandPath(), suggestions(c, args[0]))
+		}
+		c.SetOut(a.Stderr)
+		_ = c.Help()
+		return usage("%q needs a command", c.CommandPath())
+	}
+	c.AddCommand(children...)
+	return c
+}
+
+func suggestions(c *cobra.Command, typed string) string {
+	c.SuggestionsMinimumDistance = 2
+	near := c.SuggestionsFor(typed)
+	if len(near) == 0 {
+		return ""
+	}
+	return "; did you mean " + strings.Join(near, " or ") + "?"
+}
+
+// run wraps a command's own code, so that what fails in it is told from a wrong command line.
+func (a *app) run(fn func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		if a.output != "table" && a.output != "json" {
+			return usage("cannot use %q as output: want table or json", a.output)
+		}
+		a.running = true
+		return fn(c.Context(), args)
+	}
+}
+
+// call is run for commands that need a coordinator.
+func (a *app) call(fn func(ctx context.Context, c *client.Client, args []string) error) func(*cobra.Command, []string) error {
+	return a.run(func(ctx context.Context, args []string) error {
+		c, err := a.client()
+		if err != nil {
+			return err
+		}
+		return fn(ctx, c, args)
+	})
+}
+
+// setting is a global flag's value: the flag, else the environment, else the default.
+func (a *app) setting(flag, variable, fallback string) string {
+	if flag != "" {
+		return flag
+	}
+	if v := a.Getenv(variable); v != "" {
+		return v
+	}
+	return fallback
+}
+
+// client makes the client of the addressed coordinator.
+func (a *app) client() (*client.Client, error) { return client.New(a.clientOptions(0)) }
+
+// clientOptions reads the global flags. patience is how long a missing leader is waited for: 0 is the
+// client's default, negative not at all.
+func (a *app) clientOptions(patience time.Duration) client.Options {
+	return client.Options{
+		Addresses: []string{a.setting(a.address, "DEMIURGE_ADDR", defaultAddress)},
+		Token:     a.setting(a.token, "DEMIURGE_TOKEN", ""),
+		CACert:    a.setting(a.caCert, "DEMIURGE_CACERT", ""),
+		RetryFor:  patience,
+	}
+}

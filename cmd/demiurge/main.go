@@ -1,0 +1,50 @@
+// Command demiurge is the operator's program: it talks to a coordinator's HTTP API, and `demiurge dev` runs
+// a whole system on this machine.
+package main
+
+import (
+	"context"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"golang.org/x/term"
+
+	"github.com/demiurge-platform/demiurge/cmd/demiurge/cli"
+)
+
+func main() {
+	os.Exit(run())
+}
+
+// run translates: the first interrupt cancels the context, the second closes hurry, which tells what is
+// still cleaning up to stop being polite.
+func run() int {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	hurry := make(chan struct{})
+	signals := make(chan os.Signal, 4)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM)
+	if !signal.Ignored(syscall.SIGHUP) { // nohup stays nohup
+		signal.Notify(signals, syscall.SIGHUP)
+	}
+	go func() { // ends with the process
+		<-signals
+		cancel()
+		<-signals
+		close(hurry)
+	}()
+	executable, err := os.Executable()
+	if err != nil {
+		executable = os.Args[0]
+	}
+	return cli.Run(ctx, cli.Options{
+		Args:       os.Args[1:],
+		Stdout:     os.Stdout,
+		Stderr:     os.Stderr,
+		Getenv:     os.Getenv,
+		Terminal:   term.IsTerminal(int(os.Stderr.Fd())),
+		Executable: executable,
+		Hurry:      hurry,
+	})
+}
