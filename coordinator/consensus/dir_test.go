@@ -1,0 +1,189 @@
+package consensus_test
+
+import (
+	"math"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/demiurge-platform/demiurge/coordinator/consensus"
+)
+
+func write(t *testing.T, path, content string) {
+	t.Helper()
+	if err := os.MkdirAll(filepath.Dir(path), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(path, []byte(content), 0o600); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// used gives a directory that a node has used, with some lines in it.
+func used(t *testing.T) string {
+	t.Helper()
+	dir := t.TempDir()
+	n := open(t, options(dir, &ledger{}))
+	leads(t, n)
+	proposeMany(t, n, "x", 3)
+	if err := n.Snapshot(within(t)); err != nil {
+		t.Fatal(err)
+	}
+	shut(t, n)
+	return dir
+}
+
+func TestDirectoriesThatAreRefused(t *testing.T) {
+	for name, c := range map[string]struct {
+		spoil func(t *testing.T, dir string)
+		want  string
+	}{
+		"garbage version":   {func(t *testing.T, dir string) { write(t, dir+"/VERSION", "\x00\x01") }, "its VERSION file is damaged"},
+		"empty version":     {func(t *testing.T, dir string) { write(t, dir+"/VERSION", "") }, "its VERSION file is damaged"},
+		"newer format":      {func(t *testing.T, dir string) { write(t, dir+"/VERSION", `{"format":2,"node_id":"c1"}`) }, "has format 2 and this program reads format 1"},
+		"another node":      {func(t *testing.T, dir string) { write(t, dir+"/VERSION", `{"format":1,"node_id":"c7"}`) }, `belongs to node "c7" and this is node "c1"`},
+		"no version":        {func(t *testing.T, dir string) { remove(t, dir+"/VERSION") }, "but no VERSION file"},
+		"garbage log index": {func(t *testing.T, dir string) { write(t, dir+"/wal/wal-meta.db", strings.Repeat("junk", 4096)) }, "cannot open the log"},
+		"stray log file":    {func(t *testing.T, dir string) { write(t, dir+"/wal/stray.wal", "junk") }, "cannot open the log"},
+		"garbage snapshots": {func(t *testing.T, dir string) { spoilAll(t, dir+"/snapshots/*/state.bin") }, "cannot start the Raft node"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			dir := used(t)
+			c.spoil(t, dir)
+			_, err := consensus.Open(options(dir, &ledger{}))
+			if err == nil || !strings.Contains(err.Error(), c.want) {
+				t.Errorf("want a refusal with %q, got %v", c.want, err)
+			}
+		})
+	}
+}
+
+func remove(t *testing.T, path string) {
+	t.Helper()
+	if err := os.Remove(path); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func spoilAll(t *testing.T, pattern string) {
+	t.Helper()
+	paths, err := filepath.Glob(pattern)
+	if err != nil || len(paths) == 0 {
+		t.Fatalf("nothing to spoil at %s: %v", pattern, err)
+	}
+	for _, path := range paths {
+		write(t, path, "[\"something else\"]")
+	}
+}
+
+func TestForeignDirectoryIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/notes.txt", "mine")
+	if _, err := consensus.Open(options(dir, &ledger{})); err == nil || !strings.Contains(err.Error(), "it holds notes.txt but no VERSION file") {
+		t.Errorf("a directory of somebody else: %v", err)
+	}
+	below := t.TempDir() + "/file"
+	write(t, below, "")
+	if _, err := consensus.Open(options(below+"/data", &ledger{})); err == nil || !strings.Contains(err.Error(), "cannot make the data directory") {
+		t.Errorf("a directory below a file: %v", err)
+	}
+}
+
+func TestDirectoryInUseIsRefused(t *testing.T) {
+	dir := t.TempDir()
+	n := open(t, options(dir, &ledger{}))
+	if _, err := consensus.Open(options(dir, &ledger{})); err == nil || !strings.Contains(err.Error(), "another running process holds it") {
+		t.Errorf("a directory in use: %v", err)
+	}
+	leads(t, n)
+	shut(t, n)
+	leads(t, open(t, options(dir, &ledger{})))
+}
+
+func TestFullDiskIsRefused(t *testing.T) {
+	opts := options(t.TempDir(), &ledger{})
+	opts.SegmentSize = math.MaxInt >> 2
+	if _, err := consensus.Open(opts); err == nil || !strings.Contains(err.Error(), "its disk is full") {
+		t.Errorf("a disk with too little room: %v", err)
+	}
+}
+
+// TestLeftoversOfACrash: a first start cut short, and a restore cut short.
+func TestLeftoversOfACrash(t *testing.T) {
+	dir := t.TempDir()
+	write(t, dir+"/LOCK", "")
+	write(t, dir+"/VERSION.tmp", `{"for`)
+	write(t, dir+"/probe.tmp", "")
+	n := open(t, options(dir, &ledger{}))
+	leads(t, n)
+	shut(t, n)
+	write(t, dir+"/restore.tmp123", "half")
+	leads(t, open(t, options(dir, &ledger{})))
+	if _, err := os.Stat(dir + "/restore.tmp123"); !os.IsNotExist(err) {
+		t.Errorf("the leftover of a restore is still there: %v", err)
+	}
+}
+
+// copyDir is what a crash leaves: the files as they are at this moment.
+func copyDir(t *testing.T, from string) string {
+	t.Helper()
+	to := t.TempDir()
+	if err := os.CopyFS(to, os.DirFS(from)); err != nil {
+		t.Fatal(err)
+	}
+	return to
+}
+
+func TestCrashCopyKeepsWhatWasAcknowledged(t *testing.T) {
+	dir := t.TempDir()
+	n := open(t, options(dir, &ledger{}))
+	leads(t, n)
+	want := proposeMany(t, n, "acked", 20)
+	crashed := copyDir(t, dir)
+	torn := copyDir(t, dir)
+	proposeMany(t, n, "later", 5)
+
+	state := &ledger{}
+	leads(t, open(t, options(crashed, state)))
+	same(t, state.all(), want)
+
+	// The write after the copy was cut short by a power loss: part of it is on the disk.
+	tail := lastSegment(t, torn)
+	raw, err := os.ReadFile(tail)
+	if err != nil {
+		t.Fatal(err)
+	}
+	whole, err := os.ReadFile(lastSegment(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	begin := 0
+	for begin < len(raw) && raw[begin] == whole[begin] {
+		begin++ // the first byte of the first later entry
+	}
+	if begin == len(raw) {
+		t.Fatal("the later entries are not in the last log file")
+	}
+	copy(raw[begin:], whole[begin:begin+20])
+	write(t, tail, string(raw))
+	state = &ledger{}
+	again := open(t, options(torn, state))
+	leads(t, again)
+	same(t, state.all(), want)
+	propose(t, again, "and on")
+	same(t, state.all(), append(want, "and on"))
+}
+
+func lastSegment(t *testing.T, dir string) string {
+	t.Helper()
+	files, err := filepath.Glob(dir + "/wal/*.wal")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("no log files in %s: %v", dir, err)
+	}
+	return files[len(files)-1]
+}
+
+var _ raft.BatchingFSM = (*ledger)(nil)

@@ -1,0 +1,160 @@
+package consensus
+
+import (
+	"context"
+	"errors"
+	"io"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+)
+
+// nothing is a state machine that does nothing.
+type nothing struct{}
+
+func (nothing) Apply(*raft.Log) any                 { return nil }
+func (nothing) Snapshot() (raft.FSMSnapshot, error) { return nil, errors.New("nothing to save") }
+func (nothing) Restore(io.ReadCloser) error         { return nil }
+
+// listening records the heartbeat handlers it is given and the calls that reach it.
+type listening struct {
+	*raft.InmemTransport
+	handlers int
+	calls    int
+}
+
+func (l *listening) SetHeartbeatHandler(func(raft.RPC)) { l.handlers++ }
+
+func (l *listening) AppendEntries(raft.ServerID, raft.ServerAddress, *raft.AppendEntriesRequest, *raft.AppendEntriesResponse) error {
+	l.calls++
+	return nil
+}
+
+func (l *listening) RequestVote(raft.ServerID, raft.ServerAddress, *raft.RequestVoteRequest, *raft.RequestVoteResponse) error {
+	l.calls++
+	return nil
+}
+
+func (l *listening) RequestPreVote(raft.ServerID, raft.ServerAddress, *raft.RequestPreVoteRequest, *raft.RequestPreVoteResponse) error {
+	l.calls++
+	return nil
+}
+
+func (l *listening) TimeoutNow(raft.ServerID, raft.ServerAddress, *raft.TimeoutNowRequest, *raft.TimeoutNowResponse) error {
+	l.calls++
+	return nil
+}
+
+func (l *listening) InstallSnapshot(raft.ServerID, raft.ServerAddress, *raft.InstallSnapshotRequest, *raft.InstallSnapshotResponse, io.Reader) error {
+	l.calls++
+	return nil
+}
+
+func newListening() *listening {
+	_, mem := raft.NewInmemTransport("here")
+	return &listening{InmemTransport: mem}
+}
+
+func openNothing(t *testing.T, change func(*Options)) *Node {
+	t.Helper()
+	opts := Options{NodeID: "c1", Dir: t.TempDir(), FSM: nothing{}, SegmentSize: minSegmentSize}
+	change(&opts)
+	n, err := Open(opts)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	return n
+}
+
+// TestHeartbeatsStayInOrder fails when the library is given a transport that passes its heartbeat handler
+// on: hashicorp/raft #695. The handler may come back only when a release of the library fixes it.
+func TestHeartbeatsStayInOrder(t *testing.T) {
+	fake := newListening()
+	openNothing(t, func(o *Options) { o.Transport = fake })
+	if fake.handlers != 0 {
+		t.Errorf("the library set its heartbeat handler %d times on the transport", fake.handlers)
+	}
+	// The network transports go the same way.
+	n := openNothing(t, func(o *Options) { o.Listen = "127.0.0.1:0" })
+	var given raft.Transport = n.transport
+	if _, ok := given.(*ordered); !ok {
+		t.Errorf("the library was given a %T", given)
+	}
+	if _, ok := given.(raft.WithPreVote); !ok {
+		t.Error("pre-vote is off")
+	}
+}
+
+func TestClosedTransportSendsNothing(t *testing.T) {
+	fake := newListening()
+	o, err := newOrdered(fake, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := map[string]func() error{
+		"AppendEntries":         func() error { return o.AppendEntries("", "", nil, nil) },
+		"RequestVote":           func() error { return o.RequestVote("", "", nil, nil) },
+		"RequestPreVote":        func() error { return o.RequestPreVote("", "", nil, nil) },
+		"TimeoutNow":            func() error { return o.TimeoutNow("", "", nil, nil) },
+		"InstallSnapshot":       func() error { return o.InstallSnapshot("", "", nil, nil, nil) },
+		"AppendEntriesPipeline": func() error { _, err := o.AppendEntriesPipeline("", "here"); return err },
+	}
+	fake.Connect("here", fake.InmemTransport)
+	open, err := o.AppendEntriesPipeline("", "here")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for name, call := range all {
+		if name != "AppendEntriesPipeline" && call() != nil {
+			t.Errorf("%s does not reach the transport below", name)
+		}
+	}
+	if err := o.Close(); err != nil {
+		t.Fatal(err)
+	}
+	before := fake.calls
+	for name, call := range all {
+		if err := call(); !errors.Is(err, raft.ErrTransportShutdown) {
+			t.Errorf("%s after Close: %v", name, err)
+		}
+	}
+	if _, err := open.AppendEntries(nil, nil); !errors.Is(err, raft.ErrPipelineShutdown) {
+		t.Errorf("an open pipeline after Close: %v", err)
+	}
+	if before != 5 || fake.calls != before {
+		t.Errorf("%d calls before and %d after Close", before, fake.calls)
+	}
+}
+
+// bare is a transport without pre-vote.
+type bare struct{ raft.Transport }
+
+func TestTransportNeedsPreVote(t *testing.T) {
+	_, err := Open(Options{NodeID: "c1", Dir: t.TempDir(), FSM: nothing{}, Transport: bare{newListening()}})
+	if err == nil {
+		t.Fatal("a transport without pre-vote was taken")
+	}
+}
+
+func TestTooManySnapshots(t *testing.T) {
+	o, err := newOrdered(newListening(), hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Unix(1000, 0)
+	for i, want := range []bool{false, false, false, true, true} {
+		if got := o.tooMany("c2", now.Add(time.Duration(i)*time.Second)); got != want {
+			t.Errorf("snapshot %d to c2: alarm %v", i+1, got)
+		}
+		if o.tooMany("c3", now.Add(time.Duration(i)*snapshotWindow)) {
+			t.Errorf("snapshot %d to c3, a minute after the last: alarm", i+1)
+		}
+	}
+}
