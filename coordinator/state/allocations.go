@@ -1,6 +1,7 @@
 package state
 
 import (
+	"iter"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -10,53 +11,201 @@ import (
 
 // Allocation is the grant of one gateway to one organization, or its place in line.
 type Allocation struct {
-	ID                id.Allocation
-	Organization      id.Organization
-	Pool              id.Pool
-	Gateway           id.Gateway
-	Host              id.Host
-	Epoch             id.Epoch
-	State             AllocationState
-	Warm              bool // a ready gateway was there at once
-	CreatedAt         time.Time
-	ReservedAt        time.Time
-	ActiveAt          time.Time
-	EndedAt           time.Time
-	QueueUntil        time.Time // while in line
-	QueueIndex        uint64    // orders the line, with QueueSeq
-	QueueSeq          int
-	ActivationTimeout time.Duration // of the pool when it was asked for
-	Deadline          time.Time     // for becoming active: ReservedAt + ActivationTimeout
-	TTL               time.Duration
-	ExpiresAt         time.Time // ActiveAt + TTL; zero: never
-	Metadata          map[string]string
-	Timings           command.Timings
-	Journal           []command.Step
-	Failure           Failure
-	Explanation       Explanation
-	Actor             string
-	CreateIndex       uint64
-	ModifyIndex       uint64
+	ID                id.Allocation     `json:"id,omitzero"`
+	Organization      id.Organization   `json:"organization,omitzero"`
+	Pool              id.Pool           `json:"pool,omitzero"`
+	Gateway           id.Gateway        `json:"gateway,omitzero"`
+	Host              id.Host           `json:"host,omitzero"`
+	Epoch             id.Epoch          `json:"epoch,omitzero"`
+	State             AllocationState   `json:"state,omitzero"`
+	Warm              bool              `json:"warm,omitzero"` // a ready gateway was there at once
+	CreatedAt         time.Time         `json:"created_at,omitzero"`
+	ReservedAt        time.Time         `json:"reserved_at,omitzero"`
+	ActiveAt          time.Time         `json:"active_at,omitzero"`
+	EndedAt           time.Time         `json:"ended_at,omitzero"`
+	QueueUntil        time.Time         `json:"queue_until,omitzero"` // while in line
+	QueueIndex        uint64            `json:"queue_index,omitzero"` // orders the line, with QueueSeq
+	QueueSeq          int               `json:"queue_seq,omitzero"`
+	ActivationTimeout time.Duration     `json:"activation_timeout,omitzero"` // of the pool when it was asked for
+	Deadline          time.Time         `json:"deadline,omitzero"`           // for becoming active: ReservedAt + ActivationTimeout
+	TTL               time.Duration     `json:"ttl,omitzero"`
+	ExpiresAt         time.Time         `json:"expires_at,omitzero"` // ActiveAt + TTL; zero: never
+	Metadata          map[string]string `json:"metadata,omitzero"`
+	Timings           command.Timings   `json:"timings,omitzero"`
+	Journal           []command.Step    `json:"journal,omitzero"`
+	Failure           Failure           `json:"failure,omitzero"`
+	Explanation       Explanation       `json:"explanation,omitzero"`
+	Actor             string            `json:"actor,omitzero"`
+	CreateIndex       uint64            `json:"create_index,omitzero"`
+	ModifyIndex       uint64            `json:"modify_index,omitzero"`
 }
 
 // Failure is why an allocation did not become or stay active; the zero value is no failure.
 type Failure struct {
-	Code    fault.Code
-	Message string
+	Code    fault.Code `json:"code,omitzero"`
+	Message string     `json:"message,omitzero"`
 }
 
 // Explanation is why a gateway was chosen: the rule, and the hosts that were looked at (at most eight).
 type Explanation struct {
-	Index      uint64
-	Reason     string
-	Candidates []Candidate
+	Index      uint64      `json:"index,omitzero"`
+	Reason     string      `json:"reason,omitzero"`
+	Candidates []Candidate `json:"candidates,omitzero"`
 }
 
 // Candidate is a host that was looked at.
 type Candidate struct {
-	Host     id.Host
-	Ready    int
-	Load     float64
-	Eligible bool
-	Reason   string
+	Host     id.Host `json:"host,omitzero"`
+	Ready    int     `json:"ready,omitzero"`
+	Load     float64 `json:"load,omitzero"`
+	Eligible bool    `json:"eligible,omitzero"`
+	Reason   string  `json:"reason,omitzero"`
+}
+
+const (
+	tableAllocations = "allocations"
+	indexLive        = "live"   // the one live allocation of an organization
+	indexLine        = "line"   // the queued ones of a pool, in order
+	indexEnding      = "ending" // the one that is being cleaned up on a gateway
+)
+
+// allocationTable has partial indexes: an ended allocation is in the primary one only.
+func allocationTable() table {
+	return table{
+		kind: 7,
+		schema: tableOf(tableAllocations,
+			unique(indexID, func(a *Allocation) string { return string(a.ID) }),
+			unique(indexLive, liveKey),
+			unique(indexLine, lineKey),
+			unique(indexEnding, endingKey)),
+		save: saveAll[Allocation](tableAllocations),
+		restore: restoreInto(tableAllocations, func(_ *Txn, a *Allocation, in interner) error {
+			intern(in, &a.Pool)
+			intern(in, &a.Host)
+			intern(in, &a.State)
+			intern(in, &a.Actor)
+			return nil
+		}),
+	}
+}
+
+func liveKey(a *Allocation) string {
+	if a.State.Live() {
+		return string(a.Organization)
+	}
+	return ""
+}
+
+func lineKey(a *Allocation) string {
+	if a.State == AllocationQueued {
+		return linePrefix(a.Pool) + ordered(a.QueueIndex) + ordered(uint64(a.QueueSeq))
+	}
+	return ""
+}
+
+func linePrefix(pool id.Pool) string { return string(pool) + "\x00" }
+
+func endingKey(a *Allocation) string {
+	if a.State.Ending() {
+		return string(a.Gateway)
+	}
+	return ""
+}
+
+// Allocation gives an allocation; nil when it is unknown.
+func (v View) Allocation(ws WatchSet, allocation id.Allocation) *Allocation {
+	return first[Allocation](v, ws, tableAllocations, indexID, string(allocation))
+}
+
+// Allocations ranges over all allocations, ended ones too, by id.
+func (v View) Allocations(ws WatchSet) iter.Seq[*Allocation] {
+	return all[Allocation](v, ws, tableAllocations, indexID, "")
+}
+
+// LiveAllocations ranges over the live allocations by organization.
+func (v View) LiveAllocations(ws WatchSet) iter.Seq[*Allocation] {
+	return all[Allocation](v, ws, tableAllocations, indexLive, "")
+}
+
+// LiveAllocation gives the one live allocation of an organization; nil when it has none.
+func (v View) LiveAllocation(ws WatchSet, organization id.Organization) *Allocation {
+	return first[Allocation](v, ws, tableAllocations, indexLive, string(organization))
+}
+
+// Line ranges over the allocations that wait for a gateway of a pool, in the order they are served in.
+func (v View) Line(ws WatchSet, pool id.Pool) iter.Seq[*Allocation] {
+	return all[Allocation](v, ws, tableAllocations, indexLine, linePrefix(pool))
+}
+
+// Ending gives the allocation that is being released or rolled back on a gateway; nil when there is none.
+func (v View) Ending(gateway id.Gateway) *Allocation {
+	return first[Allocation](v, nil, tableAllocations, indexEnding, string(gateway))
+}
+
+// Allocation gives an allocation as this transaction left it; nil when it is unknown.
+func (t *Txn) Allocation(allocation id.Allocation) *Allocation {
+	if a, ok := t.allocations[allocation]; ok {
+		return a
+	}
+	return t.base.Allocation(nil, allocation)
+}
+
+// LiveAllocation gives the one live allocation of an organization as this transaction left it.
+func (t *Txn) LiveAllocation(organization id.Organization) *Allocation {
+	if a, ok := t.live[organization]; ok {
+		return a
+	}
+	return t.base.LiveAllocation(nil, organization)
+}
+
+// Head is the first in a pool's line; nil when nobody waits.
+func (t *Txn) Head(pool id.Pool) *Allocation {
+	for a := range t.Line(nil, pool) {
+		return a
+	}
+	return nil
+}
+
+// PutAllocation stores an allocation.
+func (t *Txn) PutAllocation(next Allocation, reason string) *Allocation {
+	before := t.Allocation(next.ID)
+	a := &next
+	a.ModifyIndex = t.index
+	if before == nil {
+		a.CreatedAt, a.CreateIndex, a.Actor = t.at, t.index, t.actor
+	}
+	t.insert(tableAllocations, a)
+	t.allocations[a.ID] = a
+	if a.State.Live() {
+		t.live[a.Organization] = a
+	} else if live := t.LiveAllocation(a.Organization); live != nil && live.ID == a.ID {
+		t.live[a.Organization] = nil
+	}
+	if before == nil || before.State != a.State {
+		t.allocationMoved(before, a, reason)
+	}
+	return a
+}
+
+func (t *Txn) allocationMoved(before, after *Allocation, reason string) {
+	e := Event{
+		Type: "allocation." + string(after.State), Allocation: after.ID, Organization: after.Organization,
+		Pool: after.Pool, Gateway: after.Gateway, Host: after.Host, Reason: reason,
+		Code: after.Failure.Code, After: string(after.State),
+	}
+	was := AllocationState("")
+	if before != nil {
+		was, e.Before = before.State, string(before.State)
+	}
+	if !allowed(allocationMoves, was, after.State) {
+		t.violation(e, "allocation "+string(after.ID)+" may not go from "+e.Before+" to "+e.After)
+		return
+	}
+	t.Emit(e)
+}
+
+// RemoveAllocation forgets an ended allocation.
+func (t *Txn) RemoveAllocation(a *Allocation) {
+	t.remove(tableAllocations, a)
+	t.allocations[a.ID] = nil
 }

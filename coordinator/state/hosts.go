@@ -1,22 +1,95 @@
 package state
 
 import (
+	"iter"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 // Host is a machine with an agent and an nginx.
 type Host struct {
-	ID          id.Host
-	Status      string // api.HostAlive, HostSilent, HostLost
-	StatusAt    time.Time
-	Reason      string
-	Cordoned    bool
-	Instance    string // of the agent's run that reported last
-	Report      command.HostReport
-	CreatedAt   time.Time
-	CreateIndex uint64
-	ModifyIndex uint64
+	ID          id.Host            `json:"id,omitzero"`
+	Status      string             `json:"status,omitzero"` // api.HostAlive, HostSilent, HostLost
+	StatusAt    time.Time          `json:"status_at,omitzero"`
+	Reason      string             `json:"reason,omitzero"`
+	Cordoned    bool               `json:"cordoned,omitzero"`
+	Instance    string             `json:"instance,omitzero"` // of the agent's run that reported last
+	Report      command.HostReport `json:"report,omitzero"`
+	CreatedAt   time.Time          `json:"created_at,omitzero"`
+	CreateIndex uint64             `json:"create_index,omitzero"`
+	ModifyIndex uint64             `json:"modify_index,omitzero"`
+}
+
+const tableHosts = "hosts"
+
+func hostTable() table {
+	return table{
+		kind:   2,
+		schema: tableOf(tableHosts, unique(indexID, func(h *Host) string { return string(h.ID) })),
+		save:   saveAll[Host](tableHosts),
+		restore: restoreInto(tableHosts, func(t *Txn, h *Host, _ interner) error {
+			t.setTallyHost(h.ID, h)
+			return nil
+		}),
+	}
+}
+
+// Lost reports whether the host was given up.
+func (h *Host) Lost() bool { return h.Status == api.HostLost }
+
+// Host gives a host; nil when it is unknown.
+func (v View) Host(ws WatchSet, host id.Host) *Host {
+	return first[Host](v, ws, tableHosts, indexID, string(host))
+}
+
+// Hosts ranges over all hosts by id.
+func (v View) Hosts(ws WatchSet) iter.Seq[*Host] { return all[Host](v, ws, tableHosts, indexID, "") }
+
+// PutHost stores a host. The states of its gateways follow from it, so they are put afterwards.
+func (t *Txn) PutHost(next Host) *Host {
+	h := &next
+	h.ModifyIndex = t.index
+	if h.CreateIndex == 0 {
+		h.CreatedAt, h.CreateIndex = t.at, t.index
+	}
+	t.insert(tableHosts, h)
+	t.setTallyHost(h.ID, h)
+	return h
+}
+
+// RemoveHost forgets a host, whose gateways must be gone.
+func (t *Txn) RemoveHost(h *Host) {
+	t.setTallyHost(h.ID, nil)
+	t.remove(tableHosts, h)
+}
+
+// PoolsOfHost lists the pools that a host has ready gateways of.
+func (t *Txn) PoolsOfHost(host id.Host) []id.Pool {
+	c := t.tallyOf(host)
+	if c == nil {
+		return nil
+	}
+	var pools []id.Pool
+	for i := range c.pools {
+		if len(c.pools[i].ready) > 0 {
+			pools = append(pools, c.pools[i].pool)
+		}
+	}
+	return pools
+}
+
+// Eligible reports whether gateways of the host may be given out, and why not.
+func (h *Host) Eligible() (why string, eligible bool) {
+	switch {
+	case h.Status != api.HostAlive:
+		return "the host is " + h.Status, false
+	case h.Cordoned:
+		return "the host is cordoned", false
+	case h.Report.NginxState != api.NginxServing:
+		return "its nginx is " + h.Report.NginxState, false
+	}
+	return "", true
 }

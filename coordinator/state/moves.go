@@ -1,5 +1,7 @@
 package state
 
+import "slices"
+
 // GatewayState is where a gateway stands; the values are those of the API.
 type GatewayState string
 
@@ -44,4 +46,89 @@ func (s AllocationState) Live() bool {
 		return false
 	}
 	return true
+}
+
+// Ending reports whether an allocation in this state waits for its gateway to be recycled.
+func (s AllocationState) Ending() bool {
+	return s == AllocationReleasing || s == AllocationRollingBack
+}
+
+// allocationMoves is every move an allocation may make; from "" are the states it may begin in.
+var allocationMoves = map[AllocationState][]AllocationState{
+	"":                    {AllocationQueued, AllocationReserved},
+	AllocationQueued:      {AllocationReserved, AllocationReleased, AllocationFailed},
+	AllocationReserved:    {AllocationActive, AllocationRollingBack, AllocationFailed},
+	AllocationActive:      {AllocationReleasing, AllocationReleased},
+	AllocationReleasing:   {AllocationReleased},
+	AllocationRollingBack: {AllocationRolledBack, AllocationFailed},
+}
+
+// gatewayMoves is every move a gateway's record may make. What is not in there is what the design forbids:
+// nothing but a ready gateway, or one that comes back to its grant, becomes reserved; a gateway with a grant
+// never becomes ready, because ending a grant always demands a new incarnation; and a terminating one only
+// goes away.
+var gatewayMoves = map[GatewayState][]GatewayState{
+	GatewayPending: {
+		GatewayStarting, GatewayReady, GatewayReserved, GatewayAllocated, GatewayRecycling, GatewayDraining,
+		GatewayUnhealthy, GatewayLost, GatewayFailed, GatewayQuarantined, GatewayTerminating,
+	},
+	GatewayStarting: {
+		GatewayPending, GatewayReady, GatewayReserved, GatewayAllocated, GatewayRecycling, GatewayDraining,
+		GatewayUnhealthy, GatewayLost, GatewayFailed, GatewayQuarantined, GatewayTerminating,
+	},
+	GatewayReady: {
+		GatewayPending, GatewayStarting, GatewayReserved, GatewayRecycling, GatewayUnhealthy, GatewayLost,
+		GatewayFailed, GatewayQuarantined, GatewayTerminating,
+	},
+	GatewayReserved: {
+		GatewayPending, GatewayStarting, GatewayAllocated, GatewayDraining, GatewayRecycling,
+		GatewayUnhealthy, GatewayLost, GatewayFailed, GatewayTerminating,
+	},
+	GatewayAllocated: {
+		GatewayPending, GatewayStarting, GatewayDraining, GatewayRecycling, GatewayUnhealthy, GatewayLost,
+		GatewayFailed, GatewayTerminating,
+	},
+	GatewayDraining: {
+		GatewayReady, GatewayRecycling, GatewayUnhealthy, GatewayLost, GatewayFailed, GatewayQuarantined,
+		GatewayTerminating,
+	},
+	GatewayRecycling: {
+		GatewayReady, GatewayReserved, GatewayAllocated, GatewayDraining, GatewayUnhealthy, GatewayLost,
+		GatewayFailed, GatewayQuarantined, GatewayTerminating,
+	},
+	GatewayUnhealthy: {
+		GatewayPending, GatewayStarting, GatewayReady, GatewayReserved, GatewayAllocated, GatewayDraining,
+		GatewayRecycling, GatewayLost, GatewayFailed, GatewayQuarantined, GatewayTerminating,
+	},
+	GatewayLost: {GatewayReconciling, GatewayTerminating},
+	GatewayReconciling: {
+		GatewayPending, GatewayStarting, GatewayReady, GatewayAllocated, GatewayRecycling, GatewayDraining,
+		GatewayUnhealthy, GatewayLost, GatewayFailed, GatewayQuarantined, GatewayTerminating,
+	},
+	GatewayFailed: {
+		GatewayPending, GatewayStarting, GatewayReady, GatewayReserved, GatewayAllocated, GatewayDraining,
+		GatewayRecycling, GatewayUnhealthy, GatewayLost, GatewayQuarantined, GatewayTerminating,
+	},
+	GatewayQuarantined: {
+		GatewayPending, GatewayStarting, GatewayReady, GatewayRecycling, GatewayUnhealthy, GatewayLost,
+		GatewayFailed, GatewayTerminating,
+	},
+	GatewayTerminating: {GatewayTerminated},
+}
+
+func allowed[S comparable](moves map[S][]S, from, to S) bool { return slices.Contains(moves[from], to) }
+
+// AllowedGatewayMoves gives the table of a gateway's moves. A copy.
+func AllowedGatewayMoves() map[GatewayState][]GatewayState { return copyOf(gatewayMoves) }
+
+// AllowedAllocationMoves gives the table of an allocation's moves; from "" are the states it may begin in.
+// A copy.
+func AllowedAllocationMoves() map[AllocationState][]AllocationState { return copyOf(allocationMoves) }
+
+func copyOf[S comparable](moves map[S][]S) map[S][]S {
+	out := make(map[S][]S, len(moves))
+	for from, to := range moves { // the order does not matter: it fills a map
+		out[from] = slices.Clone(to)
+	}
+	return out
 }

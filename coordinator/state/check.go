@@ -1,0 +1,237 @@
+package state
+
+import (
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Hash is a digest of every record and event: members that applied the same log have the same.
+func (s *Store) Hash() string {
+	h := sha256.New()
+	if err := s.Checkpoint().Save(h); err != nil {
+		panic("cannot encode the state: " + err.Error()) // records always encode and a hash always writes
+	}
+	return hex.EncodeToString(h.Sum(nil))
+}
+
+// Check tells which invariant does not hold. It reads everything: it is for tests and for finding defects.
+func (s *Store) Check() error {
+	f := s.current.Load().feed
+	f.mu.Lock()
+	violations := slices.Clone(f.violations)
+	f.mu.Unlock()
+	c := checker{View: s.View()}
+	for _, v := range violations {
+		c.failf("%s", v)
+	}
+	c.allocations()
+	c.gateways()
+	c.tallies()
+	c.line()
+	c.organizations()
+	return errors.Join(c.errs...)
+}
+
+type checker struct {
+	View
+	errs []error
+}
+
+func (c *checker) failf(format string, args ...any) {
+	c.errs = append(c.errs, fmt.Errorf(format, args...))
+}
+
+// allocations: one live one for an organization and for a gateway, a grant for each that has a gateway, and
+// epochs that only rise.
+func (c *checker) allocations() {
+	type owner struct{ what, id string }
+	type last struct {
+		created uint64
+		epoch   id.Epoch
+		live    *Allocation
+	}
+	byOwner := map[owner]*last{}
+	ordered := slices.SortedFunc(c.Allocations(nil), func(a, b *Allocation) int {
+		if a.CreateIndex != b.CreateIndex {
+			return int(a.CreateIndex) - int(b.CreateIndex)
+		}
+		return int(a.Epoch) - int(b.Epoch)
+	})
+	for _, a := range ordered {
+		if a.Epoch > id.Epoch(c.Index()) {
+			c.failf("allocation %s: its epoch %d is after the log's index %d", a.ID, a.Epoch, c.Index())
+		}
+		if holds := a.State == AllocationReserved || a.State == AllocationActive || a.State.Ending(); holds && a.Gateway == "" {
+			c.failf("allocation %s is %s without a gateway", a.ID, a.State)
+		}
+		l := byOwner[owner{"organization", string(a.Organization)}]
+		if l == nil {
+			l = &last{}
+			byOwner[owner{"organization", string(a.Organization)}] = l
+		}
+		if l.live != nil {
+			c.failf("organization %s: allocation %s was made while %s was live", a.Organization, a.ID, l.live.ID)
+		}
+		if a.Epoch != 0 && a.Epoch <= l.epoch {
+			c.failf("organization %s: allocation %s has epoch %d after %d", a.Organization, a.ID, a.Epoch, l.epoch)
+		}
+		l.created, l.epoch = a.CreateIndex, max(l.epoch, a.Epoch)
+		if a.State.Live() {
+			l.live = a
+		}
+		c.granted(a)
+	}
+	onGateway := map[id.Gateway]*Allocation{}
+	byEpoch := slices.SortedFunc(c.Allocations(nil), func(a, b *Allocation) int { return int(a.Epoch) - int(b.Epoch) })
+	for _, a := range byEpoch {
+		if a.Gateway == "" {
+			continue
+		}
+		if p := onGateway[a.Gateway]; p != nil && (p.Epoch == a.Epoch || p.State.Live()) {
+			c.failf("gateway %s: given to %s (epoch %d, %s) and to %s (epoch %d)", a.Gateway, p.ID, p.Epoch, p.State, a.ID, a.Epoch)
+		}
+		onGateway[a.Gateway] = a
+	}
+}
+
+// granted: an allocation that is reserved or active is what its gateway is granted to.
+func (c *checker) granted(a *Allocation) {
+	if live := c.LiveAllocation(nil, a.Organization); a.State.Live() && live != a {
+		c.failf("allocation %s is live and is not found by its organization %s", a.ID, a.Organization)
+	}
+	if a.State != AllocationReserved && a.State != AllocationActive {
+		return
+	}
+	g := c.Gateway(nil, a.Gateway)
+	if g == nil {
+		c.failf("allocation %s is %s on gateway %s, which does not exist", a.ID, a.State, a.Gateway)
+		return
+	}
+	if g.Desired.Allocation != a.ID || g.Desired.Organization != a.Organization || g.Desired.Epoch != a.Epoch || g.Host != a.Host {
+		c.failf("allocation %s is %s and gateway %s is granted to %q, epoch %d", a.ID, a.State, g.ID, g.Desired.Allocation, g.Desired.Epoch)
+	}
+}
+
+func (c *checker) gateways() {
+	for g := range c.Gateways(nil) {
+		host := c.Host(nil, g.Host)
+		if host == nil {
+			c.failf("gateway %s is on host %s, which does not exist", g.ID, g.Host)
+			continue
+		}
+		if c.Pool(nil, g.Pool) == nil {
+			c.failf("gateway %s is of pool %s, which does not exist", g.ID, g.Pool)
+		}
+		d := &g.Desired
+		var grant *Allocation
+		if d.Allocation != "" {
+			grant = c.Allocation(nil, d.Allocation)
+			if grant == nil || grant.Gateway != g.ID || grant.State != AllocationReserved && grant.State != AllocationActive {
+				c.failf("gateway %s is granted to %s, which does not have it", g.ID, d.Allocation)
+			}
+		} else if d.Epoch != 0 || d.Organization != "" {
+			c.failf("gateway %s has epoch %d and organization %q without a grant", g.ID, d.Epoch, d.Organization)
+		}
+		if want := deriveGateway(g, host.Lost(), grant, c.Ending(g.ID)); want != g.State {
+			c.failf("gateway %s is %s and should be %s", g.ID, g.State, want)
+		}
+		if g.Observed.Incarnation > d.Incarnation {
+			c.failf("gateway %s: incarnation %d was seen and only %d was wanted", g.ID, g.Observed.Incarnation, d.Incarnation)
+		}
+		if g.State == GatewayReady && g.Observed.Phase != api.PhaseReady && g.Observed.Phase != api.PhaseServing {
+			c.failf("gateway %s is ready and was seen %q", g.ID, g.Observed.Phase)
+		}
+	}
+}
+
+// tallies: they say what counting everything says.
+func (c *checker) tallies() {
+	type place struct {
+		host id.Host
+		pool id.Pool
+	}
+	counts, ids, ready := map[place]Counts{}, map[place][]id.Gateway{}, map[place][]readyKey{}
+	for g := range c.Gateways(nil) {
+		p := place{g.Host, g.Pool}
+		n := counts[p]
+		n.add(g.State, 1)
+		counts[p] = n
+		ids[p] = append(ids[p], g.ID)
+		if g.State == GatewayReady {
+			ready[p] = append(ready[p], keyOf(g))
+		}
+	}
+	hosts := 0
+	for t := range all[tally](c.View, nil, tableTallies, indexID, "") {
+		hosts++
+		if t.host != c.Host(nil, t.host.ID) {
+			c.failf("the tally of host %s has an old record of it", t.host.ID)
+		}
+		for _, have := range t.pools {
+			p := place{t.host.ID, have.pool}
+			slices.SortFunc(ready[p], compareReady)
+			if have.counts != counts[p] || !slices.Equal(have.ids, ids[p]) || !slices.Equal(have.ready, ready[p]) {
+				c.failf("the tally of host %s and pool %s says %v, %v, %v and counting says %v, %v, %v",
+					p.host, p.pool, have.counts, have.ids, have.ready, counts[p], ids[p], ready[p])
+			}
+			delete(counts, p)
+		}
+	}
+	if n := len(slices.Collect(c.Hosts(nil))); n != hosts {
+		c.failf("there are %d hosts and %d tallies", n, hosts)
+	}
+	if len(counts) != 0 {
+		c.failf("gateways without a tally: %v", slices.Collect(maps.Keys(counts)))
+	}
+}
+
+// line: it is in order, holds the queued ones, and nobody waits while something can be given out.
+func (c *checker) line() {
+	queued := 0
+	for a := range c.Allocations(nil) {
+		if a.State == AllocationQueued {
+			queued++
+		}
+	}
+	for p := range c.Pools(nil) {
+		var before *Allocation
+		for a := range c.Line(nil, p.Name) {
+			queued--
+			if before != nil && (before.QueueIndex > a.QueueIndex || before.QueueIndex == a.QueueIndex && before.QueueSeq >= a.QueueSeq) {
+				c.failf("pool %s: %s stands behind %s in line", p.Name, a.ID, before.ID)
+			}
+			before = a
+		}
+		if before == nil {
+			continue
+		}
+		for h := range c.Hosts(nil) {
+			if _, eligible := h.Eligible(); eligible && c.CountsOfHost(nil, p.Name, h.ID).Of(GatewayReady) > 0 {
+				c.failf("pool %s: %s waits in line and host %s has a ready gateway", p.Name, before.ID, h.ID)
+			}
+		}
+	}
+	if queued != 0 {
+		c.failf("%d queued allocations are in no line", queued)
+	}
+}
+
+func (c *checker) organizations() {
+	for o := range c.Organizations(nil) {
+		if !slices.IsSortedFunc(o.Members, compareMembers) || !slices.IsSortedFunc(o.Projects, compareProjects) {
+			c.failf("organization %s: members or projects are not sorted", o.ID)
+		}
+	}
+	for a := range c.LiveAllocations(nil) {
+		if c.Organization(nil, a.Organization) == nil {
+			c.failf("allocation %s is live for organization %s, which does not exist", a.ID, a.Organization)
+		}
+	}
+}

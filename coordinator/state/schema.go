@@ -1,0 +1,38 @@
+package state
+
+import (
+	"github.com/hashicorp/go-memdb"
+)
+
+// table is one table with the way it goes into a snapshot and comes back.
+type table struct {
+	// kind marks the table's records in a snapshot; zero: derived from the others and not in there. The
+	// values are stored: never reorder or reuse one.
+	kind    byte
+	schema  *memdb.TableSchema
+	save    func(View, func(record any) error) error
+	restore func(*Txn, []byte, interner) error
+}
+
+// tables lists every table in the order of a snapshot: gateways come after the hosts they are counted for.
+func tables() []table {
+	return []table{
+		clusterTable(),
+		hostTable(),
+		poolTable(),
+		organizationTable(),
+		tokenTable(),
+		requestTable(),
+		allocationTable(),
+		gatewayTable(),
+		tallyTable(),
+	}
+}
+
+func schema() *memdb.DBSchema {
+	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
+	for _, t := range tables() {
+		s.Tables[t.schema.Name] = t.schema
+	}
+	return s
+}

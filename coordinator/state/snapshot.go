@@ -1,0 +1,176 @@
+package state
+
+import (
+	"bufio"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+)
+
+// A saved state is a sequence of records: one byte of kind, a length (unsigned varint), and that many bytes
+// of JSON. kindFeed and the kinds of the tables are stored: never reorder or reuse one.
+const (
+	kindEnd   byte = 0 // ends the sequence; no length follows
+	kindFeed  byte = 100
+	kindEvent byte = 101
+)
+
+// maxRecord bounds what a damaged length can make us allocate.
+const maxRecord = 64 << 20
+
+// feedRecord is what a snapshot keeps of the feed beside its events.
+type feedRecord struct {
+	Dropped EventID `json:"dropped"`
+}
+
+// Save writes everything, in an order that depends on the contents only.
+func (c Checkpoint) Save(w io.Writer) error {
+	out := bufio.NewWriterSize(w, 1<<16)
+	var head []byte
+	put := func(kind byte, record any) error {
+		raw, err := json.Marshal(record)
+		if err != nil {
+			return fmt.Errorf("cannot save a record of kind %d: %w", kind, err)
+		}
+		head = binary.AppendUvarint(append(head[:0], kind), uint64(len(raw)))
+		if _, err := out.Write(head); err != nil {
+			return err
+		}
+		_, err = out.Write(raw)
+		return err
+	}
+	for _, t := range tables() {
+		if t.kind == 0 {
+			continue
+		}
+		if err := t.save(c.View, func(record any) error { return put(t.kind, record) }); err != nil {
+			return err
+		}
+	}
+	if err := put(kindFeed, feedRecord{c.events.dropped}); err != nil {
+		return err
+	}
+	for i := range c.events.length {
+		if err := put(kindEvent, c.events.at(i)); err != nil {
+			return err
+		}
+	}
+	if err := out.WriteByte(kindEnd); err != nil {
+		return err
+	}
+	return out.Flush()
+}
+
+// Load reads what Save wrote into a new store.
+func Load(r io.Reader) (*Store, error) {
+	in, ok := r.(interface {
+		io.Reader
+		io.ByteReader
+	})
+	if !ok {
+		in = bufio.NewReaderSize(r, 1<<16)
+	}
+	byKind := map[byte]table{}
+	for _, t := range tables() {
+		if t.kind != 0 {
+			byKind[t.kind] = t
+		}
+	}
+	s := New()
+	l := loader{txn: s.Begin(), byKind: byKind, strings: interner{}}
+	var raw []byte
+	for {
+		kind, err := in.ReadByte()
+		if err != nil {
+			l.txn.Abort()
+			return nil, fmt.Errorf("cannot read the saved state, it ends too early: %w", err)
+		}
+		if kind == kindEnd {
+			break
+		}
+		if raw, err = readRecord(in, raw); err == nil {
+			err = l.take(kind, raw)
+		}
+		if err != nil {
+			l.txn.Abort()
+			return nil, err
+		}
+	}
+	l.txn.Commit()
+	s.current.Load().feed.restore(l.dropped)
+	return s, nil
+}
+
+func readRecord(in interface {
+	io.Reader
+	io.ByteReader
+}, buffer []byte,
+) ([]byte, error) {
+	n, err := binary.ReadUvarint(in)
+	if err != nil {
+		return nil, fmt.Errorf("cannot read a saved record's length: %w", err)
+	}
+	if n > maxRecord {
+		return nil, fmt.Errorf("cannot read a saved record of %d bytes, more than %d: the snapshot is damaged", n, maxRecord)
+	}
+	if uint64(cap(buffer)) < n {
+		buffer = make([]byte, n)
+	}
+	buffer = buffer[:n]
+	if _, err := io.ReadFull(in, buffer); err != nil {
+		return nil, fmt.Errorf("cannot read a saved record of %d bytes: %w", n, err)
+	}
+	return buffer, nil
+}
+
+type loader struct {
+	txn     *Txn
+	byKind  map[byte]table
+	strings interner
+	dropped EventID
+}
+
+func (l *loader) take(kind byte, raw []byte) error {
+	switch kind {
+	case kindFeed:
+		var f feedRecord
+		if err := json.Unmarshal(raw, &f); err != nil {
+			return fmt.Errorf("cannot read the saved feed: %w", err)
+		}
+		l.dropped = f.Dropped
+		return nil
+	case kindEvent:
+		var e Event
+		if err := json.Unmarshal(raw, &e); err != nil {
+			return fmt.Errorf("cannot read a saved event: %w", err)
+		}
+		intern(l.strings, &e.Type)
+		intern(l.strings, &e.Actor)
+		intern(l.strings, &e.Source)
+		intern(l.strings, &e.Reason)
+		intern(l.strings, &e.Code)
+		intern(l.strings, &e.Host)
+		intern(l.strings, &e.Pool)
+		intern(l.strings, &e.Before)
+		intern(l.strings, &e.After)
+		l.txn.events = append(l.txn.events, e)
+		return nil
+	}
+	t, ok := l.byKind[kind]
+	if !ok {
+		return errors.New("cannot read a saved record of unknown kind " + fmt.Sprint(kind) +
+			": a newer version wrote it, install that version")
+	}
+	return t.restore(l.txn, raw, l.strings)
+}
+
+func (f *feed) restore(dropped EventID) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.cutLocked.dropped = dropped
+	if f.cutLocked.last.Before(dropped) {
+		f.cutLocked.last = dropped
+	}
+}

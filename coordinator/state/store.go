@@ -1,0 +1,74 @@
+// Package state is what the Raft log has built up so far: go-memdb tables of immutable records, one table
+// per file, read through consistent views with watch channels, and a bounded feed of events.
+//
+// Only the state machine writes, through one Txn at a time. Records are never modified after they were put:
+// whoever wants a change puts a changed copy. There is no clock, no randomness and no side effect in here,
+// because every member must build the same state from the same log.
+package state
+
+import (
+	"sync"
+	"sync/atomic"
+
+	"github.com/hashicorp/go-memdb"
+)
+
+// WatchSet collects channels that close when what was read changes. Nil is allowed everywhere.
+type WatchSet = memdb.WatchSet
+
+// Store holds the tables and the event feed. Views may be taken from any goroutine; there is one writer.
+type Store struct {
+	current atomic.Pointer[contents]
+	// publish is held while a transaction is made visible, so that a checkpoint sees tables and events of
+	// the same index.
+	publish sync.Mutex
+}
+
+// contents is what a restore replaces as a whole.
+type contents struct {
+	db       *memdb.MemDB
+	feed     *feed
+	restored chan struct{}
+}
+
+// New makes an empty store.
+func New() *Store {
+	db, err := memdb.NewMemDB(schema())
+	if err != nil {
+		panic("cannot make the tables, their schema is wrong: " + err.Error())
+	}
+	s := &Store{}
+	s.current.Store(&contents{db: db, feed: newFeed(), restored: make(chan struct{})})
+	return s
+}
+
+// View gives a consistent, immutable snapshot of all tables. It is cheap.
+func (s *Store) View() View { return View{txn: s.current.Load().db.Txn(false)} }
+
+// Restored gives a channel that closes when a restore has replaced the state: watch channels of earlier
+// views are dead then, and watchers must read again.
+func (s *Store) Restored() <-chan struct{} { return s.current.Load().restored }
+
+// Replace takes over the contents of another store, which must not be used any more. Views taken before
+// stay as they are.
+func (s *Store) Replace(other *Store) {
+	s.publish.Lock()
+	next := other.current.Load()
+	old := s.current.Swap(next)
+	s.publish.Unlock()
+	close(old.restored)
+	old.feed.abandon()
+}
+
+// Checkpoint is the whole state at one index, for snapshots and digests.
+type Checkpoint struct {
+	View   View
+	events feedCut
+}
+
+// Checkpoint captures tables and events of the same index. It copies no record.
+func (s *Store) Checkpoint() Checkpoint {
+	s.publish.Lock()
+	defer s.publish.Unlock()
+	return Checkpoint{View: s.View(), events: s.current.Load().feed.cut()}
+}
