@@ -114,7 +114,7 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 	defer beat.Stop()
 	sent, restored := uint64(0), l.opts.Store.Restored()
 	for full := true; ; {
-		ws := state.NewWatchSet()
+		ws := state.WatchSet{}
 		view := l.opts.Store.View()
 		frame := l.frame(view, ws, h, sent, full)
 		var wake <-chan struct{}

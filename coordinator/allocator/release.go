@@ -55,7 +55,7 @@ func (r *Runner) Release(ctx context.Context, req ReleaseRequest) error {
 // is quarantined or disappears will not come back by itself, and one that serves again has long been.
 func (r *Runner) awaitRecycled(ctx context.Context, ended *state.Allocation) error {
 	for {
-		ws := state.NewWatchSet()
+		ws := state.WatchSet{}
 		g := r.opts.Store.View().Gateway(ws, ended.Gateway)
 		if g == nil || g.State != state.GatewayDraining && g.State != state.GatewayRecycling {
 			return nil

@@ -280,7 +280,7 @@ func (r *Runner) StartBatch(ctx context.Context, req BatchRequest) ([]BatchOutco
 // watch returns the allocation's record as soon as done accepts it, or the context's error.
 func (r *Runner) watch(ctx context.Context, a id.Allocation, done func(*state.Allocation) bool) (*state.Allocation, error) {
 	for {
-		ws := state.NewWatchSet()
+		ws := state.WatchSet{}
 		rec := r.opts.Store.View().Allocation(ws, a)
 		if done(rec) {
 			return rec, nil

@@ -40,7 +40,7 @@ const (
 // Run watches pools, gateways and hosts and acts until ctx ends. It reacts to changes, not to a clock.
 func (k *Keeper) Run(ctx context.Context) {
 	for ctx.Err() == nil {
-		ws := state.NewWatchSet()
+		ws := state.WatchSet{}
 		view := k.opts.Store.View()
 		hosts := eligible(view, ws)
 		next := k.opts.Now().Add(idle)

@@ -1,0 +1,65 @@
+package coordinator
+
+import (
+	"context"
+	"crypto/sha256"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// adminTokenFile is where the first leader of a new cluster leaves the first token.
+const adminTokenFile = "admin.token"
+
+// initialize names a new cluster and gives it its first token. The secret stands in a file of the data
+// directory that only its owner can read; in the log is its hash. The file is written first: a token
+// whose secret nobody has would lock everybody out.
+func (c *Coordinator) initialize(ctx context.Context) error {
+	if c.store.View().Cluster() != "" {
+		return nil
+	}
+	path := filepath.Join(c.opts.Config.DataDir, adminTokenFile)
+	secret, err := readOrMakeSecret(path)
+	if err != nil {
+		return fmt.Errorf("cannot keep the first admin token: %w", err)
+	}
+	hash := sha256.Sum256([]byte(secret))
+	meta := command.Meta{At: c.opts.Now(), Actor: "bootstrap"}
+	result, _, err := c.propose.Propose(ctx, command.PutToken{
+		Meta: meta, Token: id.NewToken(), Role: api.RoleAdmin, Name: "first", Hash: hex.EncodeToString(hash[:]),
+	})
+	if err != nil {
+		return err
+	}
+	if result.Err != nil {
+		return result.Err
+	}
+	if _, _, err = c.propose.Propose(ctx, command.InitCluster{Meta: meta, ClusterID: string(id.NewOrganization())}); err != nil {
+		return err
+	}
+	c.log.Info("a new cluster; the first admin token is in a file", "file", path)
+	return nil
+}
+
+// readOrMakeSecret returns the secret in the file, or makes one that is on disk before it is used.
+func readOrMakeSecret(path string) (string, error) {
+	if data, err := os.ReadFile(path); err == nil && len(data) >= 64 {
+		return string(data[:64]), nil
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return "", err
+	}
+	secret := id.Secret()
+	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	if err != nil {
+		return "", err
+	}
+	_, err = f.WriteString(secret + "\n")
+	return secret, errors.Join(err, f.Sync(), f.Close())
+}

@@ -1,0 +1,187 @@
+// Package coordinator wires one coordinator: the Raft node and its state, the leader's loops, and the
+// HTTP API. It holds no logic of its own.
+package coordinator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/coordinator/agentlink"
+	"github.com/demiurge-platform/demiurge/coordinator/allocator"
+	"github.com/demiurge-platform/demiurge/coordinator/consensus"
+	"github.com/demiurge-platform/demiurge/coordinator/events"
+	"github.com/demiurge-platform/demiurge/coordinator/fsm"
+	"github.com/demiurge-platform/demiurge/coordinator/hostmonitor"
+	"github.com/demiurge-platform/demiurge/coordinator/httpapi"
+	"github.com/demiurge-platform/demiurge/coordinator/metrics"
+	"github.com/demiurge-platform/demiurge/coordinator/poolkeeper"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/lifecycle"
+)
+
+// heartbeat is how often an idle agent stream carries an empty frame.
+const heartbeat = time.Second
+
+// Options configure a Coordinator.
+type Options struct {
+	Config *Config
+	Logger hclog.Logger
+	// Fence is called when the disk stalls or a write fails, with the transport closed: it must end the
+	// process. Nil: os.Exit(1).
+	Fence func(reason string)
+	// Now is the clock for what people see and for deadlines. Nil: time.Now.
+	Now func() time.Time
+}
+
+// Coordinator is one running coordinator.
+type Coordinator struct {
+	opts  Options
+	log   hclog.Logger
+	stack lifecycle.Stack
+
+	store    *state.Store
+	node     *consensus.Node
+	propose  *proposer
+	metrics  *metrics.Metrics
+	broker   *events.Broker
+	link     *agentlink.Link
+	runner   *allocator.Runner
+	receiver *agentlink.Receiver
+	listener net.Listener
+	api      *httpapi.Server
+}
+
+// New opens the data directory, starts the Raft node and binds the API's listener. Nothing is served
+// before Start. A failed New leaves nothing open.
+func New(opts Options) (*Coordinator, error) {
+	if opts.Now == nil {
+		opts.Now = time.Now
+	}
+	if opts.Fence == nil {
+		opts.Fence = func(string) { os.Exit(1) }
+	}
+	c := &Coordinator{opts: opts, log: opts.Logger}
+	if err := c.open(); err != nil {
+		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+		defer cancel()
+		return nil, errors.Join(err, c.stack.Stop(ctx))
+	}
+	return c, nil
+}
+
+func (c *Coordinator) open() error {
+	cfg := c.opts.Config
+	if err := os.MkdirAll(cfg.DataDir, 0o700); err != nil {
+		return fmt.Errorf("cannot make the data directory: %w; set data_dir to a directory this user may write, or make it for this user", err)
+	}
+	var err error
+	if c.listener, err = net.Listen("tcp", cfg.API.Listen); err != nil {
+		return fmt.Errorf("cannot listen for the API at %s: %w; set api.listen to a free address, or end the program that has it", cfg.API.Listen, err)
+	}
+	c.stack.Push("API listener", func(context.Context) error { return ignoreClosed(c.listener.Close()) })
+	c.metrics = metrics.New()
+	c.store = state.New()
+	machine := fsm.New(c.store, c.log.Named("fsm"))
+	c.node, err = consensus.Open(consensus.Options{
+		NodeID: cfg.NodeID, Dir: filepath.Join(cfg.DataDir, "raft"), Listen: cfg.Raft.Listen,
+		Profile: consensus.Profile(cfg.Raft.Profile), Bootstrap: cfg.Raft.Bootstrap,
+		FSM: machine, CheckSnapshot: fsm.Check, Logger: c.log.Named("raft"),
+		Fence: func(reason string) {
+			c.log.Error("fenced: this coordinator ends, so that another one can lead", "reason", reason)
+			c.opts.Fence(reason)
+		},
+	})
+	if err != nil {
+		return err
+	}
+	c.stack.Push("Raft node", c.node.Close)
+	c.propose = &proposer{c.node}
+	c.wire()
+	return nil
+}
+
+func (c *Coordinator) wire() {
+	cfg, now := c.opts.Config, c.opts.Now
+	c.link = agentlink.New(agentlink.Options{
+		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: heartbeat, Logger: c.log.Named("agents"), Now: now,
+	})
+	c.runner = allocator.New(allocator.Options{
+		Store: c.store, Proposer: c.propose, Verifier: c.link, Logger: c.log.Named("allocator"), Now: now,
+		RetryAfter: c.metrics.RefillEstimate,
+	})
+	c.receiver = agentlink.NewReceiver(c.link, c.runner)
+	c.broker = events.New(events.Options{Store: c.store, Logger: c.log.Named("events"), Observe: c.metrics.Event})
+	c.metrics.Watch(metrics.Sources{Store: c.store, Node: c.node, Link: c.link})
+	c.api = httpapi.New(httpapi.Options{
+		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, cfg.NodeID},
+		Metrics: c.metrics, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log.Named("api"), Now: now,
+		RateLimit: cfg.API.RateLimit, RateBurst: cfg.API.RateBurst, AuthFailures: cfg.API.AuthFailures,
+	})
+}
+
+// Addr is where the API listens.
+func (c *Coordinator) Addr() net.Addr { return c.listener.Addr() }
+
+// Start begins to serve and to lead when elected.
+func (c *Coordinator) Start() {
+	c.stack.Go("events", c.broker.Run)
+	c.stack.Go("leader loops", func(ctx context.Context) { c.node.RunWhileLeader(ctx, c.lead) })
+	server := c.api.HTTPServer()
+	c.stack.Go("API refusals", c.api.Run)
+	c.stack.Push("API", func(ctx context.Context) error {
+		err := server.Shutdown(ctx)
+		return errors.Join(err, ignoreClosed(server.Close()))
+	})
+	go func() { // ends when the stack closes the server
+		if err := server.Serve(c.listener); !errors.Is(err, http.ErrServerClosed) {
+			c.log.Error("the API stopped serving", "error", err)
+			c.opts.Fence("the API stopped serving")
+		}
+	}()
+}
+
+// lead runs the leader's loops until leadership ends.
+func (c *Coordinator) lead(ctx context.Context) {
+	c.log.Info("leading")
+	defer c.log.Info("no longer leading")
+	if err := c.initialize(ctx); err != nil {
+		c.log.Error("cannot initialize the cluster", "error", err)
+	}
+	var loops lifecycle.Stack
+	loops.Go("allocator", c.runner.Run)
+	loops.Go("pool keeper", poolkeeper.New(poolkeeper.Options{
+		Store: c.store, Proposer: c.propose, Logger: c.log.Named("poolkeeper"), Now: c.opts.Now,
+	}).Run)
+	loops.Go("host monitor", hostmonitor.New(hostmonitor.Options{
+		Store: c.store, Proposer: c.propose, Liveness: c.link, Logger: c.log.Named("hostmonitor"), Now: c.opts.Now,
+		SilentAfter: c.opts.Config.Hosts.SilentAfter, LostAfter: c.opts.Config.Hosts.LostAfter,
+	}).Run)
+	<-ctx.Done()
+	if err := loops.Stop(context.Background()); err != nil {
+		c.log.Error("a leader loop did not stop", "error", err)
+	}
+}
+
+// Healthy reports whether the coordinator does its work: it is not fenced and knows a leader.
+func (c *Coordinator) Healthy() bool {
+	stats := c.node.Stats()
+	return !stats.Fenced && stats.LeaderID != ""
+}
+
+// Stop ends everything in reverse order.
+func (c *Coordinator) Stop(ctx context.Context) error { return c.stack.Stop(ctx) }
+
+func ignoreClosed(err error) error {
+	if errors.Is(err, net.ErrClosed) || errors.Is(err, http.ErrServerClosed) {
+		return nil
+	}
+	return err
+}

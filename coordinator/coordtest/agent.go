@@ -1,0 +1,288 @@
+package coordtest
+
+import (
+	"context"
+	"fmt"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Script says how a scripted agent misbehaves. The zero value serves everything at once.
+type Script struct {
+	// Fail makes a step ("activate", "route", "verify") of an organization's activation fail with a code;
+	// "" is every organization.
+	Fail func(step, organization string) (code string)
+	// Hold keeps the agent from answering a grant at all.
+	Hold func(organization string) bool
+	// Broken makes gateways fail to start.
+	Broken func(gateway string) bool
+}
+
+// Agent speaks the agent protocol for one host, without nginx and processes: what it is assigned takes
+// effect at once, or fails as its script says.
+type Agent struct {
+	t        testing.TB
+	host     string
+	instance string
+	capacity int
+	client   *client.Client
+	cancel   context.CancelFunc
+	done     sync.WaitGroup
+
+	mu         sync.Mutex
+	script     Script
+	gateways   map[string]*scripted // guarded by mu
+	pending    api.Observation      // guarded by mu
+	wake       chan struct{}
+	violations []string // guarded by mu
+}
+
+type scripted struct {
+	assignment api.GatewayAssignment
+	report     api.GatewayReport
+}
+
+func newAgent(t testing.TB, c *client.Client, host string, capacity int, script Script) *Agent {
+	ctx, cancel := context.WithCancel(context.Background())
+	a := &Agent{
+		t: t, host: host, instance: id.Secret()[:16], capacity: capacity, script: script, client: c, cancel: cancel,
+		gateways: map[string]*scripted{}, wake: make(chan struct{}, 1),
+	}
+	a.pending = a.full()
+	a.done.Go(func() { a.follow(ctx) })
+	a.done.Go(func() { a.send(ctx) })
+	a.poke()
+	return a
+}
+
+// Stop ends the agent as a crash does: nothing is said to the coordinator.
+func (a *Agent) Stop() {
+	a.cancel()
+	a.done.Wait()
+}
+
+// SetScript changes how the agent behaves from now on.
+func (a *Agent) SetScript(s Script) {
+	a.mu.Lock()
+	a.script = s
+	a.mu.Unlock()
+}
+
+// Serving lists the gateway that serves each organization on this host.
+func (a *Agent) Serving() map[string]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	out := map[string]string{}
+	for gw, s := range a.gateways {
+		if s.report.Phase == api.PhaseServing {
+			out[s.report.OrganizationID] = gw
+		}
+	}
+	return out
+}
+
+// Violations lists what must never happen and did: two gateways of one organization at the same time.
+func (a *Agent) Violations() []string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return append([]string(nil), a.violations...)
+}
+
+// full is a full observation of what there is.
+func (a *Agent) full() api.Observation {
+	obs := api.Observation{
+		HostID: a.host, Instance: a.instance, Full: true,
+		Host: &api.HostReport{
+			Address: "192.0.2.1", Capacity: a.capacity, Version: "test",
+			Nginx: api.NginxStatus{State: api.NginxServing, DesiredGeneration: 1, LiveGeneration: 1},
+		},
+	}
+	for _, s := range a.gateways {
+		obs.Gateways = append(obs.Gateways, s.report)
+	}
+	return obs
+}
+
+func (a *Agent) poke() {
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// follow holds the stream open, and dials again when it ends.
+func (a *Agent) follow(ctx context.Context) {
+	for ctx.Err() == nil {
+		a.stream(ctx)
+		select {
+		case <-ctx.Done():
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
+}
+
+func (a *Agent) stream(ctx context.Context) {
+	_ = a.client.AgentStream(ctx, a.host, a.instance, func(f api.AssignmentFrame) error {
+		a.take(f)
+		return nil
+	}) // its end, for whatever reason, is followed by the next try
+}
+
+// take applies a frame.
+func (a *Agent) take(f api.AssignmentFrame) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if f.Full {
+		named := map[string]bool{}
+		for _, g := range f.Gateways {
+			named[g.GatewayID] = true
+		}
+		for gw := range a.gateways {
+			if !named[gw] {
+				delete(a.gateways, gw)
+			}
+		}
+	}
+	for _, g := range f.Gateways {
+		a.apply(g)
+	}
+	for _, v := range f.Verify {
+		step := api.Step{Step: api.StepVerify, State: api.StepFailed, Error: "not served"}
+		if s := a.gateways[v.GatewayID]; s != nil && s.report.Phase == api.PhaseServing && s.report.Epoch == v.Epoch {
+			step.State, step.Error = api.StepDone, ""
+		}
+		a.pending.Steps = append(a.pending.Steps, api.StepReport{Nonce: v.Nonce, GatewayID: v.GatewayID, Epoch: v.Epoch, Step: step})
+	}
+	if f.Full {
+		steps := a.pending.Steps
+		a.pending = a.full()
+		a.pending.Steps = steps
+	}
+	a.poke()
+}
+
+// apply makes one gateway what it is assigned to be; the caller holds mu.
+func (a *Agent) apply(g api.GatewayAssignment) {
+	s := a.gateways[g.GatewayID]
+	if s == nil {
+		s = &scripted{}
+		a.gateways[g.GatewayID] = s
+	}
+	had := s.report
+	if g.Target == api.TargetGone {
+		a.report(s, g, api.GatewayReport{GatewayID: g.GatewayID, Incarnation: g.Incarnation, Phase: api.PhaseGone})
+		delete(a.gateways, g.GatewayID)
+		return
+	}
+	if had.Incarnation != g.Incarnation {
+		next := api.GatewayReport{GatewayID: g.GatewayID, Incarnation: g.Incarnation, Phase: api.PhaseReady, BootID: id.Secret()[:8], PID: 1}
+		if a.script.Broken != nil && a.script.Broken(g.GatewayID) {
+			next.Phase, next.Code, next.Message = api.PhaseFailed, "internal", "it does not start"
+		}
+		if had.Phase == api.PhaseServing {
+			now := time.Now().UTC()
+			next.Undo = []api.Step{
+				{Step: api.StepUnroute, State: api.StepDone, StartedAt: now, EndedAt: &now},
+				{Step: api.StepDeactivate, State: api.StepDone, StartedAt: now, EndedAt: &now},
+				{Step: api.StepRecycle, State: api.StepDone, StartedAt: now, EndedAt: &now},
+			}
+		}
+		a.report(s, g, next)
+	}
+	if g.Grant != nil && s.report.Phase == api.PhaseReady {
+		a.serve(s, g)
+	}
+	s.assignment = g
+}
+
+// serve goes through the steps of a grant.
+func (a *Agent) serve(s *scripted, g api.GatewayAssignment) {
+	org := g.Grant.OrganizationID
+	if a.script.Hold != nil && a.script.Hold(org) {
+		return
+	}
+	for _, name := range []string{api.StepActivate, api.StepRoute, api.StepVerify} {
+		now := time.Now().UTC()
+		step := api.Step{Step: name, State: api.StepDone, StartedAt: now, EndedAt: &now}
+		if a.script.Fail != nil {
+			if code := a.script.Fail(name, org); code != "" {
+				step.State, step.Code, step.Error = api.StepFailed, code, "made to fail"
+			}
+		}
+		a.pending.Steps = append(a.pending.Steps, api.StepReport{
+			AllocationID: g.Grant.AllocationID, GatewayID: g.GatewayID, Epoch: g.Grant.Epoch, Step: step,
+		})
+		if step.State == api.StepFailed {
+			return
+		}
+	}
+	for gw, other := range a.gateways {
+		if gw != g.GatewayID && other.report.Phase == api.PhaseServing && other.report.OrganizationID == org {
+			a.violations = append(a.violations, fmt.Sprintf("organization %s is served by %s and %s", org, gw, g.GatewayID))
+		}
+	}
+	next := s.report
+	next.Phase, next.OrganizationID, next.Epoch, next.Undo = api.PhaseServing, org, g.Grant.Epoch, nil
+	a.report(s, g, next)
+}
+
+// report puts a gateway's state into the next observation. One of the same gateway that is still waiting is
+// replaced; its undo steps are kept.
+func (a *Agent) report(s *scripted, g api.GatewayAssignment, r api.GatewayReport) {
+	s.assignment, s.report = g, r
+	s.report.Undo = nil
+	for i, p := range a.pending.Gateways {
+		if p.GatewayID == r.GatewayID {
+			if len(r.Undo) == 0 && p.Incarnation == r.Incarnation {
+				r.Undo = p.Undo
+			}
+			a.pending.Gateways[i] = r
+			return
+		}
+	}
+	a.pending.Gateways = append(a.pending.Gateways, r)
+}
+
+// send posts what is pending, one observation at a time.
+func (a *Agent) send(ctx context.Context) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-a.wake:
+		}
+		a.mu.Lock()
+		obs := a.pending
+		a.pending = api.Observation{HostID: a.host, Instance: a.instance}
+		a.mu.Unlock()
+		if !obs.Full && len(obs.Gateways) == 0 && len(obs.Steps) == 0 {
+			continue
+		}
+		for !a.post(ctx, obs) {
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(20 * time.Millisecond):
+			}
+		}
+	}
+}
+
+// post reports whether the observation is done with: taken in, or refused for good.
+func (a *Agent) post(ctx context.Context, obs api.Observation) bool {
+	_, err := a.client.Observe(ctx, obs)
+	if err == nil || ctx.Err() != nil {
+		return true
+	}
+	if status := fault.From(err).Status(); status/100 == 4 {
+		a.t.Errorf("the coordinator refused an observation: %v", err)
+		return true
+	}
+	return false
+}

@@ -1,0 +1,185 @@
+// Package coordtest runs a real coordinator inside a test, on loopback and a directory of its own, with
+// scripted agents that speak the real protocol. It waits on conditions, never on time.
+package coordtest
+
+import (
+	"context"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/coordinator"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Patience bounds every wait: far above what anything takes, so that only a hang ends it.
+const Patience = 60 * time.Second
+
+// Cluster is a coordinator under test.
+type Cluster struct {
+	Admin *client.Client // with the first admin token
+	Token string
+	URL   string
+
+	t      testing.TB
+	config *coordinator.Config
+	run    *coordinator.Coordinator
+	logs   hclog.Logger
+}
+
+// Start runs a coordinator and waits until it leads.
+func Start(t testing.TB) *Cluster {
+	t.Helper()
+	cfg := coordinator.DefaultConfig()
+	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = "c1", t.TempDir(), "example.org", "http://{hostname}"
+	cfg.API.Listen, cfg.Raft.Listen = freeAddr(t), freeAddr(t)
+	cfg.API.RateLimit = 0
+	logs := hclog.NewNullLogger()
+	if testing.Verbose() {
+		logs = hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: os.Stderr})
+	}
+	c := &Cluster{t: t, config: cfg, logs: logs}
+	t.Cleanup(c.Stop)
+	c.Restart()
+	return c
+}
+
+// Restart stops the coordinator if it runs, starts it again on the same directory and addresses, and
+// waits until it leads.
+func (c *Cluster) Restart() {
+	c.t.Helper()
+	c.Stop()
+	run, err := coordinator.New(coordinator.Options{
+		Config: c.config, Logger: c.logs,
+		Fence: func(reason string) { c.t.Errorf("fenced: %s", reason) },
+	})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	run.Start()
+	c.run, c.URL = run, "http://"+run.Addr().String()
+	c.await()
+}
+
+// await waits for the first token and for leadership.
+func (c *Cluster) await() {
+	c.t.Helper()
+	Eventually(c.t, "the coordinator is ready", func() bool {
+		data, err := os.ReadFile(filepath.Join(c.config.DataDir, "admin.token"))
+		if err != nil {
+			return false
+		}
+		c.Token = strings.TrimSpace(string(data))
+		if c.Admin, err = client.New(client.Options{Addresses: []string{c.URL}, Token: c.Token}); err != nil {
+			c.t.Fatal(err)
+		}
+		ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+		defer cancel()
+		_, err = c.Admin.ListPools(ctx)
+		return err == nil && c.Admin.Ready(ctx) == nil
+	})
+}
+
+// Stop ends the coordinator.
+func (c *Cluster) Stop() {
+	if c.run == nil {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	defer cancel()
+	if err := c.run.Stop(ctx); err != nil {
+		c.t.Errorf("cannot stop the coordinator: %v", err)
+	}
+	c.run = nil
+}
+
+// Agent starts a scripted agent for a host and waits until the host is registered.
+func (c *Cluster) Agent(host string, capacity int, script Script) *Agent {
+	c.t.Helper()
+	ctx := c.Context()
+	token, err := c.Admin.CreateToken(ctx, api.CreateToken{Role: api.RoleAgent, HostID: host})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	cl, err := client.New(client.Options{Addresses: []string{c.URL}, Token: token.Secret, RetryFor: -1})
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	a := newAgent(c.t, cl, host, capacity, script)
+	c.t.Cleanup(a.Stop)
+	Eventually(c.t, "host "+host+" is registered", func() bool {
+		_, err := c.Admin.Host(ctx, host)
+		return err == nil
+	})
+	return a
+}
+
+// Pool makes a pool that holds this many ready gateways and never more, and waits for them.
+func (c *Cluster) Pool(name string, size int) {
+	c.t.Helper()
+	inFlight := min(size, 1000)
+	if _, err := c.Admin.PutPool(c.Context(), name, api.PutPool{MinReady: &size, Max: &size, MaxInFlight: &inFlight}); err != nil {
+		c.t.Fatal(err)
+	}
+	c.Ready(name, size)
+}
+
+// Ready waits until exactly this many gateways of a pool are ready.
+func (c *Cluster) Ready(name string, size int) {
+	c.t.Helper()
+	Eventually(c.t, "the pool has its ready gateways", func() bool {
+		p, err := c.Admin.Pool(c.Context(), name)
+		return err == nil && p.Counts.Ready == size
+	})
+}
+
+// Organizations puts new organizations and returns their ids.
+func (c *Cluster) Organizations(n int) []string {
+	c.t.Helper()
+	out := make([]string, n)
+	for i := range out {
+		out[i] = string(id.NewOrganization())
+		if _, err := c.Admin.PutOrganization(c.Context(), out[i], api.PutOrganization{Name: "test"}); err != nil {
+			c.t.Fatal(err)
+		}
+	}
+	return out
+}
+
+// Context ends with the test, at the latest after Patience.
+func (c *Cluster) Context() context.Context {
+	ctx, cancel := context.WithTimeout(context.Background(), Patience)
+	c.t.Cleanup(cancel)
+	return ctx
+}
+
+// Eventually polls a condition until it holds, and fails the test when it does not within Patience.
+func Eventually(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for end := time.Now().Add(Patience); ; {
+		if ok() {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("waited in vain until %s", what)
+		}
+		time.Sleep(2 * time.Millisecond)
+	}
+}
+
+func freeAddr(t testing.TB) string {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().String()
+}

@@ -1,0 +1,46 @@
+package coordinator
+
+import (
+	"context"
+	"fmt"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/consensus"
+	"github.com/demiurge-platform/demiurge/shared/api"
+)
+
+// proposer puts commands into the log of the node.
+type proposer struct{ node *consensus.Node }
+
+// Propose encodes a command and returns what the state machine answered, once it is applied here.
+func (p *proposer) Propose(ctx context.Context, c command.Command) (command.Result, uint64, error) {
+	data, err := command.Encode(c)
+	if err != nil {
+		return command.Result{}, 0, err
+	}
+	answer, index, err := p.node.Propose(ctx, data)
+	if err != nil {
+		return command.Result{}, 0, err
+	}
+	result, ok := answer.(command.Result)
+	if !ok {
+		return command.Result{}, 0, fmt.Errorf("the state machine answered a command of type %d with a %T", c.Type(), answer)
+	}
+	return result, index, nil
+}
+
+// cluster tells the API about the node.
+type cluster struct {
+	*consensus.Node
+	id string
+}
+
+// Peers are the members of the cluster.
+func (c cluster) Peers() []api.Peer {
+	stats := c.Stats()
+	out := make([]api.Peer, 0, len(stats.Peers))
+	for _, p := range stats.Peers {
+		out = append(out, api.Peer{ID: p.ID, Address: p.Address, Voter: p.Voter, Leader: p.ID == stats.LeaderID})
+	}
+	return out
+}
