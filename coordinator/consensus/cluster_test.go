@@ -97,6 +97,7 @@ func settle(t *testing.T, members []*member, line string) {
 }
 
 func TestThreeNodesLoseTheirLeader(t *testing.T) {
+	t.Parallel()
 	members := cluster(t, 3, nil)
 	// Leader work of each member: begun, ended, running now.
 	type work struct{ begun, ended, running atomic.Int32 }
@@ -157,6 +158,7 @@ func TestThreeNodesLoseTheirLeader(t *testing.T) {
 }
 
 func TestTransferLeadership(t *testing.T) {
+	t.Parallel()
 	members := cluster(t, 3, nil)
 	first := leader(t, members)
 	settle(t, members, "one")
@@ -171,6 +173,7 @@ func TestTransferLeadership(t *testing.T) {
 }
 
 func TestMembersComeAndGo(t *testing.T) {
+	t.Parallel()
 	members := cluster(t, 1, nil)
 	first := members[0]
 	leads(t, first.Node)
@@ -220,6 +223,7 @@ func TestMembersComeAndGo(t *testing.T) {
 
 // TestRestoreReachesFollowers restores on the leader of three; the others get the state from it.
 func TestRestoreReachesFollowers(t *testing.T) {
+	t.Parallel()
 	members := cluster(t, 3, nil)
 	settle(t, members, "one")
 	var file buffer

@@ -37,6 +37,7 @@ func used(t *testing.T) string {
 }
 
 func TestDirectoriesThatAreRefused(t *testing.T) {
+	t.Parallel()
 	for name, c := range map[string]struct {
 		spoil func(t *testing.T, dir string)
 		want  string
@@ -80,6 +81,7 @@ func spoilAll(t *testing.T, pattern string) {
 }
 
 func TestForeignDirectoryIsRefused(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	write(t, dir+"/notes.txt", "mine")
 	if _, err := consensus.Open(options(dir, &ledger{})); err == nil || !strings.Contains(err.Error(), "it holds notes.txt but no VERSION file") {
@@ -93,6 +95,7 @@ func TestForeignDirectoryIsRefused(t *testing.T) {
 }
 
 func TestDirectoryInUseIsRefused(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, options(dir, &ledger{}))
 	if _, err := consensus.Open(options(dir, &ledger{})); err == nil || !strings.Contains(err.Error(), "another running process holds it") {
@@ -104,6 +107,7 @@ func TestDirectoryInUseIsRefused(t *testing.T) {
 }
 
 func TestFullDiskIsRefused(t *testing.T) {
+	t.Parallel()
 	opts := options(t.TempDir(), &ledger{})
 	opts.SegmentSize = math.MaxInt >> 2
 	if _, err := consensus.Open(opts); err == nil || !strings.Contains(err.Error(), "its disk is full") {
@@ -113,6 +117,7 @@ func TestFullDiskIsRefused(t *testing.T) {
 
 // TestLeftoversOfACrash: a first start cut short, and a restore cut short.
 func TestLeftoversOfACrash(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	write(t, dir+"/LOCK", "")
 	write(t, dir+"/VERSION.tmp", `{"for`)
@@ -138,6 +143,7 @@ func copyDir(t *testing.T, from string) string {
 }
 
 func TestCrashCopyKeepsWhatWasAcknowledged(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, options(dir, &ledger{}))
 	leads(t, n)

@@ -68,6 +68,7 @@ func withDisk(opts *consensus.Options) *disk {
 }
 
 func TestStalledDiskFences(t *testing.T) {
+	t.Parallel()
 	for name, idle := range map[string]bool{"while proposing": false, "while idle": true} {
 		t.Run(name, func(t *testing.T) {
 			var fence fenceCount
@@ -110,6 +111,7 @@ func TestStalledDiskFences(t *testing.T) {
 }
 
 func TestFailedWriteFences(t *testing.T) {
+	t.Parallel()
 	dir, state := t.TempDir(), &ledger{}
 	var fence fenceCount
 	opts := options(dir, state)
@@ -139,6 +141,7 @@ func TestFailedWriteFences(t *testing.T) {
 
 // TestFailedTermFences covers the write at whose failure the library panics.
 func TestFailedTermFences(t *testing.T) {
+	t.Parallel()
 	var fence fenceCount
 	opts := options(t.TempDir(), &ledger{})
 	opts.Fence = fence.fn
@@ -161,6 +164,7 @@ func TestFailedTermFences(t *testing.T) {
 // TestLeaderWithStalledDiskIsReplaced is the case in which the library alone would stay without a
 // working leader for ever.
 func TestLeaderWithStalledDiskIsReplaced(t *testing.T) {
+	t.Parallel()
 	disks := make([]*disk, 3)
 	members := cluster(t, 3, func(i int, o *consensus.Options) {
 		o.WriteTimeout = 2 * time.Second
@@ -191,6 +195,7 @@ func TestLeaderWithStalledDiskIsReplaced(t *testing.T) {
 }
 
 func TestDamagedLogIsRefused(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	n := open(t, options(dir, &ledger{}))
 	leads(t, n)

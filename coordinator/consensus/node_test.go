@@ -14,6 +14,7 @@ import (
 )
 
 func TestProposeRestartReplay(t *testing.T) {
+	t.Parallel()
 	dir, state := t.TempDir(), &ledger{}
 	n := open(t, options(dir, state))
 	leads(t, n)
@@ -76,6 +77,7 @@ func TestProposeRestartReplay(t *testing.T) {
 }
 
 func TestSnapshotThenRestart(t *testing.T) {
+	t.Parallel()
 	dir, state := t.TempDir(), &ledger{}
 	opts := options(dir, state)
 	opts.TrailingLogs = 1
@@ -104,6 +106,7 @@ func TestSnapshotThenRestart(t *testing.T) {
 
 // TestLogRolls fills several log files, so that the next ones are allocated and, after a snapshot, old ones go.
 func TestLogRolls(t *testing.T) {
+	t.Parallel()
 	dir, state := t.TempDir(), &ledger{}
 	opts := options(dir, state)
 	opts.SegmentSize = 64 << 10
@@ -128,6 +131,7 @@ func TestLogRolls(t *testing.T) {
 }
 
 func TestProposeRefusals(t *testing.T) {
+	t.Parallel()
 	n := open(t, options(t.TempDir(), &ledger{}))
 	leads(t, n)
 	if _, _, err := n.Propose(within(t), make([]byte, consensus.MaxProposal+1)); !fault.Is(err, fault.TooLarge) {
@@ -149,6 +153,7 @@ func TestProposeRefusals(t *testing.T) {
 }
 
 func TestOptionsAreChecked(t *testing.T) {
+	t.Parallel()
 	good := options(t.TempDir(), &ledger{})
 	for name, change := range map[string]func(*consensus.Options){
 		"it has no node id":   func(o *consensus.Options) { o.NodeID = "" },
@@ -175,6 +180,7 @@ func TestOptionsAreChecked(t *testing.T) {
 }
 
 func TestAdvertise(t *testing.T) {
+	t.Parallel()
 	opts := options(t.TempDir(), &ledger{})
 	opts.Listen, opts.Advertise = "127.0.0.1:0", "coordinator.example:7300"
 	n := open(t, opts)

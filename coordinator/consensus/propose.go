@@ -20,10 +20,11 @@ const MaxProposal = 1 << 20
 var ErrUnknown = errors.New("the outcome of the command is unknown")
 
 // Propose appends a command to the log and waits until this node's FSM has applied it. It returns what the
-// FSM answered and the command's index. Concurrent callers share disk writes.
+// FSM answered and the command's index. Concurrent callers share disk writes. data belongs to the node
+// from now on, whatever comes back.
 //
-// An error with code no_leader or too_large says that the command was not taken and never will be. An error that is
-// ErrUnknown leaves it open.
+// An error with code no_leader or too_large says that the command was not taken and never will be. An
+// error that is ErrUnknown leaves it open.
 func (n *Node) Propose(ctx context.Context, data []byte) (result any, index uint64, err error) {
 	if len(data) > MaxProposal {
 		return nil, 0, fault.New(fault.TooLarge, "cannot propose a command of %d bytes: the most is %d", len(data), MaxProposal)

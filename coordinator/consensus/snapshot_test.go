@@ -12,6 +12,7 @@ import (
 )
 
 func TestSaveAndRestore(t *testing.T) {
+	t.Parallel()
 	old := open(t, options(t.TempDir(), &ledger{}))
 	leads(t, old)
 	var file bytes.Buffer
@@ -48,6 +49,7 @@ func TestSaveAndRestore(t *testing.T) {
 }
 
 func TestRestoreRefusesWhatItCannotRead(t *testing.T) {
+	t.Parallel()
 	state := &ledger{}
 	opts := options(t.TempDir(), state)
 	opts.CheckSnapshot = func(r io.Reader) error {
