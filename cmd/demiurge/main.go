@@ -42,7 +42,7 @@ func run() int {
 		Args:       os.Args[1:],
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,
-		Getenv:     os.Getenv,
+		Environ:    os.Environ(),
 		Terminal:   term.IsTerminal(int(os.Stderr.Fd())),
 		Executable: executable,
 		Hurry:      hurry,

@@ -30,7 +30,7 @@ type Options struct {
 	Args       []string // without the program's name
 	Stdout     io.Writer
 	Stderr     io.Writer
-	Getenv     func(string) string
+	Environ    []string        // "NAME=value", the last of a name counts
 	Terminal   bool            // Stderr is a terminal: waiting is drawn as a spinner
 	Executable string          // this program; `dev` finds the others beside it
 	Hurry      <-chan struct{} // closed by a second interrupt; nil: never
@@ -56,9 +56,6 @@ func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(fo
 // Run executes one command line and returns the exit code. A cancelled context is an interrupt.
 func Run(ctx context.Context, opts Options) int {
 	a := &app{Options: opts}
-	if a.Getenv == nil {
-		a.Getenv = func(string) string { return "" }
-	}
 	root := a.root()
 	root.SetArgs(opts.Args)
 	command, err := root.ExecuteContextC(ctx)
@@ -112,7 +109,7 @@ error), and 2 when the command line is wrong.`,
 		SilenceErrors: true,
 		SilenceUsage:  true,
 	},
-		a.statusCommand(), a.allocCommand(), a.orgCommand(), a.poolCommand(), a.gatewayCommand(),
+		a.devCommand(), a.statusCommand(), a.allocCommand(), a.orgCommand(), a.poolCommand(), a.gatewayCommand(),
 		a.hostCommand(), a.eventsCommand(), a.tokenCommand(), a.operatorCommand(), a.benchCommand(),
 		a.completionCommand(), a.versionCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
@@ -182,8 +179,10 @@ func (a *app) setting(flag, variable, fallback string) string {
 	if flag != "" {
 		return flag
 	}
-	if v := a.Getenv(variable); v != "" {
-		return v
+	for _, v := range a.Environ {
+		if name, value, _ := strings.Cut(v, "="); name == variable && value != "" {
+			fallback = value
+		}
 	}
 	return fallback
 }

@@ -1,0 +1,43 @@
+package cli
+
+import (
+	"context"
+
+	"github.com/spf13/cobra"
+
+	"github.com/demiurge-platform/demiurge/cmd/demiurge/dev"
+)
+
+func (a *app) devCommand() *cobra.Command {
+	var opts dev.Options
+	c := &cobra.Command{
+		Use:   "dev",
+		Short: "Run a whole system on this machine",
+		Long: `Run a whole system on this machine: coordinator, agent, nginx and a pool of gateways, as processes of their
+own, with one sample organization. It needs no root and no configuration, only nginx and the other programs
+beside this one.
+
+When everything is ready it prints the commands to try next and 'ready' on its own line, and writes
+<data-dir>/dev.json with address, token and processes. A program that dies is started again. An interrupt
+stops everything. Without --data-dir everything is in a new temporary directory that is removed at the
+end; a given one is kept and can be started again.`,
+		Example: `  demiurge dev
+  demiurge dev --data-dir ./data --nginx-port 8080 --gateways 5`,
+		Args: cobra.NoArgs,
+	}
+	flags := c.Flags()
+	flags.StringVar(&opts.DataDir, "data-dir", "", "directory for everything; kept (default: a temporary one, removed at the end)")
+	flags.StringVar(&opts.Address, "address", "127.0.0.1:7400", "address of the coordinator's API")
+	flags.IntVar(&opts.NginxPort, "nginx-port", 7480, "port of nginx on 127.0.0.1")
+	flags.IntVar(&opts.Gateways, "gateways", 3, "gateways to keep ready")
+	flags.StringVar(&opts.Domain, "domain", "dev.localhost", "organizations are served as org-<id>.<domain>")
+	c.RunE = a.run(func(ctx context.Context, _ []string) error {
+		opts.Executable, opts.Environ = a.Executable, a.Environ
+		opts.Stdout, opts.Stderr, opts.Hurry = a.Stdout, a.Stderr, a.Hurry
+		if err := opts.Check(); err != nil {
+			return usage("%s", err)
+		}
+		return dev.Run(ctx, opts)
+	})
+	return c
+}

@@ -1,0 +1,251 @@
+package dev
+
+import (
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"time"
+)
+
+const (
+	marker      = "demiurge-dev"     // file that says whose directory it is
+	markerText  = "demiurge dev 1\n" // and of which layout
+	tempPattern = "demiurge-dev-"
+	endPatience = 10 * time.Second
+)
+
+// plainPath is what the programs and nginx take as a path.
+var plainPath = regexp.MustCompile(`^/[A-Za-z0-9/._@+-]*$`)
+
+// longestSocket is the longest name of a unix socket below the run directory, and socketLimit the longest
+// path that the system takes.
+const (
+	longestSocket = "/gateways/gw-0123456789/control.sock"
+	socketLimit   = 107
+)
+
+// home is the directory of one system. The lock is held as long as a dev runs on it.
+type home struct {
+	dir       string
+	temporary bool
+	lock      *os.File
+}
+
+func (h *home) path(elem ...string) string { return filepath.Join(append([]string{h.dir}, elem...)...) }
+
+func (h *home) coordinatorConfig() string { return h.path("coordinator.yaml") }
+func (h *home) agentConfig() string       { return h.path("agent.yaml") }
+func (h *home) coordinatorData() string   { return h.path("coordinator") }
+func (h *home) agentData() string         { return h.path("agent") }
+func (h *home) runDir() string            { return h.path("run") }
+func (h *home) logs() string              { return h.path("log") }
+func (h *home) log(name string) string    { return h.path("log", name+".log") }
+func (h *home) adminToken() string        { return h.path("coordinator", "admin.token") }
+func (h *home) agentToken() string        { return h.path("agent.token") }
+func (h *home) devFile() string           { return h.path("dev.json") }
+func (h *home) recordFile() string        { return h.path("processes.json") }
+func (h *home) raftFile() string          { return h.path("raft.address") }
+
+// openHome makes or takes up the directory; empty: a temporary one. Nothing but an empty directory or one
+// of its own is taken.
+func openHome(dataDir string) (*home, error) {
+	h := &home{temporary: dataDir == ""}
+	var err error
+	if h.temporary {
+		h.dir, err = os.MkdirTemp("", tempPattern)
+	} else if h.dir, err = filepath.Abs(dataDir); err == nil {
+		err = os.MkdirAll(h.dir, 0o700)
+	}
+	if err == nil {
+		h.dir, err = filepath.EvalSymlinks(h.dir)
+	}
+	if err != nil {
+		return nil, fmt.Errorf("cannot make the data directory: %w; choose another with --data-dir", err)
+	}
+	if err := h.take(); err != nil {
+		return nil, errors.Join(err, h.close())
+	}
+	return h, nil
+}
+
+// take checks the directory and makes it ours.
+func (h *home) take() error {
+	if !plainPath.MatchString(h.dir) {
+		return fmt.Errorf("cannot use %s as data directory: nginx wants a path of letters, digits and ./_@+-; choose another with --data-dir", h.dir)
+	}
+	if n := len(h.runDir() + longestSocket); n > socketLimit {
+		return fmt.Errorf("cannot use %s as data directory: unix sockets below it would have %d characters and the system allows %d; choose one of at most %d characters with --data-dir",
+			h.dir, n, socketLimit, len(h.dir)-(n-socketLimit))
+	}
+	entries, err := os.ReadDir(h.dir)
+	if err != nil {
+		return fmt.Errorf("cannot read the data directory: %w; choose another with --data-dir", err)
+	}
+	text, err := os.ReadFile(h.path(marker))
+	switch {
+	case err == nil && string(text) != markerText:
+		return fmt.Errorf("cannot use %s as data directory: another version of demiurge dev wrote it; choose another with --data-dir, or remove it", h.dir)
+	case err != nil && len(entries) > 0:
+		return fmt.Errorf("cannot use %s as data directory: it has files that demiurge dev did not make; choose a new or empty one with --data-dir", h.dir)
+	}
+	if h.lock, err = lock(h.path("lock")); err != nil {
+		return fmt.Errorf("cannot use %s as data directory: %w", h.dir, err)
+	}
+	for _, dir := range []string{h.coordinatorData(), h.agentData(), h.runDir(), h.logs()} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			return fmt.Errorf("cannot write to the data directory: %w; choose another with --data-dir", err)
+		}
+	}
+	return writeFile(h.path(marker), []byte(markerText)) // last: what has it is locked by whoever uses it
+}
+
+// lock takes an exclusive lock that the system releases when this process ends, however it ends.
+func lock(path string) (*os.File, error) {
+	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
+	if err != nil {
+		return nil, fmt.Errorf("cannot open its lock: %w", err)
+	}
+	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
+		_ = f.Close()
+		if errors.Is(err, syscall.EWOULDBLOCK) {
+			return nil, errors.New("another demiurge dev runs on it; stop that one or choose another with --data-dir")
+		}
+		return nil, fmt.Errorf("cannot lock it: %w", err)
+	}
+	return f, nil
+}
+
+// close gives the directory up. A temporary one goes; of a given one only what was about this run.
+func (h *home) close() error {
+	if h.lock == nil && !h.temporary {
+		return nil
+	}
+	var err error
+	if h.temporary {
+		if err = os.RemoveAll(h.dir); err != nil {
+			err = fmt.Errorf("cannot remove the temporary directory: %w", err)
+		}
+	} else {
+		err = errors.Join(h.removeDevFile(), removeIfThere(h.recordFile()))
+	}
+	if h.lock != nil {
+		err = errors.Join(err, h.lock.Close())
+	}
+	return err
+}
+
+func (h *home) removeDevFile() error { return removeIfThere(h.devFile()) }
+
+func removeIfThere(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
+}
+
+// raftAddress is the address that an earlier run on this directory gave its coordinator, or "".
+func (h *home) raftAddress() string {
+	b, _ := os.ReadFile(h.raftFile())
+	return strings.TrimSpace(string(b))
+}
+
+// writeFile replaces a file that only its owner can read, at once or not at all.
+func writeFile(path string, data []byte) error {
+	temp := path + ".new"
+	if err := os.WriteFile(temp, data, 0o600); err != nil {
+		return err
+	}
+	return os.Rename(temp, path)
+}
+
+// record is what is known of the running processes, for a next run that has to clean up after this one.
+type record struct {
+	Boot      string              `json:"boot_id"`
+	Processes map[string]identity `json:"processes"`
+}
+
+func (h *home) writeRecord(processes map[string]identity) error {
+	b, err := json.Marshal(record{bootID(), processes})
+	if err != nil {
+		return err
+	}
+	return writeFile(h.recordFile(), b)
+}
+
+// leftovers are processes of an earlier run on this directory that was killed: those on record, their
+// descendants, and whoever else works below it.
+func (h *home) leftovers() []identity {
+	var r record
+	if b, err := os.ReadFile(h.recordFile()); err == nil {
+		_ = json.Unmarshal(b, &r) // a damaged record leaves the process table
+	}
+	seen := map[identity]bool{}
+	var out []identity
+	add := func(ids ...identity) {
+		for _, i := range ids {
+			if !seen[i] && i.PID != os.Getpid() {
+				seen[i] = true
+				out = append(out, i)
+			}
+		}
+	}
+	if r.Boot == bootID() {
+		for _, i := range r.Processes {
+			if i.alive() {
+				add(i)
+				add(descendants(i.PID)...)
+			}
+		}
+	}
+	for _, p := range table() {
+		if !p.zombie() && belongsTo(p.PID, h.dir) {
+			add(p.identity)
+		}
+	}
+	return out
+}
+
+// cleanLeftovers ends them and removes the record.
+func (h *home) cleanLeftovers(w io.Writer) error {
+	if n := len(h.leftovers()); n > 0 {
+		fmt.Fprintf(w, "ending %d processes that an earlier demiurge dev left in %s\n", n, h.dir)
+		if err := end(h.leftovers, endPatience, nil); err != nil {
+			return fmt.Errorf("cannot clean up after an earlier run: %w", err)
+		}
+	}
+	return errors.Join(h.removeDevFile(), removeIfThere(h.recordFile()))
+}
+
+// cleanTemporary ends and removes what killed runs without --data-dir left. It looks only at directories
+// of this user that no running dev holds, and does not keep this run from starting.
+func cleanTemporary(w io.Writer) {
+	dirs, _ := filepath.Glob(filepath.Join(os.TempDir(), tempPattern+"*"))
+	for _, dir := range dirs {
+		info, err := os.Lstat(dir)
+		if err != nil || !info.IsDir() {
+			continue
+		}
+		owner, ok := info.Sys().(*syscall.Stat_t)
+		text, err := os.ReadFile(filepath.Join(dir, marker))
+		if !ok || int(owner.Uid) != os.Getuid() || err != nil || string(text) != markerText {
+			continue
+		}
+		real, err := filepath.EvalSymlinks(dir)
+		if err != nil {
+			continue
+		}
+		h := &home{dir: real, temporary: true}
+		if h.lock, err = lock(h.path("lock")); err != nil {
+			continue
+		}
+		if err := errors.Join(h.cleanLeftovers(w), h.close()); err != nil {
+			fmt.Fprintf(w, "cannot remove %s, which an earlier run left: %v\n", dir, err)
+		}
+	}
+}

@@ -1,0 +1,125 @@
+package dev
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+)
+
+// programs are the paths of what a system is made of.
+type programs struct {
+	coordinator, agent, gateway, nginx string
+}
+
+// findPrograms looks beside this program for the others, and for nginx where systems keep it.
+func findPrograms(executable string) (programs, error) {
+	if real, err := filepath.EvalSymlinks(executable); err == nil {
+		executable = real
+	}
+	dir, err := filepath.Abs(filepath.Dir(executable))
+	if err != nil {
+		return programs{}, fmt.Errorf("cannot tell where this program is: %w", err)
+	}
+	p := programs{
+		coordinator: filepath.Join(dir, "demiurge-coordinator"),
+		agent:       filepath.Join(dir, "demiurge-agent"),
+		gateway:     filepath.Join(dir, "demiurge-gateway"),
+	}
+	var missing []string
+	for _, path := range []string{p.coordinator, p.agent, p.gateway} {
+		if _, err := exec.LookPath(path); err != nil {
+			missing = append(missing, filepath.Base(path))
+		}
+	}
+	if len(missing) > 0 {
+		return p, fmt.Errorf("cannot find %s in %s, beside this program: build all programs with 'make build', or install the package", strings.Join(missing, ", "), dir)
+	}
+	for _, name := range []string{"nginx", "/usr/sbin/nginx", "/usr/local/sbin/nginx"} {
+		if path, err := exec.LookPath(name); err == nil {
+			p.nginx, err = filepath.Abs(path)
+			return p, err
+		}
+	}
+	return p, errors.New("cannot find nginx in PATH, /usr/sbin or /usr/local/sbin: install the package nginx (Debian: apt-get install nginx-light)")
+}
+
+// ports are the addresses that a system listens on.
+type ports struct {
+	api, raft, nginx string
+}
+
+// choosePorts checks that the wanted addresses are free before anything starts, and chooses those that
+// are left open. earlierRaft is kept while it is free: the log remembers it.
+func choosePorts(opts Options, earlierRaft string) (ports, error) {
+	var p ports
+	var held []net.Listener // until all are chosen, so that no two are the same
+	defer func() {
+		for _, l := range held {
+			_ = l.Close()
+		}
+	}()
+	take := func(address string) (string, error) {
+		l, err := net.Listen("tcp", address)
+		if err != nil {
+			return "", err
+		}
+		held = append(held, l)
+		return l.Addr().String(), nil
+	}
+	var err error
+	if p.api, err = take(opts.Address); err != nil {
+		return p, portError(opts.Address, "--address", err)
+	}
+	web := net.JoinHostPort("127.0.0.1", strconv.Itoa(opts.NginxPort))
+	if p.nginx, err = take(web); err != nil {
+		return p, portError(web, "--nginx-port", err)
+	}
+	host, port, err := net.SplitHostPort(p.api)
+	if err != nil {
+		return p, err
+	}
+	candidates := []string{earlierRaft}
+	if n, err := strconv.Atoi(port); err == nil && n < 65535 {
+		candidates = append(candidates, net.JoinHostPort(host, strconv.Itoa(n+1)))
+	}
+	for _, address := range append(candidates, net.JoinHostPort(host, "0")) {
+		if address == "" {
+			continue
+		}
+		if p.raft, err = take(address); err == nil {
+			return p, nil
+		}
+	}
+	return p, fmt.Errorf("cannot find a free port on %s for Raft: %w", host, err)
+}
+
+func portError(address, flag string, err error) error {
+	switch {
+	case errors.Is(err, syscall.EADDRINUSE):
+		return fmt.Errorf("cannot listen on %s: another program does; stop it, or choose another port with %s (0: any free one)", address, flag)
+	case errors.Is(err, os.ErrPermission):
+		return fmt.Errorf("cannot listen on %s: ports below 1024 need rights that this user does not have; choose a higher one with %s", address, flag)
+	}
+	return fmt.Errorf("cannot listen on %s: %w; choose another with %s", address, err, flag)
+}
+
+// cleanEnvironment is what the programs inherit: not what would configure them or tie them to the service
+// manager that started this one.
+func cleanEnvironment(environ []string) []string {
+	var out []string
+	for _, v := range environ {
+		name, _, _ := strings.Cut(v, "=")
+		switch {
+		case strings.HasPrefix(name, "DEMIURGE_"), strings.HasPrefix(name, "LISTEN_"), strings.HasPrefix(name, "WATCHDOG_"), name == "NOTIFY_SOCKET", name == "NGINX":
+		default:
+			out = append(out, v)
+		}
+	}
+	return out
+}

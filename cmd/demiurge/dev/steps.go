@@ -1,0 +1,258 @@
+package dev
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+)
+
+// tokenName marks the agent's token, so that a later run on the same directory can revoke it.
+const tokenName = "demiurge dev"
+
+// poll asks until it is done or ctx ends. What is still missing goes into the error of the start.
+func (s *system) poll(ctx context.Context, missing func(context.Context) string) error {
+	ticker := time.NewTicker(25 * time.Millisecond)
+	defer ticker.Stop()
+	for {
+		what := missing(ctx)
+		if what == "" {
+			return nil
+		}
+		s.mu.Lock()
+		if ctx.Err() == nil {
+			s.seen = what
+		}
+		s.mu.Unlock()
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-ticker.C:
+		}
+	}
+}
+
+// missing is what the start waited for last.
+func (s *system) missing() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.seen == "" {
+		return ""
+	}
+	return "; last: " + s.seen
+}
+
+func (s *system) waitReady(ctx context.Context) error {
+	return s.poll(ctx, func(ctx context.Context) string {
+		if err := s.open.Ready(ctx); err != nil {
+			return err.Error()
+		}
+		return ""
+	})
+}
+
+// tokens takes the first admin token, which the coordinator left in a file, and makes the agent's. One of
+// an earlier run is revoked: its secret is lost with that run.
+func (s *system) tokens(ctx context.Context) error {
+	err := s.poll(ctx, func(context.Context) string {
+		b, err := os.ReadFile(s.home.adminToken())
+		if err != nil {
+			return err.Error()
+		}
+		s.token = strings.TrimSpace(string(b))
+		return ""
+	})
+	if err != nil {
+		return err
+	}
+	s.admin, err = client.New(client.Options{Addresses: []string{"http://" + s.ports.api}, Token: s.token})
+	if err != nil {
+		return err
+	}
+	earlier, err := s.admin.ListTokens(ctx)
+	if err != nil {
+		return err
+	}
+	for _, t := range earlier {
+		if t.Name == tokenName && t.Role == api.RoleAgent {
+			if err := s.admin.DeleteToken(ctx, t.TokenID); err != nil {
+				return err
+			}
+		}
+	}
+	created, err := s.admin.CreateToken(ctx, api.CreateToken{Role: api.RoleAgent, HostID: hostID, Name: tokenName})
+	if err != nil {
+		return err
+	}
+	return writeFile(s.home.agentToken(), []byte(created.Secret+"\n"))
+}
+
+func (s *system) waitNginx(ctx context.Context) error {
+	var dialer net.Dialer
+	return s.poll(ctx, func(ctx context.Context) string {
+		conn, err := dialer.DialContext(ctx, "tcp", s.ports.nginx)
+		if err != nil {
+			return err.Error()
+		}
+		_ = conn.Close()
+		return ""
+	})
+}
+
+// pool makes the default pool, or gives an earlier one the wanted number of ready gateways.
+func (s *system) pool(ctx context.Context) error {
+	limit := max(50, 2*s.opts.Gateways)
+	want := api.PutPool{MinReady: &s.opts.Gateways, Max: &limit}
+	have, err := s.admin.Pool(ctx, poolName)
+	switch {
+	case err == nil && have.MinReady == s.opts.Gateways && have.Max >= limit:
+		return nil
+	case err == nil && have.Max >= limit:
+		want.Max = nil
+	case err != nil && !fault.Is(err, fault.NotFound):
+		return err
+	}
+	_, err = s.admin.PutPool(ctx, poolName, want)
+	return err
+}
+
+// organization puts the sample organization, unless an earlier run did: then it may have been changed.
+func (s *system) organization(ctx context.Context) error {
+	_, err := s.admin.Organization(ctx, SampleOrganization)
+	if !fault.Is(err, fault.NotFound) {
+		return err
+	}
+	_, err = s.admin.PutOrganization(ctx, SampleOrganization, api.PutOrganization{
+		Name:     "Sample organization",
+		Members:  []api.Member{{UserID: "alice", Username: "Alice", Role: "owner"}, {UserID: "bob", Username: "Bob", Role: "member"}},
+		Projects: []api.Project{{ProjectID: "board", Name: "Planning board"}},
+	})
+	return err
+}
+
+// waitGateways waits until the host serves, as many gateways as wanted are ready, and those of an earlier
+// run are known again.
+func (s *system) waitGateways(ctx context.Context) error {
+	return s.poll(ctx, func(ctx context.Context) string {
+		host, err := s.admin.Host(ctx, hostID)
+		if err != nil {
+			return err.Error()
+		}
+		if host.State != api.HostAlive || host.Nginx.State != api.NginxServing {
+			return fmt.Sprintf("host %s is %s, its nginx %q %s", hostID, host.State, host.Nginx.State, host.Nginx.LastError)
+		}
+		pool, err := s.admin.Pool(ctx, poolName)
+		if err != nil {
+			return err.Error()
+		}
+		c := pool.Counts
+		if c.Ready < s.opts.Gateways || c.Lost+c.Reconciling > 0 {
+			return fmt.Sprintf("%d of %d gateways are ready, %d starting, %d failed, %d not heard of yet; see %s",
+				c.Ready, s.opts.Gateways, c.Pending+c.Starting, c.Failed+c.Unhealthy, c.Lost+c.Reconciling, s.home.log(agentName))
+		}
+		return ""
+	})
+}
+
+// watchProcesses keeps dev.json and the record true until ctx ends.
+func (s *system) watchProcesses(ctx context.Context) {
+	gateways := make(chan struct{})
+	go func() { // waited for below
+		defer close(gateways)
+		s.watchGateways(ctx)
+	}()
+	defer func() { <-gateways }()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-s.changed:
+		}
+		if err := s.writeDevFile(ctx); err != nil && ctx.Err() == nil {
+			fmt.Fprintf(s.opts.Stderr, "cannot write %s: %v\n", s.home.devFile(), err)
+		}
+	}
+}
+
+// watchGateways follows the pids of the gateways, which only the API knows. While no coordinator answers
+// the last ones stand.
+func (s *system) watchGateways(ctx context.Context) {
+	var index uint64
+	for ctx.Err() == nil {
+		items, err := s.admin.ListGateways(ctx, client.GatewayFilter{}, client.Blocking(index, 10*time.Second), client.IndexTo(&index))
+		if err != nil {
+			index = 0 // whoever answers next may be younger
+			select {
+			case <-ctx.Done():
+			case <-time.After(200 * time.Millisecond):
+			}
+			continue
+		}
+		s.noteGateways(items)
+		select { // many changes at once are one
+		case <-ctx.Done():
+		case <-time.After(50 * time.Millisecond):
+		}
+	}
+}
+
+func (s *system) noteGateways(items []api.Gateway) {
+	now := map[string]identity{}
+	for _, g := range items {
+		if p, ok := look(g.PID); g.PID != 0 && ok && !p.zombie() {
+			now["gateway-"+g.GatewayID] = p.identity
+		}
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	different := false
+	for name, i := range s.processes {
+		if strings.HasPrefix(name, "gateway-") && now[name] != i {
+			delete(s.processes, name)
+			different = true
+		}
+	}
+	for name, i := range now {
+		if s.processes[name] != i {
+			s.processes[name] = i
+			different = true
+		}
+	}
+	if different {
+		s.noteChange()
+	}
+}
+
+// writeDevFile writes dev.json as it is now.
+func (s *system) writeDevFile(ctx context.Context) error {
+	if ctx.Err() != nil {
+		return ctx.Err()
+	}
+	file := api.DevFile{
+		API: "http://" + s.ports.api, Token: s.token, HTTP: "http://" + s.ports.nginx, Domain: s.opts.Domain,
+		OrganizationID: SampleOrganization, PID: os.Getpid(),
+	}
+	s.mu.Lock()
+	for name, i := range s.processes {
+		file.Processes = append(file.Processes, api.DevProcess{Name: name, PID: i.PID})
+	}
+	s.mu.Unlock()
+	slices.SortFunc(file.Processes, func(a, b api.DevProcess) int { return strings.Compare(a.Name, b.Name) })
+	b, err := json.MarshalIndent(file, "", "  ")
+	if err != nil {
+		return err
+	}
+	if err := writeFile(s.home.devFile(), append(b, '\n')); err != nil {
+		return errors.Join(err, ctx.Err())
+	}
+	return nil
+}
