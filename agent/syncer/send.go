@@ -1,0 +1,94 @@
+package syncer
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net/http"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+)
+
+// send reports what waits, one report at a time, until ctx ends. What waits then is sent once more, so
+// that a stop in order loses nothing.
+func (s *Syncer) send(ctx context.Context) {
+	full := time.NewTicker(s.o.Timing.FullEvery)
+	defer full.Stop()
+	failures := 0
+	for {
+		select {
+		case <-ctx.Done():
+			s.last()
+			return
+		case <-full.C:
+			s.o.Queue.wantFull()
+			continue
+		case <-s.o.Queue.wake:
+		}
+		o, any := s.o.Queue.take(s.o.Source)
+		if !any {
+			continue
+		}
+		base, n := s.base()
+		err := s.post(ctx, base.JoinPath("/v1/agent/observations").String(), o)
+		if err == nil {
+			s.o.Queue.acknowledged(o)
+			failures = 0
+			continue
+		}
+		s.o.Queue.giveBack(o)
+		if ctx.Err() != nil {
+			continue
+		}
+		failures++
+		if failures == 1 || failures%20 == 0 {
+			s.logger.Warn("the observation was not taken", "coordinator", base.String(), "error", err, "failures", failures)
+		}
+		if !s.Connected() {
+			s.next(n)
+		}
+		pause(ctx, s.backOff(failures))
+	}
+}
+
+// last tries once, shortly, to send what waits.
+func (s *Syncer) last() {
+	if !s.Connected() && s.o.Queue.empty() {
+		return
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	if o, any := s.o.Queue.take(s.o.Source); any {
+		base, _ := s.base()
+		if err := s.post(ctx, base.JoinPath("/v1/agent/observations").String(), o); err != nil {
+			s.logger.Debug("the last observation was not taken", "error", err)
+		}
+	}
+}
+
+func (s *Syncer) post(ctx context.Context, url string, o api.Observation) error {
+	o.HostID, o.Instance = string(s.o.Host), s.instance
+	body, err := json.Marshal(o)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithTimeout(ctx, s.o.Timing.Timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := s.o.Client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode/100 != 2 {
+		return problem(resp)
+	}
+	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
+	return err
+}

@@ -1,0 +1,168 @@
+// Package syncer carries the assignment in and observations out. It dials the coordinators, holds one
+// stream open and sends one report at a time; it decides nothing about gateways.
+//
+// What is to be sent is merged while a report is under way: of each gateway the latest report alone
+// counts, steps and events are kept until a coordinator has acknowledged them. So a slow or absent
+// coordinator costs bounded memory, and nothing that it must know is lost.
+package syncer
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"math/big"
+	"net/http"
+	"net/url"
+	"sync/atomic"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Source is asked for the whole state when a full observation is due.
+type Source interface {
+	// Reports is the latest report of every gateway that exists on the host.
+	Reports() []api.GatewayReport
+	// Host is the latest report of the host.
+	Host() api.HostReport
+}
+
+// Follower takes frames in the order in which they came. An error ends the stream; the next coordinator
+// is asked.
+type Follower interface {
+	Apply(f api.AssignmentFrame) error
+}
+
+// Options of a syncer. All but Timing must be set.
+type Options struct {
+	Logger       hclog.Logger
+	Host         id.Host
+	Coordinators []string // base URLs, tried in turn
+	Client       *http.Client
+	Queue        *Queue // what is to be sent; the same that the engine observes into
+	Source       Source
+	Follower     Follower
+	Timing       Timing
+}
+
+// Timing are the delays. The zero value of a field is its default.
+type Timing struct {
+	Silence    time.Duration // of the stream, after which the next coordinator is asked; default 3s
+	FullEvery  time.Duration // between full observations; default 10s
+	Timeout    time.Duration // of one report; default 10s
+	BackOff    time.Duration // after the first failure; doubles; default 50ms
+	MaxBackOff time.Duration // default 5s
+}
+
+func (t Timing) withDefaults() Timing {
+	set := func(d *time.Duration, v time.Duration) {
+		if *d <= 0 {
+			*d = v
+		}
+	}
+	set(&t.Silence, 3*time.Second)
+	set(&t.FullEvery, 10*time.Second)
+	set(&t.Timeout, 10*time.Second)
+	set(&t.BackOff, 50*time.Millisecond)
+	set(&t.MaxBackOff, 5*time.Second)
+	return t
+}
+
+// Syncer is the agent's side of the protocol of shared/api/agent.go.
+type Syncer struct {
+	o         Options
+	logger    hclog.Logger
+	instance  string
+	bases     []*url.URL
+	current   atomic.Int64 // of bases: the one that answered last
+	connected atomic.Bool  // a stream is open and not silent
+}
+
+// New checks the options.
+func New(o Options) (*Syncer, error) {
+	o.Timing = o.Timing.withDefaults()
+	s := &Syncer{o: o, logger: o.Logger.Named("syncer"), instance: instance()}
+	if len(o.Coordinators) == 0 {
+		return nil, errors.New("cannot follow a coordinator: none is configured")
+	}
+	for _, c := range o.Coordinators {
+		u, err := ParseBase(c)
+		if err != nil {
+			return nil, err
+		}
+		s.bases = append(s.bases, u)
+	}
+	return s, nil
+}
+
+// ParseBase checks a coordinator's URL: a scheme, a host, and nothing behind them.
+func ParseBase(s string) (*url.URL, error) {
+	u, err := url.Parse(s)
+	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
+		u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/" {
+		return nil, fmt.Errorf("cannot use %q as a coordinator: want a URL such as https://coordinator-1:7400", s)
+	}
+	u.Path = ""
+	return u, nil
+}
+
+// Instance is the random name of this run of the agent.
+func (s *Syncer) Instance() string { return s.instance }
+
+// Connected reports whether a coordinator's stream is open.
+func (s *Syncer) Connected() bool { return s.connected.Load() }
+
+// Run follows and reports until ctx ends.
+func (s *Syncer) Run(ctx context.Context) {
+	done := make(chan struct{})
+	go func() { // waited for below
+		defer close(done)
+		s.send(ctx)
+	}()
+	s.follow(ctx)
+	<-done
+}
+
+// base is the coordinator to ask now.
+func (s *Syncer) base() (*url.URL, int64) {
+	n := s.current.Load()
+	return s.bases[int(n)%len(s.bases)], n
+}
+
+// next makes the coordinator behind n the current one, unless somebody else has done so.
+func (s *Syncer) next(n int64) { s.current.CompareAndSwap(n, n+1) }
+
+// backOff is the wait after n failures in a row, with jitter so that a cluster's agents do not return in
+// step.
+func (s *Syncer) backOff(n int) time.Duration {
+	d := s.o.Timing.BackOff
+	for ; n > 1 && d < s.o.Timing.MaxBackOff; n-- {
+		d *= 2
+	}
+	d = min(d, s.o.Timing.MaxBackOff)
+	jitter, _ := rand.Int(rand.Reader, big.NewInt(int64(d)/2+1))
+	return d/2 + time.Duration(jitter.Int64())
+}
+
+// pause waits, and reports whether ctx is still alive.
+func pause(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}
+
+func instance() string {
+	var b [8]byte
+	_, _ = rand.Read(b[:]) // crypto/rand never fails since Go 1.24
+	return hex.EncodeToString(b[:])
+}
