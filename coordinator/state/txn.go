@@ -75,6 +75,9 @@ func (t *Txn) Actor() string { return t.actor }
 // EntryIndex is the log index of the current entry.
 func (t *Txn) EntryIndex() uint64 { return t.index }
 
+// NextSeq numbers what an entry makes several of, in order.
+func (t *Txn) NextSeq() int { return t.seq + 1 }
+
 // Commit makes everything visible: the tables first, then the events that tell of them.
 func (t *Txn) Commit() {
 	t.SetCluster(t.Cluster())

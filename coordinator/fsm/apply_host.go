@@ -1,0 +1,97 @@
+package fsm
+
+import (
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+)
+
+func setHostStatus(t *state.Txn, c command.SetHostStatus) command.Result {
+	host := t.Host(nil, c.Host)
+	switch {
+	case host == nil:
+		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+	case c.Status != api.HostAlive && c.Status != api.HostSilent && c.Status != api.HostLost:
+		return refuse(fault.InvalidRequest, "a host cannot be %q; use alive, silent or lost", c.Status)
+	case c.Status == host.Status:
+		return command.Result{}
+	}
+	t.Emit(state.Event{Type: "host." + c.Status, Host: host.ID, Before: host.Status, After: c.Status, Reason: c.Reason})
+	next := *host
+	next.Status, next.StatusAt, next.Reason = c.Status, t.Now(), c.Reason
+	if c.Status == api.HostLost {
+		lose(t, next)
+	} else {
+		replaceHost(t, host, next)
+	}
+	return command.Result{Count: 1}
+}
+
+// lose gives a host up: what was not active yet fails, what was ending is over, and active allocations keep
+// their gateway until it is known what becomes of them.
+func lose(t *state.Txn, next state.Host) {
+	host := t.PutHost(next)
+	for _, g := range t.HostGateways(host.ID) {
+		after := *g
+		if a := t.Allocation(g.Desired.Allocation); a != nil && a.State == state.AllocationReserved {
+			endLost(t, a, state.AllocationFailed)
+			after = ungrant(t, g, 0, "its host was lost")
+		}
+		if a := t.Ending(g.ID); a != nil && a.State == state.AllocationReleasing {
+			endLost(t, a, state.AllocationReleased)
+		} else if a != nil {
+			endLost(t, a, state.AllocationFailed)
+		}
+		after.Observed.Stale = true
+		t.PutGateway(after, host.Reason)
+	}
+}
+
+func endLost(t *state.Txn, a *state.Allocation, as state.AllocationState) {
+	ended := *a
+	ended.State, ended.EndedAt = as, t.Now()
+	if as == state.AllocationFailed && a.Failure.Code == "" {
+		ended.Failure = state.Failure{Code: fault.HostLost, Message: "host " + string(a.Host) + " was lost"}
+	}
+	t.PutAllocation(ended, "host "+string(a.Host)+" was lost")
+}
+
+func setHostSchedulable(t *state.Txn, c command.SetHostSchedulable) command.Result {
+	host := t.Host(nil, c.Host)
+	if host == nil {
+		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+	}
+	if host.Cordoned == !c.Schedulable {
+		return command.Result{}
+	}
+	e := state.Event{Type: "host.cordoned", Host: host.ID, Before: "schedulable", After: "cordoned"}
+	if c.Schedulable {
+		e = state.Event{Type: "host.uncordoned", Host: host.ID, Before: "cordoned", After: "schedulable"}
+	}
+	t.Emit(e)
+	next := *host
+	next.Cordoned = !c.Schedulable
+	replaceHost(t, host, next)
+	return command.Result{Count: 1}
+}
+
+func deleteHost(t *state.Txn, c command.DeleteHost) command.Result {
+	host := t.Host(nil, c.Host)
+	if host == nil {
+		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+	}
+	gateways := t.HostGateways(host.ID)
+	for _, g := range gateways {
+		if g.Desired.Allocation != "" {
+			return refuse(fault.OrganizationActive, "host %s serves organization %s; release its allocations first", host.ID, g.Desired.Organization)
+		}
+	}
+	for _, g := range gateways {
+		finish(t, g.ID, nil)
+		removeGateway(t, g, "its host was deleted")
+	}
+	t.RemoveHost(host)
+	t.Emit(state.Event{Type: "host.deleted", Host: host.ID, Before: host.Status})
+	return command.Result{Count: len(gateways)}
+}
