@@ -1,0 +1,173 @@
+package gateway
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"sync"
+	"time"
+
+	"github.com/coder/websocket"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// sockets is every open WebSocket, so that they can be counted and closed. net/http forgets a connection
+// when it becomes a WebSocket.
+type sockets struct {
+	mu     sync.Mutex
+	open   map[*websocket.Conn]struct{}
+	closed bool          // nothing new is let in
+	change chan struct{} // closed and renewed when one ends
+}
+
+func newSockets() *sockets {
+	return &sockets{open: map[*websocket.Conn]struct{}{}, change: make(chan struct{})}
+}
+
+func (s *sockets) add(c *websocket.Conn) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.closed || len(s.open) >= maxSockets {
+		return false
+	}
+	s.open[c] = struct{}{}
+	return true
+}
+
+func (s *sockets) remove(c *websocket.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.open, c)
+	close(s.change)
+	s.change = make(chan struct{})
+}
+
+func (s *sockets) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return len(s.open)
+}
+
+// empty waits until none is open and reports whether that is so.
+func (s *sockets) empty(ctx context.Context) bool {
+	for {
+		s.mu.Lock()
+		n, change := len(s.open), s.change
+		s.mu.Unlock()
+		if n == 0 {
+			return true
+		}
+		select {
+		case <-change:
+		case <-ctx.Done():
+			return false
+		}
+	}
+}
+
+// refuseNew lets no further WebSocket in.
+func (s *sockets) refuseNew() {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
+}
+
+// closeAll tells every peer that it is time to go (1001) and waits until all are closed: a peer that does
+// not answer is cut off.
+func (s *sockets) closeAll(ctx context.Context, reason string) {
+	s.mu.Lock()
+	all := make([]*websocket.Conn, 0, len(s.open))
+	for c := range s.open {
+		all = append(all, c)
+	}
+	s.mu.Unlock()
+	var wait sync.WaitGroup
+	for _, c := range all {
+		wait.Go(func() {
+			stop := context.AfterFunc(ctx, func() { _ = c.CloseNow() })
+			defer stop()
+			_ = c.Close(websocket.StatusGoingAway, reason) // it may have closed by itself
+		})
+	}
+	wait.Wait()
+	s.empty(ctx)
+}
+
+// echo sends every message back.
+func (g *Gateway) echo(w http.ResponseWriter, r *http.Request) {
+	c, err := websocket.Accept(w, r, nil)
+	if err != nil {
+		g.log.Debug("no WebSocket", "error", err) // Accept has answered
+		return
+	}
+	defer func() { _ = c.CloseNow() }()
+	if !g.sockets.add(c) {
+		_ = c.Close(websocket.StatusTryAgainLater, "too many connections, or stopping")
+		return
+	}
+	defer g.sockets.remove(c)
+	// Between the check of the epoch and the line above the organization may have been taken away, and
+	// its sockets closed without this one.
+	if s := g.tenant.serving(); s == nil || s.Epoch != epochOf(r) {
+		_ = c.Close(websocket.StatusGoingAway, "the organization has moved")
+		return
+	}
+	c.SetReadLimit(maxMessage)
+	ctx, cancel := context.WithCancel(context.Background()) // a hijacked request's own context says nothing of the peer
+	defer cancel()
+	var pings sync.WaitGroup
+	defer pings.Wait()
+	defer cancel()
+	pings.Go(func() { keepAliveOf(ctx, c) })
+	for {
+		kind, message, err := c.Read(ctx)
+		if err != nil {
+			g.log.Trace("WebSocket ended", "error", err)
+			return
+		}
+		write, done := context.WithTimeout(ctx, peerTimeout)
+		err = c.Write(write, kind, message)
+		done()
+		if err != nil {
+			return
+		}
+	}
+}
+
+// keepAliveOf pings until the connection ends and cuts off a peer that is gone without a word.
+func keepAliveOf(ctx context.Context, c *websocket.Conn) {
+	tick := time.NewTicker(keepAlive)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+		ping, cancel := context.WithTimeout(ctx, peerTimeout)
+		err := c.Ping(ping)
+		cancel()
+		if errors.Is(err, context.DeadlineExceeded) {
+			_ = c.CloseNow()
+			return
+		}
+	}
+}
+
+// epochOf is the epoch of a request that the routes table let through.
+func epochOf(r *http.Request) id.Epoch {
+	epoch, _ := id.ParseEpoch(r.Header.Get(headerEpoch))
+	return epoch
+}
+
+// stale is the answer to a request of another epoch than the one that is served.
+func stale(r *http.Request, g *grant) error {
+	if g == nil {
+		return fault.New(fault.StaleEpoch, "this gateway serves no organization: ask again, the route is about to change")
+	}
+	if r.Header.Get(headerEpoch) == "" {
+		return fault.New(fault.StaleEpoch, "the request carries no %s: it must come through nginx", headerEpoch)
+	}
+	return fault.New(fault.StaleEpoch, "this gateway serves epoch %s and not the one of the request: ask again", g.Epoch)
+}
