@@ -193,6 +193,11 @@ func (d *dataDir) writeFile(name string, data []byte) error {
 	if err := os.Rename(path+".tmp", path); err != nil {
 		return d.refused("cannot write "+name+" in the data directory", err)
 	}
+	return d.sync()
+}
+
+// sync makes names made, changed and removed in the directory durable.
+func (d *dataDir) sync() error {
 	dir, err := os.Open(d.path)
 	if err != nil {
 		return d.refused("cannot open the data directory", err)

@@ -1,6 +1,7 @@
 package consensus_test
 
 import (
+	"bytes"
 	"math"
 	"os"
 	"path/filepath"
@@ -49,6 +50,8 @@ func TestDirectoriesThatAreRefused(t *testing.T) {
 		"no version":        {func(t *testing.T, dir string) { remove(t, dir+"/VERSION") }, "but no VERSION file"},
 		"garbage log index": {func(t *testing.T, dir string) { write(t, dir+"/wal/wal-meta.db", strings.Repeat("junk", 4096)) }, "cannot open the log"},
 		"stray log file":    {func(t *testing.T, dir string) { write(t, dir+"/wal/stray.wal", "junk") }, "cannot open the log"},
+		"garbage mark":      {func(t *testing.T, dir string) { write(t, dir+"/CLOSED", "junk") }, "if the rest of the directory is sound, remove this file"},
+		"log cut short":     {func(t *testing.T, dir string) { write(t, dir+"/CLOSED", `{"last_index":1000}`) }, "ended with entry 1000 when the node was closed"},
 		"garbage snapshots": {func(t *testing.T, dir string) { spoilAll(t, dir+"/snapshots/*/state.bin") }, "cannot start the Raft node"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -181,6 +184,44 @@ func TestCrashCopyKeepsWhatWasAcknowledged(t *testing.T) {
 	same(t, state.all(), want)
 	propose(t, again, "and on")
 	same(t, state.all(), append(want, "and on"))
+}
+
+// TestEveryFlipInTheLogIsNoticed turns bytes all over the used part of a log that was closed in good order:
+// the node refuses it, or nothing of its content has changed.
+func TestEveryFlipInTheLogIsNoticed(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := open(t, options(dir, &ledger{}))
+	leads(t, n)
+	want := proposeMany(t, n, "acked", 12)
+	shut(t, n)
+	raw, err := os.ReadFile(lastSegment(t, dir))
+	if err != nil {
+		t.Fatal(err)
+	}
+	end := len(bytes.TrimRight(raw, "\x00"))
+	refused := 0
+	const step = 31 // coprime to the 8 bytes of a frame's header, so that every part of one is met
+	for i := 0; i < end; i += step {
+		spoiled := copyDir(t, dir)
+		bad := bytes.Clone(raw)
+		bad[i] ^= 1 << (i % 8)
+		write(t, lastSegment(t, spoiled), string(bad))
+		state := &ledger{}
+		again, err := consensus.Open(options(spoiled, state))
+		if err != nil {
+			refused++
+			continue
+		}
+		leads(t, again)
+		same(t, state.all(), want)
+		shut(t, again)
+	}
+	if total := (end + step - 1) / step; refused < total/4 {
+		t.Errorf("%d of %d damaged logs were refused", refused, total)
+	} else {
+		t.Logf("%d of %d damaged logs were refused, the others had all their content", refused, total)
+	}
 }
 
 func lastSegment(t *testing.T, dir string) string {

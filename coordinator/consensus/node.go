@@ -118,6 +118,9 @@ func (n *Node) openStore() error {
 	if err := n.guard.scan(); err != nil {
 		return fmt.Errorf("cannot use the log in %s: %w", path, err)
 	}
+	if err := n.checkMark(); err != nil {
+		return fmt.Errorf("cannot use the log in %s: %w", path, err)
+	}
 	n.snaps, err = raft.NewFileSnapshotStoreWithLogger(n.dir.path, retainSnapshots, n.log.Named("snapshot"))
 	if err != nil {
 		return n.dir.refused("cannot use the snapshots in the data directory", err)
@@ -249,7 +252,10 @@ func (n *Node) closeStore() error {
 	if n.stuck {
 		return nil // a write in it may never return
 	}
-	return n.guard.Close()
+	if n.raft == nil || n.guard.isFenced() {
+		return n.guard.Close()
+	}
+	return errors.Join(n.setMark(), n.guard.Close())
 }
 
 func (n *Node) releaseDir() error {

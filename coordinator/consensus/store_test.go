@@ -3,7 +3,10 @@ package consensus
 import (
 	"errors"
 	"fmt"
+	"io/fs"
+	"strings"
 	"sync"
+	"syscall"
 	"testing"
 	"time"
 
@@ -160,6 +163,21 @@ func TestVoteIsOneRecord(t *testing.T) {
 	}
 	if _, err := restarted().GetUint64([]byte(keyVoteTerm)); err == nil {
 		t.Error("a vote record of 5 bytes was read")
+	}
+}
+
+func TestRefusalsNameTheCause(t *testing.T) {
+	d := &dataDir{path: "/data"}
+	for want, cause := range map[string]error{
+		"/data: its disk is full":                        syscall.ENOSPC,
+		"/data: it is not writable: write x: read-only":  syscall.EROFS,
+		"/data: it is not writable: write x: permission": syscall.EACCES,
+		"/data: write x: input/output error":             syscall.EIO,
+	} {
+		err := d.refused("cannot write to the data directory", &fs.PathError{Op: "write", Path: "x", Err: cause})
+		if !strings.Contains(err.Error(), want) || !errors.Is(err, cause) {
+			t.Errorf("%v is worded as %q", cause, err)
+		}
 	}
 }
 
