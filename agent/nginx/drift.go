@@ -1,0 +1,101 @@
+package nginx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"path/filepath"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// watch sees changes below the data directory as they happen.
+type watch struct {
+	*fsnotify.Watcher
+}
+
+func (e *Engine) newWatch() (*watch, error) {
+	w, err := fsnotify.NewBufferedWatcher(4096)
+	if err != nil {
+		return nil, fmt.Errorf("cannot watch the nginx directory: %w; is fs.inotify.max_user_instances reached?", err)
+	}
+	dirs := []string{e.l.routes(), e.l.data, e.l.certs()}
+	if e.opts.CertificateFile != "" {
+		dirs = append(dirs, filepath.Dir(e.opts.CertificateFile))
+	}
+	for _, dir := range dirs {
+		if err := w.Add(dir); err != nil {
+			return nil, errors.Join(fmt.Errorf("cannot watch %s: %w", dir, err), w.Close())
+		}
+	}
+	return &watch{w}, nil
+}
+
+func (w *watch) close() { _ = w.Close() }
+
+// watchDrift repairs what somebody else changed: at once where the watch sees it, by a full scan where
+// the watch lost events, and every few minutes in any case.
+func (e *Engine) watchDrift(ctx context.Context, w *watch) {
+	scan := time.NewTicker(scanEvery)
+	defer scan.Stop()
+	e.scanRoutes(ctx)
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case ev, ok := <-w.Events:
+			if !ok {
+				return
+			}
+			e.changedFile(ctx, ev.Name)
+		case err, ok := <-w.Errors:
+			if !ok {
+				return
+			}
+			e.log.Warn("the watch on the nginx directory lost events; comparing everything", "error", err)
+			e.scanRoutes(ctx)
+			e.poke()
+		case <-scan.C:
+			e.scanRoutes(ctx)
+			e.poke()
+		}
+	}
+}
+
+func (e *Engine) changedFile(ctx context.Context, path string) {
+	name := filepath.Base(path)
+	switch {
+	case filepath.Dir(path) == e.l.routes():
+		if org, err := id.ParseOrganization(name); err == nil && string(org) == name {
+			e.repairRoute(ctx, org)
+		}
+	case path == e.l.pointer():
+		// The apply loop owns the pointer; it compares when it is not moving it itself.
+		e.poke()
+	case path == e.l.mainConf():
+		if err := e.checkMain(ownDescriptors()); err != nil {
+			e.log.Error("cannot put nginx.conf back", "error", err)
+		}
+	case path == e.opts.CertificateFile || filepath.Dir(path) == e.l.certs() && !fsx.IsTemp(name):
+		e.poke() // its content is part of the configuration
+	}
+}
+
+// repairPointer puts the pointer back to the live generation. Only the apply loop calls it, between
+// generations.
+func (e *Engine) repairPointer() error {
+	live := e.snapshot().j.Live
+	if e.pointsTo(live) {
+		return nil
+	}
+	if err := e.point(live); err != nil {
+		return transient(err, "cannot put the pointer back")
+	}
+	e.log.Warn("the pointer to the live generation was changed and has been put back", "generation", live)
+	e.event(Event{Type: DriftRepaired, Part: "live.conf", Generation: live, Reason: "changed by somebody else"})
+	return nil
+}

@@ -1,0 +1,113 @@
+package nginx
+
+import (
+	"fmt"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strconv"
+	"strings"
+
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// formatVersion is the version of the layout below; a data directory of another version is refused.
+const formatVersion = "1"
+
+// layout names every file of the engine. The tree is described in DESIGN.md.
+type layout struct {
+	data, run string
+}
+
+func (l layout) version() string    { return l.data + "/VERSION" }
+func (l layout) mainConf() string   { return l.data + "/nginx.conf" }
+func (l layout) pointer() string    { return l.data + "/live.conf" }
+func (l layout) journal() string    { return l.data + "/journal" }
+func (l layout) quarantine() string { return l.data + "/quarantine" }
+func (l layout) routes() string     { return l.data + "/routes" }
+func (l layout) slots() string      { return l.data + "/slots" }
+func (l layout) certs() string      { return l.data + "/certs" }
+func (l layout) logs() string       { return l.data + "/log" }
+func (l layout) errorLog() string   { return l.data + "/log/error.log" }
+func (l layout) accessLog() string  { return l.data + "/log/access.log" }
+func (l layout) temp() string       { return l.data + "/temp" }
+func (l layout) scratch() string    { return l.data + "/scratch" }
+func (l layout) pid() string        { return l.run + "/nginx.pid" }
+func (l layout) applyLock() string  { return l.run + "/apply.lock" }
+func (l layout) ownerLock() string  { return l.run + "/engine.lock" }
+
+func (l layout) generations() string { return l.data + "/generations" }
+
+func (l layout) generation(n uint64) string { return l.generations() + "/" + number(n) }
+func (l layout) socket(n uint64) string     { return l.run + "/gen-" + number(n) + ".sock" }
+func (l layout) fence(n uint64) string      { return l.run + "/gen-" + number(n) + ".fence" }
+
+func (l layout) route(o id.Organization) string { return l.routes() + "/" + string(o) }
+
+// slot is the directory that an organization's route leads to. It is empty: its path is the message.
+func (l layout) slot(t Target) string {
+	return l.slots() + "/" + string(t.Gateway) + "/" + t.Epoch.String()
+}
+
+func (l layout) certificate(o id.Organization) string { return l.certs() + "/" + string(o) + ".pem" }
+
+// dirs are made at every start.
+func (l layout) dirs() []string {
+	return []string{l.generations(), l.quarantine(), l.routes(), l.slots(), l.certs(), l.logs(), l.temp()}
+}
+
+// link is the content of a route's symbolic link.
+func link(t Target) string { return "../slots/" + string(t.Gateway) + "/" + t.Epoch.String() }
+
+// parseLink is the inverse of link; anything else is not a route of ours.
+func parseLink(s string) (Target, bool) {
+	rest, ok := strings.CutPrefix(s, "../slots/")
+	gateway, epoch, found := strings.Cut(rest, "/")
+	if !ok || !found {
+		return Target{}, false
+	}
+	g, err := id.ParseGateway(gateway)
+	if err != nil {
+		return Target{}, false
+	}
+	e, err := id.ParseEpoch(epoch)
+	return Target{g, e}, err == nil
+}
+
+// number prints a generation as it stands in paths.
+func number(n uint64) string { return fmt.Sprintf("%06d", n) }
+
+func parseNumber(s string) (uint64, bool) {
+	n, err := strconv.ParseUint(s, 10, 64)
+	return n, err == nil && n > 0 && number(n) == s
+}
+
+var socketName = regexp.MustCompile(`^gen-([0-9]{6,})\.(sock|fence)$`)
+
+// pointerText is the whole content of the pointer file. The path is relative to nginx.conf.
+func pointerText(n uint64) []byte {
+	return []byte("include generations/" + number(n) + "/http.conf;\n")
+}
+
+func parsePointer(b []byte) (uint64, bool) {
+	rest, ok := strings.CutPrefix(string(b), "include generations/")
+	num, ok2 := strings.CutSuffix(rest, "/http.conf;\n")
+	n, ok3 := parseNumber(num)
+	return n, ok && ok2 && ok3
+}
+
+// checkVersion refuses a directory that another version of the layout wrote.
+func (l layout) checkVersion() error {
+	b, err := os.ReadFile(l.version())
+	if os.IsNotExist(err) {
+		return nil
+	}
+	if err != nil {
+		return fmt.Errorf("cannot read %s: %w", l.version(), err)
+	}
+	if got := strings.TrimSpace(string(b)); got != formatVersion {
+		return fmt.Errorf("cannot use directory %s: it has format %.20q and this program writes format %s; run the program that wrote it, or empty the directory",
+			filepath.Clean(l.data), got, formatVersion)
+	}
+	return nil
+}

@@ -1,0 +1,141 @@
+package nginx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"os"
+	"strings"
+	"syscall"
+	"time"
+)
+
+// askGeneration asks a generation socket which generation answers there.
+func askGeneration(ctx context.Context, socket string) (string, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err != nil {
+		return "", err
+	}
+	defer func() { _ = conn.Close() }()
+	if deadline, ok := ctx.Deadline(); ok {
+		_ = conn.SetDeadline(deadline)
+	}
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(io.LimitReader(conn, 4096))
+	if err != nil {
+		return "", err
+	}
+	head, body, ok := strings.Cut(string(b), "\r\n\r\n")
+	if !ok || !strings.HasPrefix(head, "HTTP/1.1 200") {
+		return "", fmt.Errorf("cannot understand the answer of %s: %.80q", socket, b)
+	}
+	return strings.TrimSpace(body), nil
+}
+
+// refuses tells whether nobody listens on a socket any more: every process that held it has closed it.
+// A connection that is merely not accepted does not count.
+func refuses(ctx context.Context, socket string) bool {
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
+	if err == nil {
+		_ = conn.Close()
+		return false
+	}
+	return errors.Is(err, syscall.ECONNREFUSED) || errors.Is(err, os.ErrNotExist)
+}
+
+// poll calls done every few milliseconds until it answers true, fails, or ctx ends.
+func poll(ctx context.Context, done func() (bool, error)) error {
+	wait := time.Millisecond
+	for {
+		ok, err := done()
+		if ok || err != nil {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(wait):
+		}
+		wait = min(wait*2, 8*time.Millisecond)
+	}
+}
+
+// logTail reads what nginx has written to its error log since a position: to explain a failure, and to
+// see one early. It is never a proof of success.
+type logTail struct {
+	path string
+	from int64
+}
+
+func tailFrom(path string) logTail {
+	info, err := os.Stat(path)
+	if err != nil {
+		return logTail{path: path}
+	}
+	return logTail{path: path, from: info.Size()}
+}
+
+// lines returns what the process wrote since then, at most the last 64 KiB of it.
+func (t logTail) lines(pid int) []string {
+	f, err := os.Open(t.path)
+	if err != nil {
+		return nil
+	}
+	defer func() { _ = f.Close() }()
+	from := t.from
+	if info, err := f.Stat(); err == nil {
+		from = max(from, info.Size()-64<<10)
+	}
+	b, err := io.ReadAll(io.NewSectionReader(f, from, 64<<10))
+	if err != nil {
+		return nil
+	}
+	var out []string
+	for line := range strings.Lines(string(b)) {
+		if strings.Contains(line, fmt.Sprintf(" %d#", pid)) {
+			out = append(out, strings.TrimSpace(line))
+		}
+	}
+	return out
+}
+
+// verdict looks for the lines after which waiting is useless. Bind errors are not among them until
+// nginx itself has given up; "[alert] setrlimit" stands in healthy logs too.
+func verdict(lines []string) (reason string, bind bool) {
+	for _, line := range lines {
+		switch {
+		case strings.Contains(line, "still could not bind()"):
+			return "nginx could not bind: " + firstBind(lines), true
+		case strings.Contains(line, "[emerg]") && !strings.Contains(line, "bind() to "):
+			return message(line), false
+		case strings.Contains(line, "cannot be respawned"):
+			return message(line), false
+		}
+	}
+	return "", false
+}
+
+func firstBind(lines []string) string {
+	for _, line := range lines {
+		if strings.Contains(line, "bind() to ") {
+			return message(line)
+		}
+	}
+	return "no reason in its log"
+}
+
+// message is a line of nginx's log without time and process.
+func message(line string) string {
+	if i := strings.Index(line, "["); i >= 0 {
+		return line[i:]
+	}
+	return line
+}

@@ -1,0 +1,153 @@
+package nginx
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"syscall"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/fsx"
+)
+
+// goBack undoes an attempt that may have reached nginx. It returns why the attempt failed, and why going
+// back failed if it did. The caller holds the apply lock.
+func (e *Engine) goBack(ctx context.Context, a *attempt, why error) error {
+	if ctx.Err() != nil {
+		return why // the engine is being stopped; the journal says what is left to do
+	}
+	if !a.pushed || !a.master.alive() || a.master.stopped() {
+		// nginx runs the live generation, or none: nothing to load. If it is only stopped, the signal
+		// that waits for it will find the pointer where it was.
+		return errors.Join(why, e.abandon(a.n))
+	}
+	e.log.Warn("going back to the last live generation", "generation", a.n, "reason", why.Error())
+	backErr := e.rollback(ctx, a.master)
+	if backErr == nil {
+		return why
+	}
+	return errors.Join(why, fmt.Errorf("cannot go back to the last live generation: %w", backErr), e.restart(a.master, a.n))
+}
+
+// abandon puts the pointer back to the live generation without loading it.
+func (e *Engine) abandon(n uint64) error {
+	j := e.snapshot().j
+	if err := e.point(j.Live); err != nil {
+		return fmt.Errorf("cannot put the pointer back: %w", err)
+	}
+	if j.Candidate != 0 {
+		j.Candidate, j.RollingBack = 0, false
+		if err := e.record("abandoned", j); err != nil {
+			return err
+		}
+	}
+	_ = e.fs.Remove("nginx.fence.remove", e.l.fence(j.Live))
+	return e.discard(n)
+}
+
+// rollback makes the last live content live again under a number of its own, with the same push and the
+// same proof as anything else: the failed push may have left sockets and workers of its number behind.
+func (e *Engine) rollback(ctx context.Context, master process) error {
+	live := e.snapshot().j.Live
+	files, m, err := readGeneration(e.fs, e.l.generation(live))
+	if err != nil {
+		return err
+	}
+	a := &attempt{n: e.nextNumber(), digest: m.digest, rollback: true, master: master, begun: e.opts.Now()}
+	a.files = e.r.renumber(files, live, a.n)
+	if err := stage(e.fs, e.l, a.n, a.files, a.digest); err != nil {
+		return transient(err, "the disk did not take it")
+	}
+	return e.push(ctx, a)
+}
+
+// restart is the last resort: nginx is ended, and whoever runs it starts it with the live generation,
+// which Prepare has put the pointer back to.
+func (e *Engine) restart(master process, n uint64) error {
+	e.log.Error("ending nginx: neither the new nor the last live generation could be proven", "pid", master.pid)
+	err := e.abandon(n)
+	if stepErr := e.fs.Step("nginx.restart"); stepErr != nil {
+		return errors.Join(err, stepErr)
+	}
+	if sigErr := master.signal(syscall.SIGTERM); sigErr != nil && !errors.Is(sigErr, errNoMaster) {
+		return errors.Join(err, sigErr)
+	}
+	for end := time.Now().Add(2 * time.Second); master.alive() && time.Now().Before(end); {
+		time.Sleep(10 * time.Millisecond)
+	}
+	if master.alive() {
+		err = errors.Join(err, master.signal(syscall.SIGKILL))
+	}
+	return err
+}
+
+// resume ends what a crash or a full disk has cut. A candidate that nginx runs and that can be proven
+// becomes live; a cut rollback, and everything that cannot be proven, is rolled back under a new number.
+// Without nginx it only puts the pointer back.
+func (e *Engine) resume(ctx context.Context) error {
+	j := e.snapshot().j
+	if j.Candidate == 0 {
+		return nil
+	}
+	unlock, err := fsx.Lock(ctx, e.l.applyLock())
+	if err != nil {
+		return transient(err, "another program prepares nginx")
+	}
+	defer unlock()
+	master, err := findMaster(e.l, e.opts.Binary)
+	if err != nil {
+		return e.abandon(j.Candidate)
+	}
+	e.log.Info("finishing a generation that was cut off", "generation", j.Candidate, "rolling_back", j.RollingBack)
+	if e.runs(ctx, j.Live) && !e.runs(ctx, j.Candidate) && e.pointsTo(j.Live) {
+		return e.abandon(j.Candidate) // it never reached nginx
+	}
+	if !j.RollingBack && e.pointsTo(j.Candidate) && e.runs(ctx, j.Candidate) {
+		if err := e.finish(ctx, j.Candidate, master); err == nil {
+			return nil
+		}
+	}
+	a := &attempt{n: j.Candidate, master: master, pushed: true}
+	if err := e.rollback(ctx, master); err != nil {
+		if ctx.Err() != nil || !master.alive() || master.stopped() {
+			return err
+		}
+		var f *failure
+		if errors.As(err, &f) && f.transient {
+			return err // a full disk, say: tried again, nginx serves meanwhile
+		}
+		return errors.Join(err, e.restart(master, a.n))
+	}
+	return nil
+}
+
+// runs tells whether nginx answers as a generation.
+func (e *Engine) runs(ctx context.Context, n uint64) bool {
+	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+	defer cancel()
+	got, err := askGeneration(ctx, e.l.socket(n))
+	return err == nil && got == number(n)
+}
+
+func (e *Engine) pointsTo(n uint64) bool {
+	b, err := e.fs.ReadFile("nginx.pointer.read", e.l.pointer())
+	got, ok := parsePointer(b)
+	return err == nil && ok && got == n
+}
+
+// finish proves a candidate that nginx already runs.
+func (e *Engine) finish(ctx context.Context, n uint64, master process) error {
+	files, m, err := readGeneration(e.fs, e.l.generation(n))
+	if err != nil {
+		return err
+	}
+	a := &attempt{n: n, files: files, digest: m.digest, master: master, begun: e.opts.Now(), pushed: true}
+	fences, err := e.fences(n)
+	if err != nil {
+		return err
+	}
+	if err := e.prove(ctx, a, fences, tailFrom(e.l.errorLog())); err != nil {
+		return err
+	}
+	return e.commit(a)
+}
