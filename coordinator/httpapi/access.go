@@ -1,0 +1,144 @@
+package httpapi
+
+import (
+	"context"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"net/http"
+	"strings"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+)
+
+// access says who may call a route. The zero value lets nobody in.
+type access uint8
+
+const (
+	admin access = 1 << iota
+	operator
+	platform
+	reader
+	agent
+	public // anyone on the listener's network, without a token
+)
+
+// The sets of the routes table. An admin may do everything but speak for a host: an observation has one
+// writer, the host's own agent.
+const (
+	forAnyone     = public
+	forReaders    = admin | operator | platform | reader
+	forPlatform   = admin | operator | platform
+	forOperators  = admin | operator
+	forAdmins     = admin
+	forHostsAgent = agent
+)
+
+// roleOf maps a role of a token to its bit. A role that is not here opens nothing.
+func roleOf(role string) access {
+	switch role {
+	case api.RoleAdmin:
+		return admin
+	case api.RoleOperator:
+		return operator
+	case api.RolePlatform:
+		return platform
+	case api.RoleReader:
+		return reader
+	case api.RoleAgent:
+		return agent
+	}
+	return 0
+}
+
+// names lists the roles of a set, for the OpenAPI document.
+func (a access) names() []string {
+	out := []string{}
+	for _, r := range []string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader, api.RoleAgent} {
+		if a&roleOf(r) != 0 {
+			out = append(out, r)
+		}
+	}
+	return out
+}
+
+// caller is who sent a request.
+type caller struct {
+	token   *state.Token // nil on public routes
+	address string
+	route   *route
+	readKey string // names the reading that a GET asks for
+}
+
+// actor names the caller in events.
+func (c *caller) actor() string {
+	if c == nil || c.token == nil {
+		return "anonymous"
+	}
+	return string(c.token.ID)
+}
+
+type callerKey struct{}
+
+// callerOf is the caller that the gate let in. Every handler runs behind the gate.
+func callerOf(ctx context.Context) *caller { return ctx.Value(callerKey{}).(*caller) }
+
+// meta is the origin of a command that a request proposes.
+func (s *Server) meta(ctx context.Context) command.Meta {
+	c := callerOf(ctx)
+	return command.Meta{At: s.opts.Now(), Actor: c.actor(), Source: c.address}
+}
+
+// admit lets a caller through to a route or says why not. The caller is returned with a refusal as far
+// as it is known.
+func (s *Server) admit(row *route, r *http.Request) (*caller, *fault.Error) {
+	c := &caller{address: addressOf(r), route: row}
+	if row.method == get {
+		c.readKey = readKey(r.URL)
+	}
+	if row.access&public != 0 {
+		return c, s.limits.anonymous(c.address)
+	}
+	token, f := s.authenticate(r)
+	if f != nil {
+		if limited := s.limits.failed(c.address); limited != nil {
+			return c, limited
+		}
+		return c, f
+	}
+	c.token = token
+	if f := s.limits.token(string(token.ID)); f != nil {
+		return c, f
+	}
+	if row.access&roleOf(token.Role) == 0 {
+		return c, fault.New(fault.Forbidden, "a token of role %q may not do this; it takes one of: %s", token.Role, strings.Join(row.access.names(), ", "))
+	}
+	return c, nil
+}
+
+// authenticate finds the token of a request. The answers to an unknown and to an expired token are the
+// same, so that nothing can be learned from them.
+func (s *Server) authenticate(r *http.Request) (*state.Token, *fault.Error) {
+	refused := fault.New(fault.Unauthenticated, "the token is not valid or has expired; ask an admin for a new one (`demiurge token create`)")
+	headers := r.Header.Values("Authorization")
+	if len(headers) == 0 {
+		return nil, fault.New(fault.Unauthenticated, "this call needs a token: send the header \"Authorization: Bearer <token>\"")
+	}
+	scheme, secret, ok := strings.Cut(headers[0], " ")
+	if len(headers) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || secret == "" || len(secret) > 4096 {
+		return nil, refused
+	}
+	sum := sha256.Sum256([]byte(secret))
+	hash := hex.EncodeToString(sum[:])
+	token := s.opts.Store.View().TokenByHash(hash)
+	if token == nil || subtle.ConstantTimeCompare([]byte(token.Hash), []byte(hash)) != 1 {
+		return nil, refused
+	}
+	if !token.ExpiresAt.IsZero() && !s.opts.Now().Before(token.ExpiresAt) {
+		return nil, refused
+	}
+	return token, nil
+}

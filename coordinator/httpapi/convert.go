@@ -1,0 +1,248 @@
+package httpapi
+
+import (
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// converter makes bodies of the API from the records of one view.
+type converter struct {
+	server *Server
+	view   state.View
+	ws     state.WatchSet
+	// lines remembers the places in each pool's line, because a list asks for many.
+	lines map[id.Pool]map[id.Allocation]int
+}
+
+func (s *Server) converter(v state.View, ws state.WatchSet) *converter {
+	return &converter{server: s, view: v, ws: ws, lines: map[id.Pool]map[id.Allocation]int{}}
+}
+
+// allocation converts a record and lays over it what only the leader knows.
+func (c *converter) allocation(a *state.Allocation) api.Allocation {
+	hostname := id.Hostname(a.Organization, c.server.opts.Domain)
+	out := api.Allocation{
+		AllocationID: string(a.ID), OrganizationID: string(a.Organization), Pool: string(a.Pool),
+		GatewayID: string(a.Gateway), HostID: string(a.Host), Hostname: hostname, URL: c.server.opts.PublicURL(hostname),
+		Epoch: uint64(a.Epoch), State: string(a.State), Warm: a.Warm, CreatedAt: a.CreatedAt.UTC(),
+		ActiveAt: instant(a.ActiveAt), EndedAt: instant(a.EndedAt), ExpiresAt: instant(a.ExpiresAt),
+		Timings: timings(a.Timings), Metadata: a.Metadata, Index: a.ModifyIndex,
+	}
+	if a.Failure.Code != "" {
+		out.Failure = &api.Failure{Code: string(a.Failure.Code), Message: a.Failure.Message}
+	}
+	switch a.State {
+	case state.AllocationQueued:
+		out.Position = c.position(a)
+	case state.AllocationReserved:
+		if phase, _, ok := c.server.opts.Allocations.Phase(a.ID); ok {
+			out.State = phase
+		}
+	}
+	return out
+}
+
+// position is a queued allocation's place in its pool's line, from 1.
+func (c *converter) position(a *state.Allocation) int {
+	line, ok := c.lines[a.Pool]
+	if !ok {
+		line = map[id.Allocation]int{}
+		n := 0
+		for q := range c.view.Line(c.ws, a.Pool) {
+			n++
+			line[q.ID] = n
+		}
+		c.lines[a.Pool] = line
+	}
+	return line[a.ID]
+}
+
+// steps converts an allocation's journal, and for an unfinished one the steps that the leader knows. A
+// line that tells of an undo is put into the step that it takes back.
+func (c *converter) steps(a *state.Allocation) []api.Step {
+	journal := a.Journal
+	if a.State == state.AllocationReserved {
+		if _, live, ok := c.server.opts.Allocations.Phase(a.ID); ok {
+			journal = append(withoutAny(journal, live), live...)
+		}
+	}
+	out := []api.Step{}
+	for _, st := range journal {
+		out = append(out, api.Step{
+			Step: st.Step, State: st.State, StartedAt: st.StartedAt.UTC(), EndedAt: instant(st.EndedAt), Error: st.Error, Code: string(st.Code),
+		})
+	}
+	return withUndo(out)
+}
+
+// withoutAny drops the steps of a journal that newer ones replace.
+func withoutAny(journal, newer []command.Step) []command.Step {
+	out := []command.Step{}
+	for _, st := range journal {
+		replaced := false
+		for _, n := range newer {
+			replaced = replaced || n.Step == st.Step
+		}
+		if !replaced {
+			out = append(out, st)
+		}
+	}
+	return out
+}
+
+// undoes maps an undo to the step it takes back, as the architecture names them.
+func undoes(step string) string {
+	switch step {
+	case api.StepUnroute:
+		return api.StepRoute
+	case api.StepDeactivate:
+		return api.StepActivate
+	case api.StepRecycle:
+		return api.StepReserve
+	}
+	return ""
+}
+
+// withUndo puts every undo beside its step as well as leaving it in its place in the order of time.
+func withUndo(steps []api.Step) []api.Step {
+	for _, u := range steps {
+		for i := range steps {
+			if target := undoes(u.Step); target == "" || steps[i].Step != target {
+				continue
+			}
+			steps[i].Undo = &api.Undo{Step: u.Step, State: u.State, StartedAt: u.StartedAt, EndedAt: u.EndedAt, Error: u.Error}
+			if u.State == api.StepDone && steps[i].State == api.StepDone {
+				steps[i].State = api.StepUndone
+			}
+		}
+	}
+	return steps
+}
+
+// explanation converts why a gateway was chosen.
+func explanation(a *state.Allocation) api.Explanation {
+	out := api.Explanation{
+		AllocationID: string(a.ID), GatewayID: string(a.Gateway), HostID: string(a.Host), Index: a.Explanation.Index,
+		Rule: placementRule, Reason: a.Explanation.Reason, Candidates: []api.Candidate{},
+	}
+	for _, k := range a.Explanation.Candidates {
+		out.Candidates = append(out.Candidates, api.Candidate{
+			HostID: string(k.Host), Ready: k.Ready, Load: k.Load, Eligible: k.Eligible, Reason: k.Reason,
+		})
+	}
+	return out
+}
+
+// placementRule is the rule of the state machine in words.
+const placementRule = "eligible host (alive, not cordoned, nginx serving) with the lowest load, then the most ready gateways, then the lowest id; " +
+	"on it the ready gateway with the fewest failures, then the longest ready, then the lowest id"
+
+// gateway converts a record.
+func gateway(g *state.Gateway) api.Gateway {
+	return api.Gateway{
+		GatewayID: string(g.ID), Pool: string(g.Pool), HostID: string(g.Host), State: string(g.State),
+		OrganizationID: string(g.Desired.Organization), AllocationID: string(g.Desired.Allocation), Epoch: uint64(g.Desired.Epoch),
+		Incarnation: g.Desired.Incarnation, Release: g.Desired.Release, PID: g.Observed.PID, BootID: g.Observed.BootID,
+		Restarts: g.Observed.Restarts, Message: g.Observed.Message, ReadyAt: instant(g.Observed.ReadyAt),
+		CreatedAt: g.CreatedAt.UTC(), Index: g.ModifyIndex,
+	}
+}
+
+// organization converts a record and names its live allocation.
+func (c *converter) organization(o *state.Organization) api.Organization {
+	out := api.Organization{
+		OrganizationID: string(o.ID), Name: o.Name, Hostname: id.Hostname(o.ID, c.server.opts.Domain),
+		Members: []api.Member{}, Projects: []api.Project{},
+		CreatedAt: o.CreatedAt.UTC(), UpdatedAt: o.UpdatedAt.UTC(), Index: o.ModifyIndex,
+	}
+	for _, m := range o.Members {
+		out.Members = append(out.Members, api.Member{UserID: string(m.User), Username: m.Username, Role: m.Role})
+	}
+	for _, p := range o.Projects {
+		out.Projects = append(out.Projects, api.Project{ProjectID: string(p.ID), Name: p.Name})
+	}
+	if a := c.view.LiveAllocation(c.ws, o.ID); a != nil {
+		out.AllocationID = string(a.ID)
+	}
+	return out
+}
+
+// pool converts a record and counts its gateways and its line.
+func (c *converter) pool(p *state.Pool) api.Pool {
+	n := c.view.Counts(c.ws, p.Name)
+	out := api.Pool{
+		Name: string(p.Name), MinReady: p.MinReady, Step: p.Step, Max: p.Max, MaxInFlight: p.MaxInFlight, Release: p.Release,
+		Limits: api.Limits(p.Limits), Isolation: p.Isolation, ActivationTimeout: api.Duration(p.ActivationTimeout),
+		Counts: api.PoolCounts{
+			Pending: n.Of(state.GatewayPending), Starting: n.Of(state.GatewayStarting), Ready: n.Of(state.GatewayReady),
+			Reserved: n.Of(state.GatewayReserved), Allocated: n.Of(state.GatewayAllocated), Draining: n.Of(state.GatewayDraining),
+			Recycling: n.Of(state.GatewayRecycling), Unhealthy: n.Of(state.GatewayUnhealthy), Lost: n.Of(state.GatewayLost),
+			Reconciling: n.Of(state.GatewayReconciling), Failed: n.Of(state.GatewayFailed), Quarantined: n.Of(state.GatewayQuarantined),
+			Terminating: n.Of(state.GatewayTerminating), Total: n.Total(),
+		},
+		Breaker: p.Breaker.State, Limited: p.Limited, Index: p.ModifyIndex,
+	}
+	if out.Breaker == "" {
+		out.Breaker = breakerClosed
+	}
+	for range c.view.Line(c.ws, p.Name) {
+		out.Queued++
+	}
+	return out
+}
+
+// breakerClosed is the breaker of a pool that the keeper has not noted anything about.
+const breakerClosed = "closed"
+
+// host converts a record and lays over it what its agent said last.
+func (c *converter) host(h *state.Host) api.Host {
+	n := c.view.HostCounts(c.ws, h.ID)
+	out := api.Host{
+		HostID: string(h.ID), State: h.Status, Schedulable: !h.Cordoned, Address: h.Report.Address, Capacity: h.Report.Capacity,
+		Gateways: n.Total(), Allocated: n.Of(state.GatewayReserved) + n.Of(state.GatewayAllocated), Version: h.Report.Version,
+		Nginx: api.NginxStatus{
+			State: h.Report.NginxState, DesiredGeneration: h.Report.DesiredGeneration,
+			LiveGeneration: h.Report.LiveGeneration, LastError: h.Report.LastError,
+		},
+		CreatedAt: h.CreatedAt.UTC(), Index: h.ModifyIndex,
+	}
+	for _, q := range h.Report.Quarantined {
+		out.Nginx.Quarantined = append(out.Nginx.Quarantined, api.QuarantinedPart(q))
+	}
+	nginx, seen, connected := c.server.opts.Agents.Ephemeral(h.ID)
+	if connected && nginx.State != "" {
+		out.Nginx = nginx
+	}
+	out.LastSeen = instant(seen)
+	return out
+}
+
+// token converts a record.
+func token(t *state.Token) api.Token {
+	return api.Token{
+		TokenID: string(t.ID), Role: t.Role, Name: t.Name, HostID: string(t.Host),
+		CreatedAt: t.CreatedAt.UTC(), ExpiresAt: instant(t.ExpiresAt), Index: t.ModifyIndex,
+	}
+}
+
+// timings converts durations to milliseconds.
+func timings(t command.Timings) api.Timings {
+	ms := func(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+	return api.Timings{
+		Queue: ms(t.Queue), Reserve: ms(t.Reserve), Activate: ms(t.Activate), Route: ms(t.Route),
+		DNS: ms(t.DNS), Verify: ms(t.Verify), Confirm: ms(t.Confirm), Total: ms(t.Total),
+	}
+}
+
+// instant is a time of the wire; the zero time is absent.
+func instant(t time.Time) *time.Time {
+	if t.IsZero() {
+		return nil
+	}
+	u := t.UTC()
+	return &u
+}

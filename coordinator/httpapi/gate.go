@@ -1,0 +1,174 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"path"
+	"runtime/debug"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/fault"
+)
+
+const (
+	// bodyTime is how long a client may take to send its body.
+	bodyTime = 10 * time.Second
+	// writeTime is how long a client may take to accept one write of the answer.
+	writeTime = 30 * time.Second
+)
+
+// ServeHTTP is the gate that every request passes: known path, known caller with a fitting role, within
+// the limits. It refuses by default.
+func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	started := s.opts.Now()
+	rec := &recorder{ResponseWriter: w, control: http.NewResponseController(w)}
+	label := "none"
+	defer func() {
+		if cause := recover(); cause != nil {
+			s.panicked(rec, r, cause)
+		}
+		s.opts.Metrics.Request(label, rec.status, s.opts.Now().Sub(started))
+	}()
+	row, f, status := s.find(r)
+	if row != nil {
+		label = row.method + " " + row.path
+	}
+	var c *caller
+	if f == nil {
+		c, f = s.admit(row, r)
+	}
+	if f != nil {
+		s.note(f, label, c, r)
+		writeProblem(rec, f, status)
+		return
+	}
+	if r.Body != nil && r.Body != http.NoBody {
+		r.Body = &guardedBody{body: r.Body, control: rec.control}
+	}
+	r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
+	s.mux.ServeHTTP(rec, r)
+}
+
+// find looks the route up. A path that is not in its shortest form is refused rather than redirected:
+// nothing that Demiurge makes contains "..", "." or an empty element.
+func (s *Server) find(r *http.Request) (*route, *fault.Error, int) {
+	escaped := r.URL.EscapedPath()
+	if clean := path.Clean(escaped); clean != escaped || r.Method == http.MethodConnect {
+		return nil, fault.New(fault.InvalidRequest, "cannot use the path %.200q: it is not in its shortest form; the paths are listed in /openapi.json", escaped), 0
+	}
+	_, pattern := s.mux.Handler(r)
+	if row, ok := s.rows[pattern]; ok {
+		return row, nil, 0
+	}
+	if s.otherMethod(r) {
+		return nil, fault.New(fault.InvalidRequest, "cannot use method %.20q here; /openapi.json lists the methods of every path", r.Method), http.StatusMethodNotAllowed
+	}
+	return nil, fault.New(fault.NotFound, "no such path; the paths are listed in /openapi.json"), 0
+}
+
+// otherMethod reports whether the path exists with another method.
+func (s *Server) otherMethod(r *http.Request) bool {
+	for _, m := range []string{http.MethodGet, http.MethodPost, http.MethodPut, http.MethodDelete} {
+		probe := r.Clone(r.Context())
+		probe.Method = m
+		if _, pattern := s.mux.Handler(probe); pattern != "" {
+			return true
+		}
+	}
+	return false
+}
+
+// panicked answers for a handler that panicked. The stack is for the log only.
+func (s *Server) panicked(rec *recorder, r *http.Request, cause any) {
+	if err, ok := cause.(error); ok && (errors.Is(err, http.ErrAbortHandler) || r.Context().Err() != nil) {
+		s.log.Debug("request ended by its client", "path", r.URL.Path, "error", err)
+		return
+	}
+	s.log.Error("cannot answer a request: the handler panicked", "method", r.Method, "path", r.URL.Path, "panic", cause, "stack", string(debug.Stack()))
+	if rec.status == 0 {
+		writeProblem(rec, fault.New(fault.Internal, "an internal error occurred; the coordinator's log has the cause"), 0)
+	}
+}
+
+// addressOf is the network address of a request's client, without its port. Forwarding headers are not
+// believed: anybody can send them.
+func addressOf(r *http.Request) string {
+	host, _, err := net.SplitHostPort(r.RemoteAddr)
+	if err != nil {
+		return r.RemoteAddr
+	}
+	if a, err := netip.ParseAddr(host); err == nil {
+		return a.Unmap().WithZone("").String()
+	}
+	return host
+}
+
+// recorder remembers the status and gives every write its own time limit.
+type recorder struct {
+	http.ResponseWriter
+	control *http.ResponseController
+	status  int
+}
+
+// Unwrap lets http.ResponseController reach the connection.
+func (r *recorder) Unwrap() http.ResponseWriter { return r.ResponseWriter }
+
+// WriteHeader implements http.ResponseWriter.
+func (r *recorder) WriteHeader(status int) {
+	if r.status != 0 {
+		return
+	}
+	r.status = status
+	r.extend()
+	r.ResponseWriter.WriteHeader(status)
+}
+
+// Write implements io.Writer.
+func (r *recorder) Write(b []byte) (int, error) {
+	if r.status == 0 {
+		r.WriteHeader(http.StatusOK)
+	} else {
+		r.extend()
+	}
+	return r.ResponseWriter.Write(b)
+}
+
+// extend starts the time limit of the next write. Writers that know no limits are for tests.
+func (r *recorder) extend() { _ = r.control.SetWriteDeadline(time.Now().Add(writeTime)) }
+
+// guardedBody gives the whole body one time limit, and takes the limit away at its end: a limit that
+// stayed would end the connection of a request that is being worked on.
+type guardedBody struct {
+	body    io.ReadCloser
+	control *http.ResponseController
+	limited bool
+}
+
+// Read implements io.Reader.
+func (g *guardedBody) Read(b []byte) (int, error) {
+	if !g.limited {
+		g.limited = true
+		_ = g.control.SetReadDeadline(time.Now().Add(bodyTime)) // unsupported only by test writers
+	}
+	n, err := g.body.Read(b)
+	if err != nil {
+		g.lift()
+	}
+	return n, err
+}
+
+// Close implements io.Closer.
+func (g *guardedBody) Close() error {
+	g.lift()
+	return g.body.Close()
+}
+
+func (g *guardedBody) lift() {
+	if g.limited {
+		_ = g.control.SetReadDeadline(time.Time{})
+	}
+}

@@ -1,0 +1,77 @@
+package httpapi
+
+import (
+	"context"
+	"net/http"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/allocator"
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Allocations starts and ends allocations. Errors are faults for the caller.
+type Allocations interface {
+	// Start returns when the allocation is served (or reserved, as asked), or after its undo.
+	Start(ctx context.Context, req allocator.StartRequest) (allocator.StartResult, error)
+	// StartBatch answers one outcome per organization, in order.
+	StartBatch(ctx context.Context, req allocator.BatchRequest) ([]allocator.BatchOutcome, error)
+	// Release returns when the allocation has ended and its gateway is recycled. Releasing what has
+	// ended is no error.
+	Release(ctx context.Context, req allocator.ReleaseRequest) error
+	// Phase is what the leader knows of an unfinished allocation beyond the log: the state of the API it
+	// is in and the steps so far. ok is false when it knows nothing more.
+	Phase(a id.Allocation) (phase string, steps []command.Step, ok bool)
+}
+
+// Agents speaks with the agents of the hosts.
+type Agents interface {
+	// Stream sends assignment frames until ctx is done or send fails.
+	Stream(ctx context.Context, host id.Host, instance string, send func(api.AssignmentFrame) error) error
+	// Observe takes a report in and returns the index after which it is in effect.
+	Observe(ctx context.Context, host id.Host, o api.Observation) (uint64, error)
+	// Ephemeral is what the host's agent said last and is not in the log.
+	Ephemeral(host id.Host) (nginx api.NginxStatus, lastSeen time.Time, connected bool)
+}
+
+// Proposer puts a command into the log and returns after it was applied here. An error that is not a
+// fault means that the outcome is not known.
+type Proposer interface {
+	Propose(ctx context.Context, c command.Command) (command.Result, uint64, error)
+}
+
+// Cluster is this coordinator's place among the coordinators.
+type Cluster interface {
+	IsLeader() bool
+	// Leader is the leader as far as known here; empty when there is none.
+	Leader() (nodeID, address string)
+	Peers() []api.Peer
+	// Progress is the term, and the newest index that is applied here.
+	Progress() (term, applied uint64)
+	// Barrier returns when everything that was in the log before is applied here.
+	Barrier(ctx context.Context) error
+	// VerifyLeader asks a majority whether this coordinator still leads.
+	VerifyLeader(ctx context.Context) error
+}
+
+// Events follows the event feed.
+type Events interface {
+	// Follow hands the events after an id to send, in order, as they happen; send gets an empty batch at
+	// least every heartbeat, and truncated when events before the batch are no longer kept. It returns
+	// when ctx is done (nil) or with send's error.
+	Follow(ctx context.Context, after state.EventID, heartbeat time.Duration, send func(batch []state.Event, truncated bool) error) error
+}
+
+// Metrics counts requests and serves all metrics.
+type Metrics interface {
+	http.Handler
+	// Request counts one answered request.
+	Request(route string, status int, took time.Duration)
+	// Refused counts a request that was not let in.
+	Refused(code fault.Code)
+	// Rates sums up the allocations that this coordinator saw.
+	Rates() api.Rate
+}

@@ -1,0 +1,167 @@
+package httpapi
+
+import (
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/version"
+)
+
+type statusOutput struct {
+	Index uint64 `header:"X-Demiurge-Index"`
+	Body  api.Status
+}
+
+// status sums up the system from what is known here; it is answered without a leader too, because that
+// is when it is asked for.
+func (s *Server) status(_ context.Context, _ *struct{}) (*statusOutput, error) {
+	v := s.opts.Store.View()
+	conv := s.converter(v, nil)
+	cluster := s.opts.Cluster
+	leader, _ := cluster.Leader()
+	term, applied := cluster.Progress()
+	out := api.Status{
+		ClusterID: v.Cluster(), Leader: leader, Peers: cluster.Peers(), Index: v.Index(), Applied: applied, Term: term,
+		Version: version.Get().Version, Domain: s.opts.Domain, Rates: s.opts.Metrics.Rates(),
+		Pools: []api.Pool{}, Hosts: []api.Host{}, Allocations: map[string]int{},
+	}
+	if out.Peers == nil {
+		out.Peers = []api.Peer{}
+	}
+	inUse, able := 0, 0
+	for p := range v.Pools(nil) {
+		body := conv.pool(p)
+		out.Pools = append(out.Pools, body)
+		used := body.Counts.Reserved + body.Counts.Allocated
+		inUse, able = inUse+used, able+used+body.Counts.Ready
+	}
+	for h := range v.Hosts(nil) {
+		out.Hosts = append(out.Hosts, conv.host(h))
+	}
+	if able > 0 {
+		out.Utilization = float64(inUse) / float64(able)
+	}
+	var stuck []*state.Allocation
+	now := s.opts.Now()
+	for a := range v.LiveAllocations(nil) {
+		out.Allocations[conv.allocation(a).State]++
+		if a.State == state.AllocationReserved && now.After(a.Deadline.Add(stuckAfter)) {
+			stuck = append(stuck, a)
+		}
+	}
+	out.Problems = s.problems(&out, stuck)
+	out.Healthy = len(out.Problems) == 0
+	return &statusOutput{Index: v.Index(), Body: out}, nil
+}
+
+// stuckAfter is how long after its deadline an unfinished allocation is a problem: the leader has ended
+// it long before.
+const stuckAfter = 2 * time.Second
+
+// Severities of a problem.
+const (
+	critical = "critical"
+	warning  = "warning"
+)
+
+// notes collects what is wrong.
+type notes []api.StatusNote
+
+func (n *notes) add(severity, subject, remedy, format string, args ...any) {
+	*n = append(*n, api.StatusNote{Severity: severity, Subject: subject, Message: fmt.Sprintf(format, args...), Remedy: remedy})
+}
+
+// problems lists what is wrong, the worst first; within a severity in the order of the checks.
+func (s *Server) problems(st *api.Status, stuck []*state.Allocation) []api.StatusNote {
+	n := notes{}
+	if st.Leader == "" {
+		n.add(critical, "coordinators", "start the other coordinators, or look into the log for why none is elected", "there is no leader: nothing can be allocated or released; what is served goes on")
+	}
+	for i := range st.Pools {
+		poolNotes(&n, &st.Pools[i])
+	}
+	for i := range st.Hosts {
+		s.hostNotes(&n, &st.Hosts[i])
+	}
+	for _, a := range stuck {
+		n.add(critical, "allocation "+string(a.ID), fmt.Sprintf("demiurge alloc steps %s", a.ID), "reserved for organization %s and past its deadline of %s", a.Organization, a.Deadline.UTC().Format(time.RFC3339))
+	}
+	if len(st.Pools) == 0 {
+		n.add(warning, "pools", "demiurge pool set default", "there is no pool: no gateway is kept ready")
+	}
+	if len(st.Hosts) == 0 {
+		n.add(warning, "hosts", "start an agent", "no host has registered: no gateway can run")
+	}
+	slices.SortStableFunc(n, func(a, b api.StatusNote) int { return strings.Compare(a.Severity, b.Severity) }) // critical < warning
+	return n
+}
+
+// poolNotes tells what is wrong with a pool.
+func poolNotes(n *notes, p *api.Pool) {
+	subject := "pool " + p.Name
+	coming := p.Counts.Pending + p.Counts.Starting + p.Counts.Recycling
+	grow := fmt.Sprintf("raise the pool's maximum (demiurge pool set %s --max …) or add a host", p.Name)
+	switch {
+	case p.Queued > 0 && p.Counts.Ready == 0:
+		n.add(critical, subject, grow, "exhausted: no gateway is ready, %d waiting in line, %d on their way", p.Queued, coming)
+	case p.MinReady > 0 && p.Counts.Ready == 0:
+		n.add(critical, subject, grow, "exhausted: no gateway is ready, %d on their way", coming)
+	case p.Counts.Ready < p.MinReady:
+		n.add(warning, subject, grow, "below its minimum: %d of %d ready, %d on their way", p.Counts.Ready, p.MinReady, coming)
+	}
+	look := fmt.Sprintf("demiurge gateway list --pool %s shows why", p.Name)
+	switch p.Breaker {
+	case "open":
+		n.add(critical, subject, look, "creating gateways is stopped because they keep failing")
+	case "half_open":
+		n.add(warning, subject, look, "gateways kept failing; one is being tried")
+	}
+	if p.Limited == "max" || p.Limited == "capacity" {
+		n.add(warning, subject, grow, "cannot grow: limited by %s", p.Limited)
+	}
+	if bad := p.Counts.Failed + p.Counts.Unhealthy; bad > 0 {
+		n.add(warning, subject, look, "%d gateways failed, %d do not answer", p.Counts.Failed, p.Counts.Unhealthy)
+	}
+	if p.Counts.Lost+p.Counts.Reconciling > 0 {
+		n.add(warning, subject, "bring the hosts back", "%d gateways are on lost hosts, %d are being reconciled", p.Counts.Lost, p.Counts.Reconciling)
+	}
+}
+
+// hostNotes tells what is wrong with a host.
+func (s *Server) hostNotes(n *notes, h *api.Host) {
+	subject := "host " + h.HostID
+	agentLog := fmt.Sprintf("look into the agent's log on %s", h.HostID)
+	switch h.State {
+	case api.HostLost:
+		n.add(critical, subject, fmt.Sprintf("bring the host back, or forget it: demiurge host delete %s", h.HostID), "lost: its agent has not answered for long")
+		return // nothing else is known of it
+	case api.HostSilent:
+		n.add(critical, subject, agentLog, "silent: its agent does not answer; what it serves goes on")
+		return
+	}
+	if _, _, connected := s.opts.Agents.Ephemeral(id.Host(h.HostID)); !connected {
+		n.add(warning, subject, agentLog, "its agent is not connected")
+	}
+	switch h.Nginx.State {
+	case api.NginxDown:
+		n.add(critical, subject, "start nginx; the agent's log has its last words", "nginx is down: %s", orNothing(h.Nginx.LastError))
+	case api.NginxWedged:
+		n.add(critical, subject, "restart nginx", "nginx does not take new configurations: %s", orNothing(h.Nginx.LastError))
+	}
+	for _, q := range h.Nginx.Quarantined {
+		n.add(warning, subject, "correct that part", "nginx refused %s: %s", q.Part, q.Message)
+	}
+}
+
+func orNothing(s string) string {
+	if s == "" {
+		return "it says nothing"
+	}
+	return s
+}

@@ -1,0 +1,84 @@
+package httpapi
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/http"
+
+	"github.com/danielgtaylor/huma/v2"
+	"github.com/danielgtaylor/huma/v2/adapters/humago"
+)
+
+// Media types that are not application/json.
+const (
+	eventStream = "text/event-stream"
+	jsonLines   = "application/x-ndjson"
+	openapiJSON = "application/openapi+json"
+	openapiYAML = "application/openapi+yaml"
+)
+
+// stream is the answer of a handler that writes by itself.
+type stream struct {
+	Body func(huma.Context)
+}
+
+// document is the OpenAPI document, encoded once.
+type document struct {
+	json, yaml []byte
+}
+
+// fill encodes the document. Everything must be registered before.
+func (d *document) fill(o *huma.OpenAPI) (err error) {
+	if d.json, err = json.Marshal(o); err != nil {
+		return fmt.Errorf("cannot encode the OpenAPI document: %w", err)
+	}
+	if d.yaml, err = o.YAML(); err != nil {
+		return fmt.Errorf("cannot encode the OpenAPI document: %w", err)
+	}
+	return nil
+}
+
+// raw answers with bytes.
+func raw(contentType string, body []byte) *stream {
+	return &stream{Body: func(ctx huma.Context) {
+		ctx.SetHeader("Content-Type", contentType)
+		ctx.SetStatus(http.StatusOK)
+		_, _ = ctx.BodyWriter().Write(body) // a client that went away needs no answer
+	}}
+}
+
+func (s *Server) openapiJSON(context.Context, *struct{}) (*stream, error) {
+	return raw(openapiJSON, s.document.json), nil
+}
+
+func (s *Server) openapiYAML(context.Context, *struct{}) (*stream, error) {
+	return raw(openapiYAML, s.document.yaml), nil
+}
+
+func (s *Server) metrics(context.Context, *struct{}) (*stream, error) {
+	return &stream{Body: func(ctx huma.Context) {
+		r, w := humago.Unwrap(ctx)
+		s.opts.Metrics.ServeHTTP(w, r)
+	}}, nil
+}
+
+type health struct {
+	Body struct {
+		Status string `json:"status" enum:"ok"`
+	}
+}
+
+func (s *Server) healthz(context.Context, *struct{}) (*health, error) {
+	out := &health{}
+	out.Body.Status = "ok"
+	return out, nil
+}
+
+// readyz is good when a call that needs the leader can be answered, here or by the leader.
+func (s *Server) readyz(ctx context.Context, in *struct{}) (*health, error) {
+	if leader, _ := s.opts.Cluster.Leader(); leader == "" {
+		return nil, noLeader(nil)
+	}
+	return s.healthz(ctx, in)
+}
