@@ -82,7 +82,9 @@ func editOrganization(t *state.Txn, c command.EditOrganization) command.Result {
 }
 
 // without makes a new slice: that of a stored record is never written.
-func without[T any](list []T, drop func(T) bool) []T { return slices.DeleteFunc(slices.Clone(list), drop) }
+func without[T any](list []T, drop func(T) bool) []T {
+	return slices.DeleteFunc(slices.Clone(list), drop)
+}
 
 func owners(members []command.Member) int {
 	n := 0

@@ -40,9 +40,11 @@ type Txn struct {
 // Begin starts the transaction of a batch.
 func (s *Store) Begin() *Txn {
 	db := s.current.Load().db
+	base := View{txn: db.Txn(false)}
 	return &Txn{
 		store: s,
-		base:  View{txn: db.Txn(false)},
+		base:  base,
+		index: base.Index(),
 		View:  View{txn: db.Txn(true)},
 
 		gateways:    map[id.Gateway]*Gateway{},

@@ -1,0 +1,152 @@
+package fsm_test
+
+import (
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/raft"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/fsm"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// fleet is a cluster of hosts with ready gateways, and organizations, made in big entries.
+func fleet(b *testing.B, hosts, perHost, orgs int) *machine {
+	m := newMachine(b)
+	m.check = false
+	m.ok(command.PutPool{Meta: m.meta(), Pool: "default", Max: hosts * perHost, Step: 3, MaxInFlight: 10, Isolation: "serve"})
+	for h := range hosts {
+		name := id.Host("h" + coded(h, 3))
+		m.host(name, perHost)
+		m.ready("default", name, h*perHost, (h+1)*perHost-1)
+	}
+	for n := range orgs {
+		m.org(n)
+	}
+	return m
+}
+
+// cycle is the commands of one allocation's life.
+type cycle struct {
+	m   *machine
+	n   int
+	org int
+}
+
+func (c *cycle) run() {
+	m := c.m
+	c.n++
+	allocation := alID(c.n)
+	if out := m.ok(m.reserveOf(c.org, c.n)).Reserved[0]; out.Err != nil {
+		m.Fatal(out.Err)
+	}
+	m.ok(m.confirmOf(allocation))
+	m.ok(command.Release{Meta: m.meta(), Allocation: allocation})
+	g := m.allocation(allocation).Gateway
+	m.observe(m.report(g, api.PhaseReady))
+	m.log = append(m.log[:0], make([]*raft.Log, len(m.log))...) // keeps the index, drops the entries
+}
+
+// BenchmarkReserveCycle is Reserve, Confirm, Release and Observe, each an entry and a transaction of its
+// own, with 20 hosts of 200 ready gateways.
+func BenchmarkReserveCycle(b *testing.B) {
+	m := fleet(b, 20, 200, 100)
+	c := cycle{m: m}
+	b.ResetTimer()
+	for b.Loop() {
+		c.org = c.n % 100
+		c.run()
+		if c.n%10000 == 0 { // as the leader's loop does
+			m.ok(command.Collect{Meta: m.meta(), Before: m.now.Add(time.Hour)})
+		}
+	}
+	b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "cycles/s")
+}
+
+// BenchmarkReserveBatch is one Reserve of 50,000 organizations.
+func BenchmarkReserveBatch(b *testing.B) {
+	const items = 50_000
+	m := fleet(b, 50, items/50, items)
+	c := command.Reserve{Meta: m.meta(), Pool: "default"}
+	for n := range items {
+		c.Items = append(c.Items, command.ReserveItem{Organization: orgID(n), Allocation: alID(n)})
+	}
+	data, err := command.Encode(c)
+	if err != nil {
+		b.Fatal(err)
+	}
+	saved := m.snapshot()
+	entry := &raft.Log{Index: uint64(len(m.log) + 1), Type: raft.LogCommand, Data: data}
+	for b.Loop() {
+		b.StopTimer()
+		store := state.New()
+		f := fsm.New(store, nil)
+		restore(b, f, saved)
+		runtime.GC()
+		b.StartTimer()
+		for _, out := range f.Apply(entry).(command.Result).Reserved {
+			if out.Err != nil {
+				b.Fatal(out.Err)
+			}
+		}
+	}
+	b.ReportMetric(items*float64(b.N)/b.Elapsed().Seconds(), "items/s")
+}
+
+// BenchmarkHundredThousandGateways is the heap that 100,000 ready gateways on 500 hosts hold.
+func BenchmarkHundredThousandGateways(b *testing.B) {
+	for b.Loop() {
+		before := heap()
+		m := fleet(b, 500, 200, 0)
+		m.log = nil
+		used := heap() - before
+		if n := m.store.View().Counts(nil, "default").Of(state.GatewayReady); n != 100_000 {
+			b.Fatal(n, "are ready")
+		}
+		b.ReportMetric(float64(used)/(1<<20), "heap-MiB")
+		b.ReportMetric(float64(used)/100_000, "B/gateway")
+		runtime.KeepAlive(m)
+	}
+}
+
+// BenchmarkSnapshotRestore writes and restores 100,000 gateways.
+func BenchmarkSnapshotRestore(b *testing.B) {
+	m := fleet(b, 500, 200, 0)
+	m.log = nil
+	var saved string
+	b.Run("snapshot", func(b *testing.B) {
+		for b.Loop() {
+			saved = m.snapshot()
+		}
+		b.ReportMetric(float64(len(saved))/(1<<20), "MiB")
+	})
+	b.Run("restore", func(b *testing.B) {
+		for b.Loop() {
+			restore(b, fsm.New(state.New(), nil), saved)
+		}
+	})
+}
+
+func heap() int64 {
+	runtime.GC()
+	runtime.GC()
+	var s runtime.MemStats
+	runtime.ReadMemStats(&s)
+	return int64(s.HeapAlloc)
+}
+
+func restore(t testing.TB, f *fsm.FSM, saved string) {
+	t.Helper()
+	if err := f.Restore(closer{strings.NewReader(saved)}); err != nil {
+		t.Fatal(err)
+	}
+}
+
+type closer struct{ *strings.Reader }
+
+func (closer) Close() error { return nil }
