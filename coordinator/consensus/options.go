@@ -80,8 +80,8 @@ type Options struct {
 	Logger hclog.Logger // default: silent
 
 	// Fence is called once, on a goroutine of its own, when the disk stalls or a write to it fails. The
-	// transport is closed by then and nothing is acknowledged any more. It should end the process. It
-	// must not call Close and wait for it. Nil: the reason is only logged.
+	// transport is closed by then and nothing is acknowledged any more. It should end the process, and not
+	// by Close, which may have to wait for the disk. Nil: the reason is only logged.
 	Fence func(reason string)
 
 	WriteTimeout      time.Duration // a log write that takes longer fences; default 2 s
