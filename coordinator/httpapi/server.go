@@ -114,9 +114,9 @@ func (s *Server) held(ctx context.Context) (context.Context, context.CancelFunc)
 	}
 }
 
-// NewHTTPServer wraps the Server with the limits on slow and greedy clients. A body has its own time
+// HTTPServer wraps the Server with the limits on slow and greedy clients. A body has its own time
 // limit, and an answer has one per write, because a request may be held for minutes.
-func (s *Server) NewHTTPServer() *http.Server {
+func (s *Server) HTTPServer() *http.Server {
 	srv := &http.Server{
 		Handler:           s,
 		ReadHeaderTimeout: 5 * time.Second,

@@ -1,0 +1,120 @@
+// Package events is the outward side of the event feed: a log line and a metric per event, and the source
+// of those who follow. The feed itself is part of the store; whatever follows it reads it from there, each
+// at its own pace, so a slow reader costs nobody anything.
+package events
+
+import (
+	"context"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+)
+
+// Options of a Broker. Everything without a default is needed.
+type Options struct {
+	Store  *state.Store
+	Logger hclog.Logger
+	// Observe is told every event that happens while the Broker runs, such as by the metrics. May be nil.
+	Observe func(*state.Event)
+	// After is the newest index of the log when this process started: events up to it happened in an
+	// earlier life and are not told again when the log is replayed.
+	After uint64
+}
+
+// Broker tells of events as they happen.
+type Broker struct {
+	opts Options
+	log  hclog.Logger
+}
+
+// New makes a Broker.
+func New(opts Options) *Broker { return &Broker{opts: opts, log: opts.Logger.Named("events")} }
+
+// batch is how many events are read from the store at once.
+const batch = 512
+
+// idle is how often Run looks at the feed without being told of something new. Followers have a heartbeat
+// of their own.
+const idle = time.Minute
+
+// Run writes the log lines and feeds the metrics until ctx is done.
+func (b *Broker) Run(ctx context.Context) {
+	after := b.opts.Store.LastEvent()
+	if after.Index < b.opts.After {
+		after = lastOf(b.opts.After)
+	}
+	_ = b.Follow(ctx, after, idle, func(events []state.Event, truncated bool) error {
+		if truncated {
+			b.log.Warn("events were dropped before they were told", "kept", state.KeptEvents)
+		}
+		for i := range events {
+			b.tell(&events[i])
+		}
+		return nil
+	}) // only send makes errors, and this one makes none
+}
+
+// lastOf is a place after every event of an index.
+func lastOf(index uint64) state.EventID { return state.EventID{Index: index + 1} }
+
+// tell logs and counts one event. Keys are left out where there is nothing to say.
+func (b *Broker) tell(e *state.Event) {
+	kv := []any{"type", e.Type, "index", e.Index}
+	for _, p := range []struct{ key, value string }{
+		{"organization", string(e.Organization)},
+		{"allocation", string(e.Allocation)},
+		{"gateway", string(e.Gateway)},
+		{"host", string(e.Host)},
+		{"pool", string(e.Pool)},
+		{"before", e.Before},
+		{"after", e.After},
+		{"code", string(e.Code)},
+		{"reason", e.Reason},
+		{"actor", e.Actor},
+		{"source", e.Source},
+	} {
+		if p.value != "" {
+			kv = append(kv, p.key, p.value)
+		}
+	}
+	if e.Code != "" {
+		b.log.Warn("event", kv...)
+	} else {
+		b.log.Info("event", kv...)
+	}
+	if b.opts.Observe != nil {
+		b.opts.Observe(e)
+	}
+}
+
+// Follow hands the events after an id to send, in order, as they happen. send gets an empty batch when
+// nothing happened for a heartbeat, and truncated when events before the batch are no longer kept. It
+// returns nil when ctx is done, and send's error otherwise.
+func (b *Broker) Follow(ctx context.Context, after state.EventID, heartbeat time.Duration, send func(batch []state.Event, truncated bool) error) error {
+	alive := time.NewTicker(heartbeat)
+	defer alive.Stop()
+	for ctx.Err() == nil {
+		restored := b.opts.Store.Restored()
+		events, more, truncated := b.opts.Store.Events(after, batch)
+		if len(events) > 0 {
+			if err := send(events, truncated); err != nil {
+				return err
+			}
+			after = events[len(events)-1].ID()
+			alive.Reset(heartbeat)
+			continue
+		}
+		select {
+		case <-ctx.Done():
+		case <-more:
+		case <-restored: // the feed may be another one now: what it has after this place is read next
+		case <-alive.C:
+			if err := send(nil, false); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
