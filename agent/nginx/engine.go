@@ -41,6 +41,7 @@ type state struct {
 	serial     uint64  // rises with every SetConfig
 	j          journal // as on disk, or as it will be when the disk takes it
 	digest     string  // of the live generation
+	live       tree    // its files as they were proven, whatever happens to them on disk
 	slots      map[id.Gateway]Slot
 	proven     bool   // the live generation has answered during this engine's life
 	force      bool   // the live generation's files are damaged: write a new one even if nothing changed
@@ -121,7 +122,7 @@ func (e *Engine) recoverFiles() error {
 	if err != nil {
 		return err
 	}
-	e.st.j, e.st.digest = j, m.digest
+	e.st.j, e.st.digest, e.st.live = j, m.digest, files
 	for _, s := range parseSlots(files["slots.conf"]) {
 		e.st.slots[s.Gateway] = s
 	}

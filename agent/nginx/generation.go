@@ -277,7 +277,7 @@ func (e *Engine) commit(a *attempt) error {
 	}
 	took := e.opts.Now().Sub(a.begun)
 	e.change(func(st *state) {
-		st.digest, st.proven, st.took, st.force = a.digest, true, took, false
+		st.digest, st.live, st.proven, st.took, st.force = a.digest, a.files, true, took, false
 		st.attempted = a.n
 		clear(st.slots)
 		for _, s := range parseSlots(a.files["slots.conf"]) {

@@ -48,13 +48,9 @@ func (e *Engine) abandon(n uint64) error {
 // rollback makes the last live content live again under a number of its own, with the same push and the
 // same proof as anything else: the failed push may have left sockets and workers of its number behind.
 func (e *Engine) rollback(ctx context.Context, master process) error {
-	live := e.snapshot().j.Live
-	files, m, err := readGeneration(e.fs, e.l.generation(live))
-	if err != nil {
-		return err
-	}
-	a := &attempt{n: e.nextNumber(), digest: m.digest, rollback: true, master: master, begun: e.opts.Now()}
-	a.files = e.r.renumber(files, live, a.n)
+	st := e.snapshot()
+	a := &attempt{n: e.nextNumber(), digest: st.digest, rollback: true, master: master, begun: e.opts.Now()}
+	a.files = e.r.renumber(st.live, st.j.Live, a.n)
 	if err := stage(e.fs, e.l, a.n, a.files, a.digest); err != nil {
 		return transient(err, "the disk did not take it")
 	}

@@ -171,17 +171,12 @@ func (e *Engine) preflight(a *attempt) error {
 	if err := e.checkMain(ownDescriptors()); err != nil {
 		return transient(err, "nginx would read a changed main file")
 	}
-	live, _, err := readGeneration(e.fs, e.l.generation(e.snapshot().j.Live))
-	if err != nil {
-		e.log.Warn("the live generation is damaged on disk", "error", err)
-		live = tree{}
-	}
 	wanted := listeners(a.files)
 	if need := descriptorsNeeded(len(wanted), e.opts); need > limit {
 		reason := fmt.Sprintf("nginx may open %d files and needs %d for its listeners, logs and workers: raise LimitNOFILE of its unit", limit, need)
 		return &failure{reason: reason, transient: true}
 	}
-	return bindTest(wanted, listeners(live))
+	return bindTest(wanted, listeners(e.snapshot().live))
 }
 
 // descriptorsNeeded counts what the master holds: each listener, two logs, two ends of a channel to every
