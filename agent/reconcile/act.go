@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"path/filepath"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/agent/journal"
@@ -52,8 +53,14 @@ func (a *actor) begin() {
 
 // forget ends the actor: nothing is left of the gateway and nothing is wanted.
 func (a *actor) forget() {
-	if err := a.o.FS.RemoveAll("reconcile.forget", a.o.Layout.Dir()+"/"+string(a.id)); err != nil {
-		a.logger.Warn("the gateway's directory cannot be removed", "error", err)
+	dirs := []string{filepath.Join(a.o.Layout.Dir(), string(a.id))}
+	if spec, err := a.o.Layout.Spec(a.id, "", api.Limits{}); err == nil {
+		dirs = append(dirs, filepath.Dir(spec.Listen))
+	}
+	for _, dir := range dirs {
+		if err := a.o.FS.RemoveAll("reconcile.forget", dir); err != nil {
+			a.logger.Warn("a directory of the gateway cannot be removed", "directory", dir, "error", err)
+		}
 	}
 	if err := a.o.Journal.Remove(a.id); err != nil {
 		a.logger.Error("the journal was not written", "error", err)

@@ -17,6 +17,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/steps"
 )
 
 // Options of an engine. All but Timing and Now must be set.
@@ -116,16 +117,17 @@ func (e *Engine) recover(ctx context.Context) error {
 	e.mu.Lock()
 	for _, a := range e.actors {
 		g := a.ob.Grant
-		if _, ending := a.ob.Ending.Next(); g == nil || ending || mustEnd(a.w, a.ob) || a.ob.Change.Back {
+		if _, ending := a.ob.Ending.Next(); g == nil || ending || mustEnd(a.w, a.ob) {
+			continue
+		}
+		if s := a.ob.Change.Status(api.StepRoute); !g.Served && (a.ob.Change.Back || s != steps.Done && s != steps.Doing) {
 			continue
 		}
 		keep[g.Organization] = Route{Gateway: a.id, Epoch: g.Epoch}
 	}
 	e.setSlots()
 	e.mu.Unlock()
-	if err := e.o.Nginx.Retain(ctx, keep); err != nil {
-		return fmt.Errorf("cannot put the routes in order: %w", err)
-	}
+	e.o.Nginx.Retain(keep)
 	running, err := e.o.Driver.List(ctx)
 	if err != nil {
 		return fmt.Errorf("cannot list the gateways that run: %w", err)

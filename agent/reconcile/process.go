@@ -81,6 +81,9 @@ func (a *actor) tryStart(ctx context.Context) error {
 	if err := a.o.FS.MkdirAll("reconcile.statedir", spec.StateDir, 0o700); err != nil {
 		return fmt.Errorf("cannot make the gateway's directory: %w", err)
 	}
+	if err := a.o.FS.MkdirAll("reconcile.socketdir", filepath.Dir(spec.Listen), 0o700); err != nil {
+		return fmt.Errorf("cannot make the directory of the gateway's socket: %w", err)
+	}
 	// A socket that a killed process left would refuse every connection until the new one listens.
 	if err := a.o.FS.Remove("reconcile.socket", spec.Listen); err != nil && !errors.Is(err, fs.ErrNotExist) {
 		return fmt.Errorf("cannot remove the old socket: %w", err)
@@ -278,7 +281,7 @@ func (a *actor) recycle(ctx context.Context) error {
 	return nil
 }
 
-// Names below a gateway's directory.
+// Names below a gateway's directory; a Layout's Spec uses them.
 const (
 	StateDir = "state" // wiped with every incarnation
 	LogFile  = "log"   // kept: it tells why the process before ended

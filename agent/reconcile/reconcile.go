@@ -41,8 +41,8 @@ type Nginx interface {
 	// Unroute returns when no new request of the organization goes to that gateway and epoch any more. A
 	// route to another gateway or epoch stays. Repeating it is safe.
 	Unroute(ctx context.Context, org id.Organization, from Route) error
-	// Retain removes every route that is not in keep. It is called once, before anything is routed.
-	Retain(ctx context.Context, keep map[id.Organization]Route) error
+	// Retain makes the routes exactly those of keep. It is called once, before anything is routed.
+	Retain(keep map[id.Organization]Route)
 	// Get asks for a path of the organization through the real listener, as any client would.
 	Get(ctx context.Context, org id.Organization, path string) (*http.Response, error)
 }

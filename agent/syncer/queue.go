@@ -120,7 +120,7 @@ func (q *Queue) addEvents(events []api.AgentEvent) {
 
 // take removes what the next report holds. reports and host are called when a full one is due; they
 // must not call the queue.
-func (q *Queue) take(src Source) (o api.Observation, any bool) {
+func (q *Queue) take(src Source) (o api.Observation, more bool) {
 	q.mu.Lock()
 	wantFull := q.full
 	q.mu.Unlock()

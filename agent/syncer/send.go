@@ -27,8 +27,8 @@ func (s *Syncer) send(ctx context.Context) {
 			continue
 		case <-s.o.Queue.wake:
 		}
-		o, any := s.o.Queue.take(s.o.Source)
-		if !any {
+		o, more := s.o.Queue.take(s.o.Source)
+		if !more {
 			continue
 		}
 		base, n := s.base()
@@ -60,7 +60,7 @@ func (s *Syncer) last() {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
 	defer cancel()
-	if o, any := s.o.Queue.take(s.o.Source); any {
+	if o, more := s.o.Queue.take(s.o.Source); more {
 		base, _ := s.base()
 		if err := s.post(ctx, base.JoinPath("/v1/agent/observations").String(), o); err != nil {
 			s.logger.Debug("the last observation was not taken", "error", err)

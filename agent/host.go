@@ -1,0 +1,106 @@
+package agent
+
+import (
+	"context"
+	"reflect"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/agent/nginx"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/version"
+)
+
+// The rhythm of the host's report. What only counts (routes, draining workers) is told less often.
+const (
+	hostLook  = 100 * time.Millisecond
+	hostCount = 2 * time.Second
+)
+
+// hostReport is what there is to say of the host now. A host that cannot follow its coordinator says that
+// its nginx is down, so that nothing new is placed on it.
+func (a *Agent) hostReport() api.HostReport {
+	r := api.HostReport{Address: a.c.Address, Capacity: a.c.Capacity, Version: version.String(), Nginx: a.nginx.Status()}
+	if problem := a.engine.Problem(); problem != "" {
+		r.Nginx.State, r.Nginx.LastError = api.NginxDown, problem
+	}
+	return r
+}
+
+// watchHost reports the host when it changed.
+func (a *Agent) watchHost(ctx context.Context) {
+	tick := time.NewTicker(hostLook)
+	defer tick.Stop()
+	var last api.HostReport
+	var at time.Time
+	for {
+		r := a.hostReport()
+		if due(last, r, a.o.Now().Sub(at)) {
+			last, at = r, a.o.Now()
+			a.queue.SetHost(r)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
+}
+
+// due decides whether a changed report is sent, so long after the last one.
+func due(last, now api.HostReport, since time.Duration) bool {
+	if reflect.DeepEqual(last, now) {
+		return false
+	}
+	last.Nginx.Routes, last.Nginx.DrainingWorkers = now.Nginx.Routes, now.Nginx.DrainingWorkers
+	return !reflect.DeepEqual(last, now) || since >= hostCount
+}
+
+// nginxEvent passes an event of the nginx engine on.
+func (a *Agent) nginxEvent(e nginx.Event) {
+	a.metrics.nginxEvent(e)
+	reason := e.Reason
+	if e.Part != "" {
+		reason = e.Part + ": " + reason
+	}
+	a.queue.Observe(api.Observation{Events: []api.AgentEvent{{
+		Type: "host." + string(e.Type), At: e.At.UTC(), OrganizationID: string(e.Organization), Reason: reason,
+	}}})
+}
+
+// manageNginx runs nginx as a child of the agent, where it is no unit of its own. An nginx that an earlier
+// run of the agent left is not disturbed: this one begins when that one has ended.
+func (a *Agent) manageNginx(ctx context.Context) {
+	log := a.log.Named("nginx")
+	o, err := a.c.nginxOptions(log)
+	if err != nil {
+		log.Error("nginx cannot be run", "error", err)
+		return
+	}
+	for ctx.Err() == nil {
+		if a.nginx.Status().State != api.NginxDown {
+			wait(ctx, time.Second)
+			continue
+		}
+		sctx, cancel := context.WithTimeout(ctx, 10*time.Second)
+		p, err := nginx.StartProcess(sctx, o)
+		cancel()
+		if err != nil {
+			if ctx.Err() == nil {
+				log.Error("nginx cannot be started", "error", err)
+				wait(ctx, time.Second)
+			}
+			continue
+		}
+		<-ctx.Done() // until then it is started again whenever it ends
+		p.Stop()
+	}
+}
+
+func wait(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}

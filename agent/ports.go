@@ -1,0 +1,59 @@
+package agent
+
+import (
+	"context"
+	"net/http"
+
+	"github.com/demiurge-platform/demiurge/agent/nginx"
+	"github.com/demiurge-platform/demiurge/agent/reconcile"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// nginxPort gives the actors the nginx engine in their own words.
+type nginxPort struct{ e *nginx.Engine }
+
+// SetSlots implements reconcile.Nginx.
+func (p nginxPort) SetSlots(slots []reconcile.Slot) {
+	out := make([]nginx.Slot, len(slots))
+	for i, s := range slots {
+		out[i] = nginx.Slot(s)
+	}
+	p.e.SetConfig(nginx.Config{Slots: out})
+}
+
+// WaitSlot implements reconcile.Nginx.
+func (p nginxPort) WaitSlot(ctx context.Context, g id.Gateway) error { return p.e.WaitSlot(ctx, g) }
+
+// Route implements reconcile.Nginx.
+func (p nginxPort) Route(ctx context.Context, org id.Organization, to reconcile.Route) error {
+	return p.e.Route(ctx, org, nginx.Target(to))
+}
+
+// Unroute implements reconcile.Nginx.
+func (p nginxPort) Unroute(ctx context.Context, org id.Organization, from reconcile.Route) error {
+	return p.e.Unroute(ctx, org, nginx.Target(from))
+}
+
+// Retain implements reconcile.Nginx.
+func (p nginxPort) Retain(keep map[id.Organization]reconcile.Route) {
+	out := make(map[id.Organization]nginx.Target, len(keep))
+	for org, r := range keep {
+		out[org] = nginx.Target(r)
+	}
+	p.e.Retain(out)
+}
+
+// Get implements reconcile.Nginx.
+func (p nginxPort) Get(ctx context.Context, org id.Organization, path string) (*http.Response, error) {
+	return p.e.Get(ctx, org, path)
+}
+
+// source is the whole state for a full observation.
+type source struct{ a *Agent }
+
+// Reports implements syncer.Source.
+func (s source) Reports() []api.GatewayReport { return s.a.engine.Reports() }
+
+// Host implements syncer.Source.
+func (s source) Host() api.HostReport { return s.a.hostReport() }
