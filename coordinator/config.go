@@ -29,7 +29,7 @@ type Config struct {
 // APIConfig is the HTTP API.
 type APIConfig struct {
 	Listen       string  `yaml:"listen"`
-	RateLimit    float64 `yaml:"rate_limit"`    // requests a second per token; 0: no limit
+	RateLimit    float64 `yaml:"rate_limit"`    // requests a second per token
 	RateBurst    int     `yaml:"rate_burst"`    // above that for a moment
 	AuthFailures float64 `yaml:"auth_failures"` // failed authentications a second per address
 }
@@ -91,8 +91,10 @@ func (c *Config) Validate() error {
 	default:
 		bad("raft.profile", fmt.Sprintf("there is no profile %q", c.Raft.Profile), "set default, fast or slow")
 	}
-	if c.API.RateLimit < 0 || c.API.RateBurst < 0 || c.API.AuthFailures < 0 {
-		bad("api", "a rate is negative", "set 0 for no limit")
+	for key, rate := range map[string]float64{"api.rate_limit": c.API.RateLimit, "api.rate_burst": float64(c.API.RateBurst), "api.auth_failures": c.API.AuthFailures} {
+		if rate <= 0 {
+			bad(key, fmt.Sprintf("%v would let nobody in", rate), "leave it out for the default, or set a number above 0")
+		}
 	}
 	if c.Hosts.SilentAfter < time.Second || c.Hosts.LostAfter < c.Hosts.SilentAfter {
 		bad("hosts", "silent_after is below 1s or above lost_after", "keep the defaults of 3s and 30s, or raise them")

@@ -87,7 +87,9 @@ func (c *Coordinator) open() error {
 		return fmt.Errorf("cannot listen for the API at %s: %w; set api.listen to a free address, or end the program that has it", cfg.API.Listen, err)
 	}
 	c.stack.Push("API listener", func(context.Context) error { return ignoreClosed(c.listener.Close()) })
-	c.metrics = metrics.New()
+	if c.metrics, err = metrics.New(); err != nil {
+		return err
+	}
 	c.store = state.New()
 	machine := fsm.New(c.store, c.log.Named("fsm"))
 	c.node, err = consensus.Open(consensus.Options{
@@ -104,11 +106,10 @@ func (c *Coordinator) open() error {
 	}
 	c.stack.Push("Raft node", c.node.Close)
 	c.propose = &proposer{c.node}
-	c.wire()
-	return nil
+	return c.wire()
 }
 
-func (c *Coordinator) wire() {
+func (c *Coordinator) wire() error {
 	cfg, now := c.opts.Config, c.opts.Now
 	c.link = agentlink.New(agentlink.Options{
 		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: heartbeat, Logger: c.log.Named("agents"), Now: now,
@@ -118,13 +119,20 @@ func (c *Coordinator) wire() {
 		RetryAfter: c.metrics.RefillEstimate,
 	})
 	c.receiver = agentlink.NewReceiver(c.link, c.runner)
-	c.broker = events.New(events.Options{Store: c.store, Logger: c.log.Named("events"), Observe: c.metrics.Event})
-	c.metrics.Watch(metrics.Sources{Store: c.store, Node: c.node, Link: c.link})
-	c.api = httpapi.New(httpapi.Options{
-		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, cfg.NodeID},
-		Metrics: c.metrics, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log.Named("api"), Now: now,
-		RateLimit: cfg.API.RateLimit, RateBurst: cfg.API.RateBurst, AuthFailures: cfg.API.AuthFailures,
+	c.broker = events.New(events.Options{
+		Store: c.store, Logger: c.log, Observe: c.metrics.Event, After: c.node.Stats().LastIndex,
 	})
+	c.metrics.Watch(metrics.Sources{Store: c.store, Node: c.node, Link: c.link, Now: now})
+	var err error
+	c.api, err = httpapi.New(httpapi.Options{
+		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node},
+		Events: c.broker, Metrics: c.metrics, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
+		Limits: httpapi.Limits{
+			Token:  httpapi.Rate{PerSecond: cfg.API.RateLimit, Burst: float64(cfg.API.RateBurst)},
+			Failed: httpapi.Rate{PerSecond: cfg.API.AuthFailures, Burst: 2 * cfg.API.AuthFailures},
+		},
+	})
+	return err
 }
 
 // Addr is where the API listens.

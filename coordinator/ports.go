@@ -30,9 +30,12 @@ func (p *proposer) Propose(ctx context.Context, c command.Command) (command.Resu
 }
 
 // cluster tells the API about the node.
-type cluster struct {
-	*consensus.Node
-	id string
+type cluster struct{ *consensus.Node }
+
+// Progress is the term, and the newest index that is applied here.
+func (c cluster) Progress() (term, applied uint64) {
+	stats := c.Stats()
+	return stats.Term, stats.AppliedIndex
 }
 
 // Peers are the members of the cluster.

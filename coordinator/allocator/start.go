@@ -39,8 +39,7 @@ type StartRequest struct {
 	Key, Digest   string // of the Idempotency-Key and the body; empty without one
 }
 
-// StartResult is the allocation that answers a start. Timings are complete only for one that this call
-// saw becoming active.
+// StartResult is the allocation that answers a start.
 type StartResult struct {
 	Allocation id.Allocation
 	Existing   bool
@@ -78,6 +77,9 @@ func (r *Runner) Start(ctx context.Context, req StartRequest) (StartResult, erro
 		return StartResult{}, err
 	}
 	res := StartResult{Allocation: outcome.Allocation, Existing: outcome.Existing}
+	if rec := r.opts.Store.View().Allocation(nil, res.Allocation); req.Key != "" && res.Existing && rec != nil && !rec.ActiveAt.IsZero() && rec.State != state.AllocationActive {
+		return res, nil // the key's first answer, which has come to its end since
+	}
 	until := api.AllocationActive
 	if req.WaitFor == "reserved" {
 		until = api.AllocationReserved

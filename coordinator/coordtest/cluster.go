@@ -40,7 +40,7 @@ func Start(t testing.TB) *Cluster {
 	cfg := coordinator.DefaultConfig()
 	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = "c1", t.TempDir(), "example.org", "http://{hostname}"
 	cfg.API.Listen, cfg.Raft.Listen = freeAddr(t), freeAddr(t)
-	cfg.API.RateLimit = 0
+	cfg.API.RateLimit, cfg.API.RateBurst = 1e9, 1e9
 	logs := hclog.NewNullLogger()
 	if testing.Verbose() {
 		logs = hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: os.Stderr})

@@ -1,0 +1,142 @@
+package coordinator_test
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/coordtest"
+	"github.com/demiurge-platform/demiurge/shared/api"
+)
+
+// callers is how many allocate calls are under way at the same time.
+const callers = 128
+
+// BenchmarkAllocate measures durable allocate calls over HTTP on one coordinator: reserve and confirm are
+// entries of the log on disk; the host's part is answered at once by a scripted agent. Releases happen
+// outside the measured time.
+func BenchmarkAllocate(b *testing.B) {
+	const pool = 4000
+	c := coordtest.Start(b)
+	c.Agent("h1", pool, coordtest.Script{})
+	c.Pool("default", pool)
+	orgs := organizations(b, c, pool)
+	ctx := context.Background()
+	var took []time.Duration
+	var measured time.Duration
+	b.ResetTimer()
+	for done := 0; done < b.N; {
+		n := min(pool, b.N-done)
+		ids := make([]string, n)
+		lat := make([]time.Duration, n)
+		began := time.Now()
+		each(n, func(i int) {
+			t0 := time.Now()
+			a, _, err := c.Admin.Start(ctx, api.StartAllocation{OrganizationID: orgs[i]})
+			lat[i], ids[i] = time.Since(t0), a.AllocationID
+			if err != nil {
+				b.Error(err)
+			}
+		})
+		measured += time.Since(began)
+		took = append(took, lat...)
+		done += n
+		b.StopTimer()
+		each(n, func(i int) {
+			if _, err := c.Admin.Release(ctx, ids[i], 0); err != nil {
+				b.Error(err)
+			}
+		})
+		c.Ready("default", pool)
+		b.StartTimer()
+	}
+	b.StopTimer()
+	slices.Sort(took)
+	b.ReportMetric(float64(b.N)/measured.Seconds(), "allocations/s")
+	b.ReportMetric(ms(took[len(took)/2]), "p50-ms")
+	b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
+	b.ReportMetric(fsyncP50(b), "fsync-p50-ms")
+}
+
+// BenchmarkAllocateBatch measures batch allocation: one call, one entry, 5,000 organizations.
+func BenchmarkAllocateBatch(b *testing.B) {
+	const pool = 5000
+	c := coordtest.Start(b)
+	c.Agent("h1", pool, coordtest.Script{})
+	c.Pool("default", pool)
+	orgs := organizations(b, c, pool)
+	ctx := context.Background()
+	var measured time.Duration
+	b.ResetTimer()
+	for range b.N {
+		began := time.Now()
+		res, err := c.Admin.StartBatch(ctx, api.StartBatch{OrganizationIDs: orgs, WaitFor: "reserved"})
+		measured += time.Since(began)
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.StopTimer()
+		each(len(res), func(i int) {
+			if res[i].Problem != nil {
+				b.Errorf("%+v", res[i].Problem)
+				return
+			}
+			if _, err := c.Admin.Release(ctx, res[i].Allocation.AllocationID, 0); err != nil {
+				b.Error(err)
+			}
+		})
+		c.Ready("default", pool)
+		b.StartTimer()
+	}
+	b.ReportMetric(float64(b.N*pool)/measured.Seconds(), "allocations/s")
+	b.ReportMetric(fsyncP50(b), "fsync-p50-ms")
+}
+
+// organizations puts n organizations with many calls at a time.
+func organizations(b *testing.B, c *coordtest.Cluster, n int) []string {
+	out := make([]string, n)
+	each(n, func(i int) { out[i] = c.Organizations(1)[0] })
+	return out
+}
+
+// each calls fn for 0 … n-1, callers at a time.
+func each(n int, fn func(i int)) {
+	var next atomic.Int64
+	var wg sync.WaitGroup
+	for range min(callers, n) {
+		wg.Go(func() {
+			for i := int(next.Add(1)) - 1; i < n; i = int(next.Add(1)) - 1 {
+				fn(i)
+			}
+		})
+	}
+	wg.Wait()
+}
+
+func ms(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
+
+// fsyncP50 is the median of 200 small synced writes on the same disk, to judge the figures by.
+func fsyncP50(b *testing.B) float64 {
+	f, err := os.Create(filepath.Join(b.TempDir(), "fsync"))
+	if err != nil {
+		b.Fatal(err)
+	}
+	defer func() { _ = f.Close() }()
+	took := make([]time.Duration, 200)
+	for i := range took {
+		_, _ = fmt.Fprintln(f, i)
+		t0 := time.Now()
+		if err := f.Sync(); err != nil {
+			b.Fatal(err)
+		}
+		took[i] = time.Since(t0)
+	}
+	slices.Sort(took)
+	return ms(took[len(took)/2])
+}
