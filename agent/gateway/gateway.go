@@ -39,6 +39,9 @@ func New(opts Options) (*Gateway, error) {
 	} else if !info.IsDir() {
 		return nil, fmt.Errorf("cannot use the state directory %s: it is no directory", opts.StateDir)
 	}
+	if opts.MaxBody == 0 {
+		opts.MaxBody = defaultMaxBody
+	}
 	g := &Gateway{
 		opts: opts, log: opts.Logger, boot: id.Secret()[:16], sockets: newSockets(), table: map[string]route{}, failed: make(chan error, 1),
 	}
@@ -54,11 +57,12 @@ func New(opts Options) (*Gateway, error) {
 	}
 	g.stack.PushClose("socket", g.listener.Close)
 	g.server = &http.Server{
-		Handler:           g,
+		Handler:           http.HandlerFunc(g.serve),
 		ReadHeaderTimeout: 10 * time.Second,
 		ReadTimeout:       5 * time.Minute,  // of a whole request; a WebSocket is none any more
 		IdleTimeout:       10 * time.Minute, // longer than nginx keeps a connection, so that nginx is the one to close it
 		MaxHeaderBytes:    64 << 10,
+		ConnContext:       keepConn,
 		ErrorLog:          opts.Logger.Named("http").StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 	}
 	return g, nil

@@ -30,11 +30,14 @@ func element(list string, i int, field string) string {
 }
 
 // decode reads a JSON body strictly: one value, known fields only, within the limit.
-func decode(w http.ResponseWriter, r *http.Request, into any) error {
+func decode(w http.ResponseWriter, r *http.Request, limit int64, into any) error {
+	if r.ContentLength > limit { // said before it is sent
+		return tooLarge(limit)
+	}
 	if ct, _, err := mime.ParseMediaType(r.Header.Get("Content-Type")); r.Header.Get("Content-Type") != "" && (err != nil || ct != "application/json") {
 		return fault.New(fault.InvalidRequest, "cannot read a body of type %q: send application/json", r.Header.Get("Content-Type"))
 	}
-	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, maxControlBody))
+	dec := json.NewDecoder(http.MaxBytesReader(w, r.Body, limit))
 	dec.DisallowUnknownFields()
 	err := dec.Decode(into)
 	if err == nil {
@@ -44,11 +47,15 @@ func decode(w http.ResponseWriter, r *http.Request, into any) error {
 			err = errors.New("there is more behind the first value")
 		}
 	}
-	var tooLarge *http.MaxBytesError
-	if errors.As(err, &tooLarge) {
-		return fault.New(fault.TooLarge, "the body is longer than %d bytes", tooLarge.Limit)
+	var over *http.MaxBytesError
+	if errors.As(err, &over) {
+		return tooLarge(limit)
 	}
 	return fault.New(fault.InvalidRequest, "cannot read the body: %v: send one JSON object as documented", err)
+}
+
+func tooLarge(limit int64) error {
+	return fault.New(fault.TooLarge, "the body is longer than %d bytes", limit)
 }
 
 // writeJSON answers with a body.

@@ -9,6 +9,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 )
@@ -22,8 +23,9 @@ const probeTimeout = time.Second
 // listener is a listening socket and, when the gateway made it, its file.
 type listener struct {
 	net.Listener
-	path string
-	made os.FileInfo
+	path  string
+	made  os.FileInfo
+	close sync.Once
 }
 
 // listen opens the socket of Options.Listen.
@@ -100,16 +102,16 @@ func listenFD(number string) (*listener, error) {
 	return &listener{Listener: l}, nil
 }
 
-// Close ends listening and removes the socket's file, unless a successor has put its own there.
+// Close removes the socket's file, unless a successor has put its own there, and ends listening.
 func (l *listener) Close() error {
-	err := l.Listener.Close()
-	if l.made != nil {
-		if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.made) {
-			err = errors.Join(err, os.Remove(l.path))
+	var err error
+	l.close.Do(func() { // once: the file system may give a successor's socket the same number
+		if l.made != nil {
+			if now, statErr := os.Lstat(l.path); statErr == nil && os.SameFile(now, l.made) {
+				err = os.Remove(l.path)
+			}
 		}
-	}
-	if errors.Is(err, net.ErrClosed) || errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
+		err = errors.Join(err, l.Listener.Close())
+	})
 	return err
 }

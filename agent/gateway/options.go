@@ -15,8 +15,9 @@ import (
 
 // Bounds and times of a gateway.
 const (
-	maxControlBody = 64 << 20         // sections travel in it
+	defaultMaxBody = 64 << 20         // of an activation: sections travel in it
 	maxMessage     = 1 << 20          // of a WebSocket
+	goodbye        = 2 * time.Second  // for a peer to answer the end of a WebSocket
 	keepAlive      = 30 * time.Second // between pings of a WebSocket
 	peerTimeout    = 10 * time.Second // for a peer to answer a ping or to take a message
 	stopTimeout    = 10 * time.Second // for requests to finish at SIGTERM
@@ -30,6 +31,7 @@ type Options struct {
 	Control  string // the agent's socket for this gateway; not called while there are no sections to report
 	StateDir string // absolute; must be there
 	Release  string // shown in answers; may be empty
+	MaxBody  int64  // of a request on a private route; default 64 MiB
 	Logger   hclog.Logger
 }
 

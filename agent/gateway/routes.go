@@ -42,8 +42,8 @@ func (g *Gateway) routes() []route {
 	}
 }
 
-// ServeHTTP implements http.Handler.
-func (g *Gateway) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+// serve is the way in for every request.
+func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 	serving := g.tenant.serving()
 	identify(w, g.opts.Gateway, serving)
 	found, ok := g.table[r.URL.Path]
@@ -94,7 +94,7 @@ func (g *Gateway) Health() api.GatewayHealth {
 
 func (g *Gateway) handleActivate(w http.ResponseWriter, r *http.Request) {
 	var body api.Activate
-	if err := decode(w, r, &body); err != nil {
+	if err := decode(w, r, g.opts.MaxBody, &body); err != nil {
 		g.refuse(w, r, err)
 		return
 	}
@@ -114,8 +114,10 @@ func (g *Gateway) handleActivate(w http.ResponseWriter, r *http.Request) {
 
 func (g *Gateway) handleDeactivate(w http.ResponseWriter, r *http.Request) {
 	var body api.Deactivate
-	err := decode(w, r, &body)
+	err := decode(w, r, g.opts.MaxBody, &body)
 	if err == nil {
+		// The drain may be longer than a request may take to arrive.
+		_ = http.NewResponseController(w).SetReadDeadline(time.Time{})
 		err = g.deactivate(r.Context(), id.Epoch(body.Epoch), time.Duration(body.Drain))
 	}
 	if err != nil {

@@ -3,6 +3,8 @@ package gateway
 import (
 	"context"
 	"errors"
+	"maps"
+	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -16,22 +18,22 @@ import (
 // when it becomes a WebSocket.
 type sockets struct {
 	mu     sync.Mutex
-	open   map[*websocket.Conn]struct{}
-	closed bool          // nothing new is let in
-	change chan struct{} // closed and renewed when one ends
+	open   map[*websocket.Conn]net.Conn // with what lies beneath each
+	closed bool                         // nothing new is let in
+	change chan struct{}                // closed and renewed when one ends
 }
 
 func newSockets() *sockets {
-	return &sockets{open: map[*websocket.Conn]struct{}{}, change: make(chan struct{})}
+	return &sockets{open: map[*websocket.Conn]net.Conn{}, change: make(chan struct{})}
 }
 
-func (s *sockets) add(c *websocket.Conn) bool {
+func (s *sockets) add(c *websocket.Conn, beneath net.Conn) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if s.closed || len(s.open) >= maxSockets {
 		return false
 	}
-	s.open[c] = struct{}{}
+	s.open[c] = beneath
 	return true
 }
 
@@ -73,25 +75,31 @@ func (s *sockets) refuseNew() {
 	s.mu.Unlock()
 }
 
-// closeAll tells every peer that it is time to go (1001) and waits until all are closed: a peer that does
-// not answer is cut off.
+// closeAll tells every peer that it is time to go (1001) and waits until all are closed. A peer that does
+// not answer within goodbye is cut off. The library's Close waits longer for it and cannot be interrupted,
+// so the cut is made beneath it.
 func (s *sockets) closeAll(ctx context.Context, reason string) {
+	ctx, cancel := context.WithTimeout(ctx, goodbye)
+	defer cancel()
 	s.mu.Lock()
-	all := make([]*websocket.Conn, 0, len(s.open))
-	for c := range s.open {
-		all = append(all, c)
-	}
+	all := maps.Clone(s.open)
 	s.mu.Unlock()
 	var wait sync.WaitGroup
-	for _, c := range all {
+	for c, beneath := range all {
 		wait.Go(func() {
-			stop := context.AfterFunc(ctx, func() { _ = c.CloseNow() })
+			stop := context.AfterFunc(ctx, func() { _ = beneath.Close() })
 			defer stop()
 			_ = c.Close(websocket.StatusGoingAway, reason) // it may have closed by itself
 		})
 	}
 	wait.Wait()
-	s.empty(ctx)
+}
+
+// connKey is the key of a request's context under which the server keeps the connection.
+type connKey struct{}
+
+func keepConn(ctx context.Context, c net.Conn) context.Context {
+	return context.WithValue(ctx, connKey{}, c)
 }
 
 // echo sends every message back.
@@ -102,7 +110,8 @@ func (g *Gateway) echo(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer func() { _ = c.CloseNow() }()
-	if !g.sockets.add(c) {
+	beneath, _ := r.Context().Value(connKey{}).(net.Conn)
+	if !g.sockets.add(c, beneath) {
 		_ = c.Close(websocket.StatusTryAgainLater, "too many connections, or stopping")
 		return
 	}
