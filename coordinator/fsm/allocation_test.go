@@ -15,7 +15,7 @@ import (
 func TestAllocationFromReserveToRelease(t *testing.T) {
 	m := small(t, 2)
 	out := m.reserve(1, 1)
-	index := uint64(len(m.log))
+	index := m.index
 	if out.Err != nil || out.Existing || out.Queued || out.Allocation != alID(1) {
 		t.Fatalf("outcome: %+v", out)
 	}
@@ -178,7 +178,7 @@ func TestLineIsServedInOrder(t *testing.T) {
 	m.wantAllocation(alID(3), state.AllocationReserved)
 	m.wantAllocation(alID(1), state.AllocationReserved)
 	m.wantAllocation(alID(2), state.AllocationQueued)
-	if a, b := m.allocation(alID(3)), m.allocation(alID(1)); a.Epoch != id.Epoch(len(m.log)) || a.Epoch != b.Epoch || a.Warm || a.Gateway == b.Gateway {
+	if a, b := m.allocation(alID(3)), m.allocation(alID(1)); a.Epoch != id.Epoch(m.index) || a.Epoch != b.Epoch || a.Warm || a.Gateway == b.Gateway {
 		t.Fatalf("granted from the line: %+v, %+v", a, b)
 	}
 	// Leaving the line, by its own wish and by the deadline.

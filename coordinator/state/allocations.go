@@ -64,9 +64,10 @@ type Candidate struct {
 
 const (
 	tableAllocations = "allocations"
-	indexLive        = "live"   // the one live allocation of an organization
-	indexLine        = "line"   // the queued ones of a pool, in order
-	indexEnding      = "ending" // the one that is being cleaned up on a gateway
+	indexLive        = "live" // the one live allocation of an organization
+	// indexPlace has the queued ones by their place in a pool's line, and the one that is being cleaned up
+	// on a gateway by that: two uses of one index, because each index costs every transaction.
+	indexPlace = "place"
 )
 
 // allocationTable has partial indexes: an ended allocation is in the primary one only.
@@ -76,8 +77,7 @@ func allocationTable() table {
 		schema: tableOf(tableAllocations,
 			unique(indexID, func(a *Allocation) string { return string(a.ID) }),
 			unique(indexLive, liveKey),
-			unique(indexLine, lineKey),
-			unique(indexEnding, endingKey)),
+			unique(indexPlace, placeKey)),
 		save: saveAll[Allocation](tableAllocations),
 		restore: restoreInto(tableAllocations, func(_ *Txn, a *Allocation, in interner) error {
 			intern(in, &a.Pool)
@@ -96,21 +96,19 @@ func liveKey(a *Allocation) string {
 	return ""
 }
 
-func lineKey(a *Allocation) string {
-	if a.State == AllocationQueued {
+func placeKey(a *Allocation) string {
+	switch {
+	case a.State == AllocationQueued:
 		return linePrefix(a.Pool) + ordered(a.QueueIndex) + ordered(uint64(a.QueueSeq))
+	case a.State.Ending():
+		return endingKey(a.Gateway)
 	}
 	return ""
 }
 
-func linePrefix(pool id.Pool) string { return string(pool) + "\x00" }
+func linePrefix(pool id.Pool) string { return "line\x00" + string(pool) + "\x00" }
 
-func endingKey(a *Allocation) string {
-	if a.State.Ending() {
-		return string(a.Gateway)
-	}
-	return ""
-}
+func endingKey(gateway id.Gateway) string { return "ending\x00" + string(gateway) }
 
 // Allocation gives an allocation; nil when it is unknown.
 func (v View) Allocation(ws WatchSet, allocation id.Allocation) *Allocation {
@@ -134,12 +132,20 @@ func (v View) LiveAllocation(ws WatchSet, organization id.Organization) *Allocat
 
 // Line ranges over the allocations that wait for a gateway of a pool, in the order they are served in.
 func (v View) Line(ws WatchSet, pool id.Pool) iter.Seq[*Allocation] {
-	return all[Allocation](v, ws, tableAllocations, indexLine, linePrefix(pool))
+	return all[Allocation](v, ws, tableAllocations, indexPlace, linePrefix(pool))
 }
 
 // Ending gives the allocation that is being released or rolled back on a gateway; nil when there is none.
 func (v View) Ending(gateway id.Gateway) *Allocation {
-	return first[Allocation](v, nil, tableAllocations, indexEnding, string(gateway))
+	return first[Allocation](v, nil, tableAllocations, indexPlace, endingKey(gateway))
+}
+
+// Ending gives the allocation that is being cleaned up on a gateway as this transaction left it.
+func (t *Txn) Ending(gateway id.Gateway) *Allocation {
+	if a, ok := t.ending[gateway]; ok {
+		return a
+	}
+	return t.base.Ending(gateway)
 }
 
 // Allocation gives an allocation as this transaction left it; nil when it is unknown.
@@ -170,12 +176,17 @@ func (t *Txn) Head(pool id.Pool) *Allocation {
 func (t *Txn) PutAllocation(next Allocation, reason string) *Allocation {
 	before := t.Allocation(next.ID)
 	a := &next
-	a.ModifyIndex = t.index
+	a.ModifyIndex = t.about.Index
 	if before == nil {
-		a.CreatedAt, a.CreateIndex, a.Actor = t.at, t.index, t.actor
+		a.CreatedAt, a.CreateIndex, a.Actor = t.at, t.about.Index, t.actor
 	}
 	t.insert(tableAllocations, a)
 	t.allocations[a.ID] = a
+	if a.State.Ending() {
+		t.ending[a.Gateway] = a
+	} else if before != nil && before.State.Ending() {
+		t.ending[a.Gateway] = nil
+	}
 	if a.State.Live() {
 		t.live[a.Organization] = a
 	} else if live := t.LiveAllocation(a.Organization); live != nil && live.ID == a.ID {

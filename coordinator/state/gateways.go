@@ -115,15 +115,15 @@ func (t *Txn) PutGateway(next Gateway, reason string) *Gateway {
 	}
 	g := &next
 	g.State = t.gatewayState(g, c.host)
-	g.ModifyIndex = t.index
+	g.ModifyIndex = t.about.Index
 	var was GatewayState
 	if before == nil {
-		g.CreatedAt, g.CreateIndex = t.at, t.index
+		g.CreatedAt, g.CreateIndex = t.at, t.about.Index
 	} else {
 		was = before.State
 	}
 	if g.State == GatewayReady && was != GatewayReady {
-		g.ReadyIndex = t.index
+		g.ReadyIndex = t.about.Index
 	}
 	t.insert(tableGateways, g)
 	t.gateways[g.ID] = g

@@ -51,9 +51,9 @@ func (v View) Hosts(ws WatchSet) iter.Seq[*Host] { return all[Host](v, ws, table
 // PutHost stores a host. The states of its gateways follow from it, so they are put afterwards.
 func (t *Txn) PutHost(next Host) *Host {
 	h := &next
-	h.ModifyIndex = t.index
+	h.ModifyIndex = t.about.Index
 	if h.CreateIndex == 0 {
-		h.CreatedAt, h.CreateIndex = t.at, t.index
+		h.CreatedAt, h.CreateIndex = t.at, t.about.Index
 	}
 	t.insert(tableHosts, h)
 	t.setTallyHost(h.ID, h)

@@ -46,9 +46,9 @@ func (v View) Organizations(ws WatchSet) iter.Seq[*Organization] {
 // PutOrganization stores an organization.
 func (t *Txn) PutOrganization(next Organization) *Organization {
 	o := &next
-	o.ModifyIndex = t.index
+	o.ModifyIndex = t.about.Index
 	if o.CreateIndex == 0 {
-		o.CreatedAt, o.CreateIndex = t.at, t.index
+		o.CreatedAt, o.CreateIndex = t.at, t.about.Index
 	}
 	o.UpdatedAt = t.at
 	t.insert(tableOrganizations, o)

@@ -59,9 +59,9 @@ func (v View) Pools(ws WatchSet) iter.Seq[*Pool] {
 // PutPool stores a pool.
 func (t *Txn) PutPool(next Pool) *Pool {
 	p := &next
-	p.ModifyIndex = t.index
+	p.ModifyIndex = t.about.Index
 	if p.CreateIndex == 0 {
-		p.CreatedAt, p.CreateIndex = t.at, t.index
+		p.CreatedAt, p.CreateIndex = t.at, t.about.Index
 	}
 	t.insert(tablePools, p)
 	return p

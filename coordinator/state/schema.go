@@ -17,7 +17,6 @@ type table struct {
 // tables lists every table in the order of a snapshot: gateways come after the hosts they are counted for.
 func tables() []table {
 	return []table{
-		clusterTable(),
 		hostTable(),
 		poolTable(),
 		organizationTable(),

@@ -13,6 +13,7 @@ import (
 // of JSON. kindFeed and the kinds of the tables are stored: never reorder or reuse one.
 const (
 	kindEnd   byte = 0 // ends the sequence; no length follows
+	kindAbout byte = 1
 	kindFeed  byte = 100
 	kindEvent byte = 101
 )
@@ -39,6 +40,9 @@ func (c Checkpoint) Save(w io.Writer) error {
 			return err
 		}
 		_, err = out.Write(raw)
+		return err
+	}
+	if err := put(kindAbout, c.View.about); err != nil {
 		return err
 	}
 	for _, t := range tables() {
@@ -134,6 +138,11 @@ type loader struct {
 
 func (l *loader) take(kind byte, raw []byte) error {
 	switch kind {
+	case kindAbout:
+		if err := json.Unmarshal(raw, &l.txn.about); err != nil {
+			return fmt.Errorf("cannot read the saved index: %w", err)
+		}
+		return nil
 	case kindFeed:
 		var f feedRecord
 		if err := json.Unmarshal(raw, &f); err != nil {

@@ -27,6 +27,7 @@ type Store struct {
 // contents is what a restore replaces as a whole.
 type contents struct {
 	db       *memdb.MemDB
+	view     atomic.Pointer[View] // of the last commit
 	feed     *feed
 	restored chan struct{}
 }
@@ -37,13 +38,16 @@ func New() *Store {
 	if err != nil {
 		panic("cannot make the tables, their schema is wrong: " + err.Error())
 	}
+	c := &contents{db: db, feed: newFeed(), restored: make(chan struct{})}
+	c.view.Store(&View{txn: db.Txn(false)})
 	s := &Store{}
-	s.current.Store(&contents{db: db, feed: newFeed(), restored: make(chan struct{})})
+	s.current.Store(c)
 	return s
 }
 
-// View gives a consistent, immutable snapshot of all tables. It is cheap.
-func (s *Store) View() View { return View{txn: s.current.Load().db.Txn(false)} }
+// View gives a consistent, immutable snapshot of all tables. It is cheap: all views of one commit share
+// memdb's read transaction, which nothing modifies.
+func (s *Store) View() View { return *s.current.Load().view.Load() }
 
 // Restored gives a channel that closes when a restore has replaced the state: watch channels of earlier
 // views are dead then, and watchers must read again.

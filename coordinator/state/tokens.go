@@ -54,7 +54,7 @@ func (v View) Tokens(ws WatchSet) iter.Seq[*Token] {
 // PutToken stores a token.
 func (t *Txn) PutToken(next Token) *Token {
 	k := &next
-	k.CreatedAt, k.CreateIndex, k.ModifyIndex = t.at, t.index, t.index
+	k.CreatedAt, k.CreateIndex, k.ModifyIndex = t.at, t.about.Index, t.about.Index
 	t.insert(tableTokens, k)
 	return k
 }

@@ -25,10 +25,10 @@ type Txn struct {
 	gateways    map[id.Gateway]*Gateway
 	allocations map[id.Allocation]*Allocation
 	live        map[id.Organization]*Allocation
+	ending      map[id.Gateway]*Allocation
 	tallies     map[id.Host]*tally // made by this transaction, so they may be modified until it commits
 	events      []Event
 
-	index  uint64
 	seq    int
 	at     time.Time
 	actor  string
@@ -39,17 +39,16 @@ type Txn struct {
 
 // Begin starts the transaction of a batch.
 func (s *Store) Begin() *Txn {
-	db := s.current.Load().db
-	base := View{txn: db.Txn(false)}
+	base := s.View()
 	return &Txn{
 		store: s,
 		base:  base,
-		index: base.Index(),
-		View:  View{txn: db.Txn(true)},
+		View:  View{txn: s.current.Load().db.Txn(true), about: base.about},
 
 		gateways:    map[id.Gateway]*Gateway{},
 		allocations: map[id.Allocation]*Allocation{},
 		live:        map[id.Organization]*Allocation{},
+		ending:      map[id.Gateway]*Allocation{},
 		tallies:     map[id.Host]*tally{},
 		granted:     map[id.Pool]bool{},
 	}
@@ -64,7 +63,7 @@ type Origin struct {
 
 // Entry says which log entry the following writes belong to.
 func (t *Txn) Entry(o Origin) {
-	t.index, t.seq = o.Index, 0
+	t.about.Index, t.seq = o.Index, 0
 	t.at, t.actor, t.source = o.At.UTC(), o.Actor, o.Source
 }
 
@@ -75,17 +74,18 @@ func (t *Txn) Now() time.Time { return t.at }
 func (t *Txn) Actor() string { return t.actor }
 
 // EntryIndex is the log index of the current entry.
-func (t *Txn) EntryIndex() uint64 { return t.index }
+func (t *Txn) EntryIndex() uint64 { return t.about.Index }
 
 // NextSeq numbers what an entry makes several of, in order.
 func (t *Txn) NextSeq() int { return t.seq + 1 }
 
 // Commit makes everything visible: the tables first, then the events that tell of them.
 func (t *Txn) Commit() {
-	t.SetCluster(t.Cluster())
 	t.store.publish.Lock()
+	c := t.store.current.Load()
 	t.txn.Commit()
-	t.store.current.Load().feed.append(t.events)
+	c.view.Store(&View{txn: c.db.Txn(false), about: t.about})
+	c.feed.append(t.events)
 	t.store.publish.Unlock()
 }
 
@@ -95,7 +95,7 @@ func (t *Txn) Abort() { t.txn.Abort() }
 // Emit adds an event of the current entry to the feed.
 func (t *Txn) Emit(e Event) {
 	t.seq++
-	e.Index, e.Seq, e.Actor, e.Source = t.index, t.seq, t.actor, t.source
+	e.Index, e.Seq, e.Actor, e.Source = t.about.Index, t.seq, t.actor, t.source
 	if e.At.IsZero() {
 		e.At = t.at
 	}
@@ -108,7 +108,7 @@ func (t *Txn) Emit(e Event) {
 func (t *Txn) violation(e Event, what string) {
 	e.Code, e.Reason = fault.Internal, what
 	t.Emit(e)
-	t.store.current.Load().feed.violate(fmt.Sprintf("index %d: %s", t.index, what))
+	t.store.current.Load().feed.violate(fmt.Sprintf("index %d: %s", t.about.Index, what))
 }
 
 func (t *Txn) insert(name string, record any) {

@@ -9,7 +9,8 @@ import (
 // View is a consistent, immutable snapshot of all tables. Everything it gives out is immutable too: never
 // modify a record.
 type View struct {
-	txn *memdb.Txn
+	txn   *memdb.Txn
+	about cluster
 }
 
 // first looks one record up by the exact key of an index; nil when there is none.
