@@ -11,6 +11,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"reflect"
 	"sync"
 	"time"
 
@@ -19,6 +20,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
@@ -79,12 +81,14 @@ func New(opts Options) (*Server, error) {
 		reads: newReads(), limits: newLimits(opts.Limits, opts.Now), draining: draining, drain: drain,
 	}
 	s.refusals = newRefusals(s)
-	api := humago.New(s.mux, huma.Config{
+	schemas := huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer)
+	schemas.RegisterTypeAlias(reflect.TypeFor[problem](), reflect.TypeFor[api.Problem]())
+	mounted := humago.New(s.mux, huma.Config{
 		OpenAPI: &huma.OpenAPI{
 			OpenAPI: "3.1.0",
 			Info:    &huma.Info{Title: "Demiurge coordinator", Version: version.Get().Version, Description: apiDescription},
 			Components: &huma.Components{
-				Schemas:         huma.NewMapRegistry("#/components/schemas/", huma.DefaultSchemaNamer),
+				Schemas:         schemas,
 				SecuritySchemes: map[string]*huma.SecurityScheme{bearer: {Type: "http", Scheme: "bearer"}},
 			},
 		},
@@ -93,9 +97,9 @@ func New(opts Options) (*Server, error) {
 	})
 	for _, rt := range routes() {
 		s.rows[rt.method+" "+rt.path] = &rt
-		rt.mount(s, api)
+		rt.mount(s, mounted)
 	}
-	return s, s.document.fill(api.OpenAPI())
+	return s, s.document.fill(mounted.OpenAPI())
 }
 
 // Run does the server's background work, which is to record refusals in the event feed, until ctx is done.
