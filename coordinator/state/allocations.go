@@ -142,26 +142,32 @@ func (v View) Ending(gateway id.Gateway) *Allocation {
 
 // Ending gives the allocation that is being cleaned up on a gateway as this transaction left it.
 func (t *Txn) Ending(gateway id.Gateway) *Allocation {
-	if a, ok := t.ending[gateway]; ok {
-		return a
+	a, ok := t.ending[gateway]
+	if !ok {
+		a = t.base.Ending(gateway)
+		t.ending[gateway] = a
 	}
-	return t.base.Ending(gateway)
+	return a
 }
 
 // Allocation gives an allocation as this transaction left it; nil when it is unknown.
 func (t *Txn) Allocation(allocation id.Allocation) *Allocation {
-	if a, ok := t.allocations[allocation]; ok {
-		return a
+	a, ok := t.allocations[allocation]
+	if !ok {
+		a = t.base.Allocation(nil, allocation)
+		t.allocations[allocation] = a
 	}
-	return t.base.Allocation(nil, allocation)
+	return a
 }
 
 // LiveAllocation gives the one live allocation of an organization as this transaction left it.
 func (t *Txn) LiveAllocation(organization id.Organization) *Allocation {
-	if a, ok := t.live[organization]; ok {
-		return a
+	a, ok := t.live[organization]
+	if !ok {
+		a = t.base.LiveAllocation(nil, organization)
+		t.live[organization] = a
 	}
-	return t.base.LiveAllocation(nil, organization)
+	return a
 }
 
 // Head is the first in a pool's line; nil when nobody waits.

@@ -105,14 +105,16 @@ func (c *feedCut) from(after EventID) int {
 	return lo
 }
 
-func (f *feed) append(events []Event) {
-	if len(events) == 0 {
+func (f *feed) append(pieces [][]Event) {
+	if len(pieces) == 0 {
 		return
 	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for i := range events {
-		f.cutLocked.push(&events[i])
+	for _, events := range pieces {
+		for i := range events {
+			f.cutLocked.push(&events[i])
+		}
 	}
 	close(f.more)
 	f.more = make(chan struct{})

@@ -99,10 +99,12 @@ func (v View) Gateways(ws WatchSet) iter.Seq[*Gateway] {
 
 // Gateway gives a gateway as this transaction left it; nil when it is unknown.
 func (t *Txn) Gateway(gateway id.Gateway) *Gateway {
-	if g, ok := t.gateways[gateway]; ok {
-		return g
+	g, ok := t.gateways[gateway]
+	if !ok {
+		g = t.base.Gateway(nil, gateway)
+		t.gateways[gateway] = g
 	}
-	return t.base.Gateway(nil, gateway)
+	return g
 }
 
 // PutGateway stores a gateway. Its state follows from the rest of the record, its host and its allocation,

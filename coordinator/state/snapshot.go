@@ -103,7 +103,7 @@ func Load(r io.Reader) (*Store, error) {
 		}
 	}
 	l.txn.Commit()
-	s.current.Load().feed.restore(l.dropped)
+	s.current.Load().feed.restore(l.feed)
 	return s, nil
 }
 
@@ -133,7 +133,7 @@ type loader struct {
 	txn     *Txn
 	byKind  map[byte]table
 	strings interner
-	dropped EventID
+	feed    feedCut
 }
 
 func (l *loader) take(kind byte, raw []byte) error {
@@ -148,7 +148,7 @@ func (l *loader) take(kind byte, raw []byte) error {
 		if err := json.Unmarshal(raw, &f); err != nil {
 			return fmt.Errorf("cannot read the saved feed: %w", err)
 		}
-		l.dropped = f.Dropped
+		l.feed.dropped, l.feed.last = f.Dropped, f.Dropped
 		return nil
 	case kindEvent:
 		var e Event
@@ -164,7 +164,7 @@ func (l *loader) take(kind byte, raw []byte) error {
 		intern(l.strings, &e.Pool)
 		intern(l.strings, &e.Before)
 		intern(l.strings, &e.After)
-		l.txn.events = append(l.txn.events, e)
+		l.feed.push(&e)
 		return nil
 	}
 	t, ok := l.byKind[kind]
@@ -175,11 +175,8 @@ func (l *loader) take(kind byte, raw []byte) error {
 	return t.restore(l.txn, raw, l.strings)
 }
 
-func (f *feed) restore(dropped EventID) {
+func (f *feed) restore(saved feedCut) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.cutLocked.dropped = dropped
-	if f.cutLocked.last.Before(dropped) {
-		f.cutLocked.last = dropped
-	}
+	f.cutLocked = saved
 }

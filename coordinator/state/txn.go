@@ -15,8 +15,8 @@ import (
 // Commit or Abort ends it.
 //
 // Its reads see its own writes. memdb can do that too, but pays for each such read with copies of whole
-// paths at the next write, so records that commands read and write over and over are kept aside: written
-// is looked at first, then the state before the transaction.
+// paths at the next write. So the records that commands read and write over and over are kept aside, by
+// what they are looked up by; nil is known not to be there, and what is not aside is as it was before.
 type Txn struct {
 	View // memdb's own view of the transaction, for ranges and rare reads
 
@@ -27,7 +27,7 @@ type Txn struct {
 	live        map[id.Organization]*Allocation
 	ending      map[id.Gateway]*Allocation
 	tallies     map[id.Host]*tally // made by this transaction, so they may be modified until it commits
-	events      []Event
+	events      [][]Event // in pieces, so that a big entry does not copy them over and over
 
 	seq    int
 	at     time.Time
@@ -99,7 +99,16 @@ func (t *Txn) Emit(e Event) {
 	if e.At.IsZero() {
 		e.At = t.at
 	}
-	t.events = append(t.events, e)
+	n := len(t.events)
+	if n == 0 || len(t.events[n-1]) == cap(t.events[n-1]) {
+		size := 4
+		if n > 0 {
+			size = min(2*cap(t.events[n-1]), 1024)
+		}
+		t.events = append(t.events, make([]Event, 0, size))
+		n++
+	}
+	t.events[n-1] = append(t.events[n-1], e)
 }
 
 // violation is a write that a table of moves does not allow. It is a defect of ours and not of the
