@@ -42,6 +42,7 @@ type state struct {
 	j          journal // as on disk, or as it will be when the disk takes it
 	digest     string  // of the live generation
 	live       tree    // its files as they were proven, whatever happens to them on disk
+	base       string  // URL of a listener of the live generation
 	slots      map[id.Gateway]Slot
 	proven     bool   // the live generation has answered during this engine's life
 	force      bool   // the live generation's files are damaged: write a new one even if nothing changed
@@ -85,7 +86,7 @@ func Open(opts Options) (*Engine, error) {
 	e := &Engine{
 		opts: opts, l: l, r: renderer{opts, l}, fs: files, log: opts.Logger,
 		routes: newRoutes(files, l), web: newListenerClient(opts), wake: make(chan struct{}, 1),
-		st: state{slots: map[id.Gateway]Slot{}, condition: api.NginxDown, quarantine: map[string]quarantined{}, changed: make(chan struct{})},
+		st: state{condition: api.NginxDown, quarantine: map[string]quarantined{}, changed: make(chan struct{})},
 	}
 	e.close = sync.OnceFunc(func() {
 		e.web.close()
@@ -122,14 +123,23 @@ func (e *Engine) recoverFiles() error {
 	if err != nil {
 		return err
 	}
-	e.st.j, e.st.digest, e.st.live = j, m.digest, files
-	for _, s := range parseSlots(files["slots.conf"]) {
-		e.st.slots[s.Gateway] = s
-	}
+	e.st.j = j
+	e.st.adopt(files, m.digest)
 	if e.st.quarantine, err = loadQuarantine(e.fs, e.l); err != nil {
 		return err
 	}
 	return e.routes.load()
+}
+
+// adopt takes over what the live generation says.
+func (st *state) adopt(files tree, digest string) {
+	st.live, st.digest, st.slots = files, digest, map[id.Gateway]Slot{}
+	for _, s := range parseSlots(files["slots.conf"]) {
+		st.slots[s.Gateway] = s
+	}
+	if ls := listeners(files); len(ls) > 0 {
+		st.base = ls[0].base()
+	}
 }
 
 // establish makes the layout, removes leftovers and makes sure that the journal names a whole

@@ -80,6 +80,9 @@ func (e *Engine) try(ctx context.Context, cfg Config, digest string) error {
 	if err != nil {
 		return transient(err, "cannot apply a configuration")
 	}
+	if master.stopped() {
+		return transient(errWedged, "cannot apply a configuration")
+	}
 	a := &attempt{n: e.nextNumber(), digest: digest, master: master, begun: e.opts.Now()}
 	a.files = e.r.render(a.n, cfg)
 	e.change(func(st *state) { st.attempted = a.n })
@@ -221,7 +224,7 @@ func (e *Engine) prove(ctx context.Context, a *attempt, fences []string, tail lo
 			return transient(errNoMaster, "nginx ended while it loaded generation %d", a.n)
 		}
 		if a.master.stopped() {
-			return transient(err, "nginx is stopped and did not load generation %d", a.n)
+			return transient(errWedged, "generation %d was not loaded", a.n)
 		}
 		return &failure{reason: fmt.Sprintf("%s of generation %d in time: %v", what, a.n, err), err: err}
 	}
@@ -230,13 +233,12 @@ func (e *Engine) prove(ctx context.Context, a *attempt, fences []string, tail lo
 	}
 	looked := time.Now()
 	err := poll(ctx, func() (bool, error) {
-		got, err := askGeneration(ctx, e.l.socket(a.n))
-		if err == nil && got == number(a.n) {
+		if e.answers(ctx, a.n, 250*time.Millisecond) {
 			return true, nil
 		}
 		if time.Since(looked) > 20*time.Millisecond { // fail early, with nginx's reason
 			looked = time.Now()
-			if reason, _ := verdict(tail.lines(a.master.pid)); reason != "" || !a.master.alive() {
+			if reason, _ := verdict(tail.lines(a.master.pid)); reason != "" || !a.master.alive() || a.master.stopped() {
 				return false, errors.New("nginx gave up")
 			}
 		}
@@ -262,7 +264,7 @@ func (e *Engine) prove(ctx context.Context, a *attempt, fences []string, tail lo
 	if err := e.fs.Step("nginx.canary"); err != nil {
 		return transient(err, "cannot try generation %d", a.n)
 	}
-	if err := e.canary(ctx); err != nil {
+	if err := e.canary(ctx, a.files); err != nil {
 		return &failure{reason: fmt.Sprintf("generation %d answers wrongly: %v", a.n, err), err: err}
 	}
 	return nil
@@ -277,12 +279,8 @@ func (e *Engine) commit(a *attempt) error {
 	}
 	took := e.opts.Now().Sub(a.begun)
 	e.change(func(st *state) {
-		st.digest, st.live, st.proven, st.took, st.force = a.digest, a.files, true, took, false
-		st.attempted = a.n
-		clear(st.slots)
-		for _, s := range parseSlots(a.files["slots.conf"]) {
-			st.slots[s.Gateway] = s
-		}
+		st.adopt(a.files, a.digest)
+		st.proven, st.took, st.force, st.attempted = true, took, false, a.n
 	})
 	e.tidy()
 	e.log.Info("generation is live", "generation", a.n, "rollback", a.rollback, "took", took)

@@ -23,8 +23,8 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// patience is for a busy machine; nothing waits for it when all is well.
-const patience = 30 * time.Second
+// longWait is for a busy machine; nothing waits for it when all is well.
+const longWait = 30 * time.Second
 
 const domain = "example.test"
 
@@ -110,7 +110,7 @@ func (h *host) layout() layout { return layout{data: h.opts.DataDir, run: h.opts
 // startNginx starts nginx under an owner that restarts it.
 func (h *host) startNginx() {
 	h.t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), longWait)
 	defer cancel()
 	opts := h.opts
 	opts.FS = nil // nginx's owner is another program: it does not crash with the engine
@@ -168,10 +168,10 @@ func (h *host) stopEngine() {
 // eventually polls until the condition holds.
 func eventually(t testing.TB, what string, ok func() bool) {
 	t.Helper()
-	end := time.Now().Add(patience)
+	end := time.Now().Add(longWait)
 	for !ok() {
 		if time.Now().After(end) {
-			t.Fatalf("not within %s: %s", patience, what)
+			t.Fatalf("not within %s: %s", longWait, what)
 		}
 		time.Sleep(2 * time.Millisecond)
 	}
@@ -179,7 +179,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 
 func within(t testing.TB) context.Context {
 	t.Helper()
-	ctx, cancel := context.WithTimeout(context.Background(), patience)
+	ctx, cancel := context.WithTimeout(context.Background(), longWait)
 	t.Cleanup(cancel)
 	return ctx
 }

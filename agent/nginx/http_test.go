@@ -340,7 +340,7 @@ func (h *host) dialUpgrade(org id.Organization) (echo func(line string) error) {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(func() { _ = conn.Close() })
-	_ = conn.SetDeadline(time.Now().Add(2 * patience))
+	_ = conn.SetDeadline(time.Now().Add(2 * longWait))
 	_, _ = fmt.Fprintf(conn, "GET /echo HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", orgHost(org))
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, nil)

@@ -23,19 +23,12 @@ import (
 // listenerClient talks to nginx the way the world does: through its real listeners, with an
 // organization's name. Connections are kept, whatever name they were made for.
 type listenerClient struct {
-	opts  Options
-	bases []string // one URL per listener; the first is used for proofs
-	http  *http.Client
+	opts Options
+	http *http.Client
 }
 
 func newListenerClient(o Options) *listenerClient {
 	c := &listenerClient{opts: o}
-	for _, a := range o.Listen {
-		c.bases = append(c.bases, "http://"+reachable(a))
-	}
-	for _, a := range o.ListenTLS {
-		c.bases = append(c.bases, "https://"+reachable(a))
-	}
 	dialer := &net.Dialer{Timeout: 2 * time.Second}
 	c.http = &http.Client{
 		Transport: &http.Transport{
@@ -46,6 +39,20 @@ func newListenerClient(o Options) *listenerClient {
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c
+}
+
+// listener is one address that a generation listens on.
+type listener struct {
+	addr netip.AddrPort
+	tls  bool
+}
+
+// base is the URL of a listener as this host reaches it.
+func (l listener) base() string {
+	if l.tls {
+		return "https://" + reachable(l.addr)
+	}
+	return "http://" + reachable(l.addr)
 }
 
 func (c *listenerClient) close() { c.http.CloseIdleConnections() }
@@ -103,7 +110,15 @@ func (e *Engine) Get(ctx context.Context, org id.Organization, path string) (*ht
 	if !strings.HasPrefix(path, "/") {
 		return nil, fmt.Errorf("cannot ask nginx for %q: the path must begin with /", path)
 	}
-	return e.web.get(ctx, e.web.bases[0], id.Hostname(org, e.opts.Domain), path)
+	return e.web.get(ctx, e.base(), id.Hostname(org, e.opts.Domain), path)
+}
+
+// base is where routes are proven: the first listener of the live generation, which need not be the
+// first of the options yet.
+func (e *Engine) base() string {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	return e.st.base
 }
 
 // canarySample is how many routes are tried through every listener before a generation counts as live.
@@ -111,16 +126,16 @@ const canarySample = 4
 
 // canary asks the real listeners what the generation is for: a name of our domain that has no route, so
 // that a host pattern which matches nothing is seen, and some that have one.
-func (e *Engine) canary(ctx context.Context) error {
+func (e *Engine) canary(ctx context.Context, files tree) error {
 	sample := append([]id.Organization{nobody}, e.routes.sample(canarySample)...)
-	for i, base := range e.web.bases {
-		if i >= len(e.opts.Listen) {
-			if err := e.web.checkCertificate(ctx, strings.TrimPrefix(base, "https://")); err != nil {
+	for _, l := range listeners(files) {
+		if l.tls {
+			if err := e.web.checkCertificate(ctx, reachable(l.addr)); err != nil {
 				return err
 			}
 		}
 		for _, org := range sample {
-			if err := e.tryRoute(ctx, base, org); err != nil {
+			if err := e.tryRoute(ctx, l.base(), org); err != nil {
 				return err
 			}
 		}

@@ -19,7 +19,10 @@ type process struct {
 	state byte   // as in /proc/<pid>/stat when it was looked at
 }
 
-var errNoMaster = errors.New("nginx does not run")
+var (
+	errNoMaster = errors.New("nginx does not run")
+	errWedged   = errors.New("the nginx master is stopped")
+)
 
 // findMaster finds the nginx master that was started with our nginx.conf. The pid file alone proves
 // nothing: it survives a crash, and its number may belong to anybody now.

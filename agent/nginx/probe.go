@@ -38,6 +38,18 @@ func askGeneration(ctx context.Context, socket string) (string, error) {
 	return strings.TrimSpace(body), nil
 }
 
+// patience is how long nginx may take to say which generation it is.
+const patience = 500 * time.Millisecond
+
+// answers tells whether nginx answers as a generation. A socket can accept and never answer: the master
+// holds it open although no worker lives, so the question has its own time limit.
+func (e *Engine) answers(ctx context.Context, n uint64, limit time.Duration) bool {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	got, err := askGeneration(ctx, e.l.socket(n))
+	return err == nil && got == number(n)
+}
+
 // refuses tells whether nobody listens on a socket any more: every process that held it has closed it.
 // A connection that is merely not accepted does not count.
 func refuses(ctx context.Context, socket string) bool {

@@ -127,6 +127,8 @@ func liveSocket(ctx context.Context, l layout) (bool, error) {
 	if err != nil {
 		return false, err
 	}
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
 	got, err := askGeneration(ctx, l.socket(j.Live))
 	return err == nil && got == number(j.Live), nil
 }

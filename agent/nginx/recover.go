@@ -95,10 +95,10 @@ func (e *Engine) resume(ctx context.Context) error {
 		return e.abandon(j.Candidate)
 	}
 	e.log.Info("finishing a generation that was cut off", "generation", j.Candidate, "rolling_back", j.RollingBack)
-	if e.runs(ctx, j.Live) && !e.runs(ctx, j.Candidate) && e.pointsTo(j.Live) {
+	if e.answers(ctx, j.Live, patience) && !e.answers(ctx, j.Candidate, patience) && e.pointsTo(j.Live) {
 		return e.abandon(j.Candidate) // it never reached nginx
 	}
-	if !j.RollingBack && e.pointsTo(j.Candidate) && e.runs(ctx, j.Candidate) {
+	if !j.RollingBack && e.pointsTo(j.Candidate) && e.answers(ctx, j.Candidate, patience) {
 		if err := e.finish(ctx, j.Candidate, master); err == nil {
 			return nil
 		}
@@ -115,14 +115,6 @@ func (e *Engine) resume(ctx context.Context) error {
 		return errors.Join(err, e.restart(master, a.n))
 	}
 	return nil
-}
-
-// runs tells whether nginx answers as a generation.
-func (e *Engine) runs(ctx context.Context, n uint64) bool {
-	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-	defer cancel()
-	got, err := askGeneration(ctx, e.l.socket(n))
-	return err == nil && got == number(n)
 }
 
 func (e *Engine) pointsTo(n uint64) bool {

@@ -273,7 +273,7 @@ func (e *Engine) proveRoute(ctx context.Context, org id.Organization, want strin
 	var err error
 	for range 3 {
 		var got string
-		if got, err = e.web.routeOf(ctx, e.web.bases[0], org); err == nil {
+		if got, err = e.web.routeOf(ctx, e.base(), org); err == nil {
 			if got == want {
 				return nil
 			}

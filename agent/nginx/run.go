@@ -166,7 +166,7 @@ func (e *Engine) converge(ctx context.Context) (err error) {
 	}
 	st := e.snapshot()
 	if !st.proven {
-		if !e.runs(ctx, st.j.Live) {
+		if !e.answers(ctx, st.j.Live, patience) {
 			return transient(errNoMaster, "nginx does not answer as generation %d", st.j.Live)
 		}
 		e.change(func(st *state) { st.proven = true })
@@ -304,7 +304,7 @@ func (e *Engine) condition(ctx context.Context) (condition, reason string, drain
 	err = poll(ctx, func() (bool, error) {
 		j := e.snapshot().j
 		for _, n := range []uint64{j.Live, j.Candidate} {
-			if got, err := askGeneration(ctx, e.l.socket(n)); err == nil && got == number(n) {
+			if n != 0 && e.answers(ctx, n, patience) {
 				return true, nil
 			}
 		}

@@ -142,14 +142,14 @@ func (e *Engine) scratchTest(ctx context.Context, master process, cfg Config) (r
 	return "", err
 }
 
-var listenLine = regexp.MustCompile(`(?m)^    listen (\S+:[0-9]+)(?: ssl http2)? default_server;$`)
+var listenLine = regexp.MustCompile(`(?m)^    listen (\S+:[0-9]+)( ssl http2)? default_server;$`)
 
-// listeners reads the addresses of a rendered http.conf back.
-func listeners(t tree) []netip.AddrPort {
-	var out []netip.AddrPort
+// listeners reads the addresses of a rendered http.conf back, in its order.
+func listeners(t tree) []listener {
+	var out []listener
 	for _, m := range listenLine.FindAllSubmatch(t["http.conf"], -1) {
 		if a, err := netip.ParseAddrPort(string(m[1])); err == nil {
-			out = append(out, a)
+			out = append(out, listener{addr: a, tls: len(m[2]) > 0})
 		}
 	}
 	return out
@@ -187,23 +187,23 @@ func descriptorsNeeded(listeners int, o Options) uint64 {
 
 // bindTest binds the listeners that the running nginx does not have, for a moment. nginx -t accepts a
 // port that is taken; the running nginx would try for 2.5 s and then keep the old generation.
-func bindTest(wanted, live []netip.AddrPort) error {
+func bindTest(wanted, live []listener) error {
 	for _, w := range wanted {
-		if slices.Contains(live, w) {
+		if slices.ContainsFunc(live, func(l listener) bool { return l.addr == w.addr }) {
 			continue
 		}
 		for _, l := range live {
-			if clash(w, l) {
+			if clash(w.addr, l.addr) {
 				return &failure{transient: true, reason: fmt.Sprintf(
-					"nginx cannot change from listening on %s to %s in one step: take %s away first, add %s after that", l, w, l, w)}
+					"nginx cannot change from listening on %s to %s in one step: take %s away first, add %s after that", l.addr, w.addr, l.addr, w.addr)}
 			}
 		}
-		probe, err := net.Listen("tcp", w.String())
+		probe, err := net.Listen("tcp", w.addr.String())
 		if err != nil {
-			return transient(err, "cannot listen on %s: another program has it, or it is no address of this host", w)
+			return transient(err, "cannot listen on %s: another program has it, or it is no address of this host", w.addr)
 		}
 		if err := probe.Close(); err != nil {
-			return transient(err, "cannot end the test of listener %s", w)
+			return transient(err, "cannot end the test of listener %s", w.addr)
 		}
 	}
 	return nil

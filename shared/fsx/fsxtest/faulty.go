@@ -30,6 +30,7 @@ type Faulty struct {
 	counts  map[string]int
 	points  []Point
 	failing map[string]error // by label; "" is every effect that takes space
+	hooks   map[string]func()
 	crashAt Point
 	crashed chan struct{} // closed at the crash
 }
@@ -38,7 +39,7 @@ var _ fsx.FS = (*Faulty)(nil)
 
 // New wraps a file system.
 func New(inner fsx.FS) *Faulty {
-	return &Faulty{inner: inner, counts: map[string]int{}, failing: map[string]error{}, crashed: make(chan struct{})}
+	return &Faulty{inner: inner, counts: map[string]int{}, failing: map[string]error{}, hooks: map[string]func(){}, crashed: make(chan struct{})}
 }
 
 // Fail makes every later call with the label fail with err and have no effect; nil ends that. The
@@ -51,6 +52,14 @@ func (f *Faulty) Fail(label string, err error) {
 		return
 	}
 	f.failing[label] = err
+}
+
+// Before runs hook right before every later call with the label that has its effect, so that a test can
+// change the world between two steps. Nil ends that.
+func (f *Faulty) Before(label string, hook func()) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	f.hooks[label] = hook
 }
 
 // CrashAt makes the file system crash when the point is reached, before the call has its effect.
@@ -96,8 +105,21 @@ const (
 	write      // takes space and can be torn
 )
 
-// before decides one call. torn means: write half, then answer ErrCrashed.
+// before decides one call and runs its hook. torn means: write half, then answer ErrCrashed.
 func (f *Faulty) before(label string, k kind) (torn bool, err error) {
+	if torn, err = f.decide(label, k); err != nil {
+		return torn, err
+	}
+	f.mu.Lock()
+	hook := f.hooks[label]
+	f.mu.Unlock()
+	if hook != nil {
+		hook()
+	}
+	return false, nil
+}
+
+func (f *Faulty) decide(label string, k kind) (torn bool, err error) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if f.dead() {
