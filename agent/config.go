@@ -74,7 +74,7 @@ const driverProcess = "process"
 func DefaultConfig() *Config {
 	return &Config{
 		DataDir: "/var/lib/demiurge/agent", RunDir: "/run/demiurge", Capacity: 1000, Driver: driverProcess,
-		Gateway: GatewayConfig{Program: "/usr/bin/demiurge-gateway", StopGrace: 5 * time.Second},
+		Gateway: GatewayConfig{Program: "/usr/bin/demiurge-gateway", StopGrace: 12 * time.Second},
 		Log:     LogConfig{Level: "info", Format: logging.FormatText},
 	}
 }
@@ -107,7 +107,7 @@ func (c *Config) Validate() error {
 		bad("driver", fmt.Sprintf("there is no driver %q", c.Driver), "set process")
 	}
 	if c.Gateway.StopGrace < 100*time.Millisecond || c.Gateway.StopGrace > 10*time.Minute {
-		bad("gateway.stop_grace", fmt.Sprintf("%s is not between 100ms and 10m", c.Gateway.StopGrace), "keep the default of 5s, or raise it")
+		bad("gateway.stop_grace", fmt.Sprintf("%s is not between 100ms and 10m", c.Gateway.StopGrace), "keep the default of 12s, or raise it")
 	}
 	c.checkPaths(bad)
 	c.checkNginx(bad)

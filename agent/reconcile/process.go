@@ -188,7 +188,8 @@ func (a *actor) kill(ctx context.Context) {
 	p := *a.ob.Process
 	a.logger.Warn("the gateway does not answer and is ended", "pid", p.PID, "reason", a.ob.Message)
 	a.event(EventHung, a.ob.Message)
-	if err := a.o.Driver.Stop(ctx, p, a.o.Timing.StopGrace); err != nil {
+	// It did not answer a question, so it is not given long to save.
+	if err := a.o.Driver.Stop(ctx, p, min(a.o.Timing.StopGrace, time.Second)); err != nil {
 		a.ob.notBefore = a.o.Now().Add(a.o.Timing.BackOff)
 		a.logger.Error("the gateway's process cannot be ended", "pid", p.PID, "error", err)
 		pause(ctx, a.o.Timing.BackOff)

@@ -80,7 +80,7 @@ type Timing struct {
 	MaxBackOff      time.Duration // default 10s
 	Stable          time.Duration // after which the back-off begins anew; default 30s
 	FailedStarts    int           // after which a gateway without organization is given up; default 5
-	StopGrace       time.Duration // between SIGTERM and SIGKILL; default 5s
+	StopGrace       time.Duration // between SIGTERM and SIGKILL; default 12s
 	ActivateTimeout time.Duration // default 5s
 	RouteTimeout    time.Duration // default 10s
 	VerifyTimeout   time.Duration // default 3s
@@ -101,7 +101,7 @@ func (t Timing) withDefaults() Timing {
 	set(&t.BackOff, 50*time.Millisecond)
 	set(&t.MaxBackOff, 10*time.Second)
 	set(&t.Stable, 30*time.Second)
-	set(&t.StopGrace, 5*time.Second)
+	set(&t.StopGrace, 12*time.Second)
 	set(&t.ActivateTimeout, 5*time.Second)
 	set(&t.RouteTimeout, 10*time.Second)
 	set(&t.VerifyTimeout, 3*time.Second)

@@ -1,0 +1,222 @@
+package agent_test
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/agent"
+	"github.com/demiurge-platform/demiurge/agent/agenttest"
+	"github.com/demiurge-platform/demiurge/agent/reconcile"
+	"github.com/demiurge-platform/demiurge/agent/syncer"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// program is the real gateway program, built once for all tests.
+var program string
+
+func TestMain(m *testing.M) {
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "dm")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer func() { _ = os.RemoveAll(dir) }()
+		program = filepath.Join(dir, "demiurge-gateway")
+		build := exec.Command("go", "build", "-o", program, "github.com/demiurge-platform/demiurge/cmd/demiurge-gateway")
+		if out, err := build.CombinedOutput(); err != nil {
+			fmt.Fprintf(os.Stderr, "cannot build the gateway program: %v\n%s", err, out)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+const domain = "apps.example.test"
+
+// host is a host with real parts: nginx, gateway processes, an agent in this process.
+type host struct {
+	t      *testing.T
+	c      *agenttest.Coordinator
+	config *agent.Config
+	port   int
+	agent  *agent.Agent
+	fs     func(fsx.FS) fsx.FS
+}
+
+func newHost(t *testing.T) *host {
+	t.Helper()
+	dir, err := os.MkdirTemp("", "dm") // short: unix sockets lie below it
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	h := &host{t: t, c: agenttest.NewCoordinator(t, domain), port: freePort(t)}
+	token := filepath.Join(dir, "token")
+	if err := os.WriteFile(token, []byte(agenttest.Token+"\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := agent.DefaultConfig()
+	c.HostID, c.Domain, c.Address = "host-1", domain, "127.0.0.1"
+	c.Coordinators, c.TokenFile = []string{h.c.URL()}, token
+	c.DataDir, c.RunDir = filepath.Join(dir, "data"), filepath.Join(dir, "run")
+	c.Nginx.Listen, c.Nginx.Workers = []string{fmt.Sprintf("127.0.0.1:%d", h.port)}, 2
+	c.Gateway.Program = program
+	c.Metrics.Listen = "127.0.0.1:0"
+	if err := c.Validate(); err != nil {
+		t.Fatal(err)
+	}
+	h.config = c
+	h.startNginx()
+	t.Cleanup(h.endGateways) // runs after the agent has stopped
+	return h
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func logger() hclog.Logger {
+	if os.Getenv("TEST_LOG") == "" {
+		return hclog.NewNullLogger()
+	}
+	return hclog.New(&hclog.LoggerOptions{Level: hclog.Debug, Output: os.Stderr})
+}
+
+// start starts an agent on the host; it is stopped with the test.
+func (h *host) start() {
+	h.t.Helper()
+	a, err := agent.New(agent.Options{
+		Config: h.config, Logger: logger(), FS: h.fs,
+		Timing: reconcile.Timing{HealthEvery: 100 * time.Millisecond}, Sync: syncer.Timing{FullEvery: time.Second},
+	})
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	h.agent = a
+	a.Start()
+	h.t.Cleanup(func() {
+		if h.agent == a {
+			h.stop()
+		}
+	})
+}
+
+// stop ends the agent in order; what it runs stays.
+func (h *host) stop() {
+	h.t.Helper()
+	ctx, cancel := context.WithTimeout(context.Background(), agenttest.Patience)
+	defer cancel()
+	if err := h.agent.Stop(ctx); err != nil {
+		h.t.Error(err)
+	}
+	h.agent = nil
+}
+
+// endGateways ends the processes that outlived the agent.
+func (h *host) endGateways() {
+	h.c.Disconnect()
+	for _, pid := range h.gatewayPIDs() {
+		_ = syscall.Kill(pid, syscall.SIGKILL)
+	}
+	agenttest.Wait(h.t, "no gateway left", func() bool { return len(h.gatewayPIDs()) == 0 })
+}
+
+// gatewayPIDs finds the gateways of this host by their environment.
+func (h *host) gatewayPIDs() []int {
+	var out []int
+	procs, _ := filepath.Glob("/proc/[0-9]*/environ")
+	for _, p := range procs {
+		b, err := os.ReadFile(p)
+		if err != nil || !contains(b, "DEMIURGE_LISTEN="+h.config.RunDir+"/") {
+			continue
+		}
+		var pid int
+		if _, err := fmt.Sscanf(p, "/proc/%d/environ", &pid); err == nil && !zombie(pid) {
+			out = append(out, pid)
+		}
+	}
+	return out
+}
+
+// get asks for a path of an organization's host name, as a browser would.
+func (h *host) get(org id.Organization, path string) (int, api.GatewayHealth) {
+	h.t.Helper()
+	req, err := http.NewRequest(http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d%s", h.port, path), nil)
+	if err != nil {
+		h.t.Fatal(err)
+	}
+	req.Host = id.Hostname(org, domain)
+	resp, err := http.DefaultClient.Do(req)
+	if err != nil {
+		return 0, api.GatewayHealth{}
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, _ := io.ReadAll(resp.Body)
+	var g api.GatewayHealth
+	_ = json.Unmarshal(b, &g)
+	return resp.StatusCode, g
+}
+
+// serves checks that an organization is served by that gateway at that epoch.
+func (h *host) serves(org id.Organization, g id.Gateway, epoch uint64) {
+	h.t.Helper()
+	status, got := h.get(org, "/collab/ping")
+	if status != http.StatusOK || got.GatewayID != string(g) || got.Epoch != epoch || got.OrganizationID != string(org) {
+		h.t.Fatalf("status %d, %+v; want gateway %s, epoch %d, organization %s", status, got, g, epoch, org)
+	}
+}
+
+func TestA7_TheStepIsDoneOnlyWhenNginxServes(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	gws := h.c.Run(3)
+	for _, g := range gws {
+		h.c.WaitPhase(t, g, api.PhaseReady, 1)
+	}
+	org := id.NewOrganization()
+	if status, _ := h.get(org, "/"); status != http.StatusServiceUnavailable {
+		t.Fatalf("an organization without gateway answers %d", status)
+	}
+	epoch := h.c.Grant(gws[0], org)
+	h.c.WaitServing(t, gws[0], epoch)
+	h.serves(org, gws[0], epoch)
+	if got := agenttest.Names(h.c.Steps(gws[0])); got != "activate done, route done, verify done" {
+		t.Fatalf("steps: %s", got)
+	}
+	// "Already allocated" is answered only after another look.
+	h.c.Verify(api.VerifyRequest{Nonce: "n1", GatewayID: string(gws[0]), OrganizationID: string(org), Epoch: epoch})
+	agenttest.Wait(t, "the answer to the question", func() bool { return len(h.c.Steps(gws[0])) == 4 })
+	if s := h.c.Steps(gws[0])[3]; s.Nonce != "n1" || s.Step.State != api.StepDone {
+		t.Fatalf("answer: %+v", s)
+	}
+	pid := h.c.Report(gws[0]).PID
+	h.c.Recycle(gws[0])
+	r := h.c.WaitPhase(t, gws[0], api.PhaseReady, 2)
+	if status, _ := h.get(org, "/"); status != http.StatusServiceUnavailable {
+		t.Fatalf("a released organization answers %d", status)
+	}
+	if r.PID == pid {
+		t.Fatal("the gateway was not recycled")
+	}
+}
