@@ -46,9 +46,10 @@ func newProblem(f *fault.Error) *problem {
 	}
 }
 
-// init replaces huma's error model with ours. huma has no other place for it than its package variable,
+// init replaces huma's error model with ours. huma has no other place for it than its package variables,
 // and this package is its only home.
 func init() {
+	huma.ValidateStrictCasing = true // a field in another case is an unknown one
 	huma.NewError = func(status int, message string, errs ...error) huma.StatusError {
 		return newProblem(faultOf(status, message, errs))
 	}
