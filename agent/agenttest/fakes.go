@@ -49,12 +49,11 @@ type World struct {
 // process is a scripted gateway.
 type process struct {
 	driver.Process
-	spec   driver.Spec
-	boot   string
-	held   *api.Activate
-	over   bool // it had an organization, and takes no other
-	exit   *driver.Exit
-	killed bool
+	spec driver.Spec
+	boot string
+	held *api.Activate
+	over bool // it had an organization, and takes no other
+	exit *driver.Exit
 }
 
 // NewWorld makes an empty one.
@@ -347,7 +346,6 @@ func (l Life) Stop(ctx context.Context, p driver.Process, _ time.Duration) error
 	}
 	defer l.mu.Unlock()
 	if q := l.processes[p.PID]; q != nil && q.exit == nil {
-		q.killed = true
 		l.end(q, driver.Exit{Signal: "SIGTERM", Known: true})
 		l.note("stop %s", p.Gateway)
 	}
@@ -412,8 +410,11 @@ func (c control) Activate(ctx context.Context, p driver.Process, body *api.Activ
 		return errors.New("it has an organization")
 	}
 	if q.held == nil { // its state, which must be gone before the next organization
-		if left, _ := os.ReadDir(q.spec.StateDir); len(left) > 0 {
-			c.breach("%s was given an organization with another's state: %v", p.Gateway, left)
+		left, _ := os.ReadDir(q.spec.StateDir)
+		for _, e := range left {
+			if e.Name() != body.OrganizationID {
+				c.breach("%s was given organization %s with the state of %s", p.Gateway, body.OrganizationID, e.Name())
+			}
 		}
 		_ = os.WriteFile(filepath.Join(q.spec.StateDir, body.OrganizationID), nil, 0o600)
 	}

@@ -27,7 +27,7 @@ const Domain = "apps.example.test"
 // the world and the directory stay. It is made for a testing/synctest bubble, where time costs nothing.
 type Host struct {
 	*World
-	Log    hclog.Logger
+	Logger hclog.Logger
 	Timing reconcile.Timing
 	Engine *reconcile.Engine // of the present run
 	FS     *fsxtest.Faulty   // of the present run
@@ -49,7 +49,7 @@ type Host struct {
 // NewHost makes a host in a directory of the test, without a run.
 func NewHost(t testing.TB) *Host {
 	h := &Host{
-		World: NewWorld(), Log: hclog.NewNullLogger(), t: t, dir: t.TempDir(), index: 100,
+		World: NewWorld(), Logger: hclog.NewNullLogger(), t: t, dir: t.TempDir(), index: 100,
 		wanted: make(map[string]api.GatewayAssignment), reports: make(map[string]api.GatewayReport),
 	}
 	for _, d := range []string{"run", "gateways"} {
@@ -98,13 +98,13 @@ func (h *Host) Start() {
 	h.FS, h.ended = fsxtest.New(real), false
 	faulty := h.FS
 	h.mu.Unlock()
-	jnl, err := journal.Open(journal.Options{Path: filepath.Join(h.dir, "journal"), FS: faulty, Logger: h.Log})
+	jnl, err := journal.Open(journal.Options{Path: filepath.Join(h.dir, "journal"), FS: faulty, Logger: h.Logger})
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	life := Life{World: h.World, dead: func() bool { return h.over(faulty) }}
 	h.Engine, err = reconcile.New(reconcile.Options{
-		Logger: h.Log, Journal: jnl, FS: faulty, Nginx: life, Driver: life, Control: control{life}, Sink: h,
+		Logger: h.Logger, Journal: jnl, FS: faulty, Nginx: life, Driver: life, Control: control{life}, Sink: h,
 		Layout: h, Domain: Domain, Timing: h.Timing,
 	})
 	if err != nil {
@@ -292,7 +292,7 @@ func (h *Host) Until(what string, done func() bool) {
 		if time.Now().After(deadline) {
 			h.mu.Lock()
 			defer h.mu.Unlock()
-			h.t.Fatalf("waited in vain: %s\nreports: %+v\nlog: %q", what, h.history, h.World.Log(""))
+			h.t.Fatalf("waited in vain: %s\nreports: %+v\nlog: %q", what, h.history, h.Log())
 		}
 	}
 }
@@ -312,4 +312,11 @@ func crashed(f *fsxtest.Faulty) bool {
 	default:
 		return false
 	}
+}
+
+// Over reports whether the present run has crashed at the point that the test chose.
+func (h *Host) Over() bool {
+	h.mu.Lock()
+	defer h.mu.Unlock()
+	return crashed(h.FS)
 }
