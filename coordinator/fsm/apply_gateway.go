@@ -20,7 +20,7 @@ func createGateways(t *state.Txn, c command.CreateGateways) command.Result {
 	created := 0
 	for _, n := range c.Gateways {
 		host := t.Host(nil, n.Host)
-		if created >= room || host == nil || n.ID == "" || t.Gateway(n.ID) != nil {
+		if created >= room || host == nil || host.Lost() || n.ID == "" || t.Gateway(n.ID) != nil {
 			continue
 		}
 		if _, known := onHost[host.ID]; !known {

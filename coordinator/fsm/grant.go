@@ -66,13 +66,11 @@ func ungrant(t *state.Txn, g *state.Gateway, drain time.Duration, reason string)
 	return next
 }
 
-// rollBack ends a reserved allocation that will not become active.
+// rollBack ends a reserved allocation that will not become active. Its host is not lost: losing a host
+// fails what is reserved on it.
 func rollBack(t *state.Txn, a *state.Allocation, failure state.Failure, journal []command.Step, blame bool) {
 	ended := *a
 	ended.State, ended.Failure, ended.Journal = state.AllocationRollingBack, failure, joined(a.Journal, journal)
-	if t.Host(nil, a.Host).Lost() {
-		ended.State, ended.EndedAt = state.AllocationFailed, t.Now()
-	}
 	t.PutAllocation(ended, failure.Message)
 	g := ungrant(t, t.Gateway(a.Gateway), 0, failure.Message)
 	if blame {

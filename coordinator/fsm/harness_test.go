@@ -95,9 +95,10 @@ func (m *machine) refused(code fault.Code, c command.Command) {
 	}
 }
 
+func (m *machine) records() string { return records(m.store.View()) }
+
 // records prints every record, without the log's index.
-func (m *machine) records() string {
-	v := m.store.View()
+func records(v state.View) string {
 	var b strings.Builder
 	for r := range v.Hosts(nil) {
 		fmt.Fprintf(&b, "%+v\n", *r)

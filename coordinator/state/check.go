@@ -108,6 +108,9 @@ func (c *checker) granted(a *Allocation) {
 	if a.State != AllocationReserved && a.State != AllocationActive {
 		return
 	}
+	if h := c.Host(nil, a.Host); h != nil && h.Lost() && a.State != AllocationActive {
+		c.failf("allocation %s is %s on host %s, which is lost", a.ID, a.State, a.Host)
+	}
 	g := c.Gateway(nil, a.Gateway)
 	if g == nil {
 		c.failf("allocation %s is %s on gateway %s, which does not exist", a.ID, a.State, a.Gateway)

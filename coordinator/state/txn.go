@@ -70,9 +70,6 @@ func (t *Txn) Entry(o Origin) {
 // Now is the proposer's time of the current entry.
 func (t *Txn) Now() time.Time { return t.at }
 
-// Actor is who proposed the current entry.
-func (t *Txn) Actor() string { return t.actor }
-
 // EntryIndex is the log index of the current entry.
 func (t *Txn) EntryIndex() uint64 { return t.about.Index }
 
@@ -144,20 +141,23 @@ func saveAll[T any](name string) func(View, func(any) error) error {
 	}
 }
 
-// restoreInto is the restore of such a table; fix, which may be nil, completes a record and what is
-// derived from it.
+// restoreInto is the restore of such a table; fix, which may be nil, completes a record, but for what it is
+// found by, and makes what is derived from it.
 func restoreInto[T any](name string, fix func(*Txn, *T, interner) error) func(*Txn, []byte, interner) error {
 	return func(t *Txn, raw []byte, in interner) error {
 		r := new(T)
 		if err := json.Unmarshal(raw, r); err != nil {
 			return fmt.Errorf("cannot read a record of table %s: %w", name, err)
 		}
-		if fix != nil {
-			if err := fix(t, r, in); err != nil {
-				return fmt.Errorf("cannot take a record of table %s: %w", name, err)
-			}
+		if err := t.txn.Insert(name, r); err != nil { // a damaged record may lack its key
+			return fmt.Errorf("cannot take a record of table %s: %w", name, err)
 		}
-		t.insert(name, r)
+		if fix == nil {
+			return nil
+		}
+		if err := fix(t, r, in); err != nil {
+			return fmt.Errorf("cannot take a record of table %s: %w", name, err)
+		}
 		return nil
 	}
 }
