@@ -19,6 +19,9 @@ import (
 // kept is how many generations stay on disk.
 const kept = 5
 
+// syncEachUpTo is the size of a generation, in files, up to which every file is synced by itself.
+const syncEachUpTo = 24
+
 // attempt is one generation on its way to be live.
 type attempt struct {
 	n        uint64
@@ -55,13 +58,20 @@ func stage(f fsx.FS, l layout, n uint64, files tree, digest string) error {
 		_ = f.RemoveAll("nginx.generation.clean", temp)
 		return fmt.Errorf("cannot write generation %d: %w", n, err)
 	}
-	if err := writeTree(f, "nginx.generation", temp, files); err != nil {
+	// One syncfs is cheaper than very many fsyncs, but it waits for everything that anybody has written to
+	// the file system; a small generation does not.
+	each := len(files) <= syncEachUpTo
+	if err := writeTree(f, "nginx.generation", temp, files, each); err != nil {
 		return fail(err)
 	}
-	if err := f.Write("nginx.generation.manifest", filepath.Join(temp, manifestName), manifestOf(files, digest).encode(), 0o600); err != nil {
+	write, sync := f.Write, f.SyncFS
+	if each {
+		write, sync = f.WriteSync, f.SyncDir
+	}
+	if err := write("nginx.generation.manifest", filepath.Join(temp, manifestName), manifestOf(files, digest).encode(), 0o600); err != nil {
 		return fail(err)
 	}
-	if err := f.SyncFS("nginx.generation.syncfs", temp); err != nil {
+	if err := sync("nginx.generation.durable", temp); err != nil {
 		return fail(err)
 	}
 	if err := f.Rename("nginx.generation.rename", temp, l.generation(n)); err != nil {
@@ -226,7 +236,8 @@ func (e *Engine) prove(ctx context.Context, a *attempt, fences []string, tail lo
 		if a.master.stopped() {
 			return transient(errWedged, "generation %d was not loaded", a.n)
 		}
-		return &failure{reason: fmt.Sprintf("%s of generation %d in time: %v", what, a.n, err), err: err}
+		// A machine can be this slow: tried again later, not refused for good.
+		return transient(err, "%s of generation %d in time", what, a.n)
 	}
 	if err := e.fs.Step("nginx.fence.answer"); err != nil {
 		return transient(err, "cannot ask generation %d", a.n)
@@ -265,6 +276,10 @@ func (e *Engine) prove(ctx context.Context, a *attempt, fences []string, tail lo
 		return transient(err, "cannot try generation %d", a.n)
 	}
 	if err := e.canary(ctx, a.files); err != nil {
+		var wrong *wrongAnswer
+		if !errors.As(err, &wrong) {
+			return transient(err, "cannot try generation %d", a.n)
+		}
 		return &failure{reason: fmt.Sprintf("generation %d answers wrongly: %v", a.n, err), err: err}
 	}
 	return nil

@@ -101,8 +101,13 @@ func (c *listenerClient) routeOf(ctx context.Context, base string, org id.Organi
 	case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
 		return unrouted, nil
 	}
-	return "", fmt.Errorf("nginx answers %s for the name of organization %s", resp.Status, org)
+	return "", &wrongAnswer{fmt.Sprintf("nginx answers %s for the name of organization %s", resp.Status, org)}
 }
+
+// wrongAnswer is an answer that says that the configuration is wrong, unlike no answer.
+type wrongAnswer struct{ text string }
+
+func (w *wrongAnswer) Error() string { return w.text }
 
 // Get sends a request through the real listener under the organization's name. The caller closes the
 // body. Redirects are not followed.
@@ -159,7 +164,7 @@ func (e *Engine) tryRoute(ctx context.Context, base string, org id.Organization)
 		return err
 	}
 	if got != want {
-		return fmt.Errorf("%s answers %q for the name of organization %s instead of %q", base, got, org, want)
+		return &wrongAnswer{fmt.Sprintf("%s answers %q for the name of organization %s instead of %q", base, got, org, want)}
 	}
 	return nil
 }
@@ -178,9 +183,12 @@ func (c *listenerClient) checkCertificate(ctx context.Context, address string) e
 	defer func() { _ = conn.Close() }()
 	shown := conn.(*tls.Conn).ConnectionState().PeerCertificates
 	if len(shown) == 0 || !bytes.Equal(shown[0].Raw, want.Raw) {
-		return fmt.Errorf("%s shows another certificate than the one in %s", address, c.opts.CertificateFile)
+		return &wrongAnswer{fmt.Sprintf("%s shows another certificate than the one in %s", address, c.opts.CertificateFile)}
 	}
-	return want.VerifyHostname(d.Config.ServerName)
+	if err := want.VerifyHostname(d.Config.ServerName); err != nil {
+		return &wrongAnswer{err.Error()}
+	}
+	return nil
 }
 
 func leafOf(path string) (*x509.Certificate, error) {

@@ -110,15 +110,22 @@ func readGeneration(f fsx.FS, dir string) (tree, manifest, error) {
 	return t, m, nil
 }
 
-// writeTree writes the files of a generation into a new directory, not yet durable.
-func writeTree(f fsx.FS, label, dir string, t tree) error {
+// writeTree writes the files of a generation into a new directory, each durable by itself if sync is set.
+func writeTree(f fsx.FS, label, dir string, t tree, sync bool) error {
+	write := f.Write
+	if sync {
+		write = f.WriteSync
+	}
 	if err := f.MkdirAll(label+".mkdir", filepath.Join(dir, "sites"), 0o700); err != nil {
 		return err
 	}
 	for _, name := range t.names() {
-		if err := f.Write(label+".write", filepath.Join(dir, name), t[name], 0o600); err != nil {
+		if err := write(label+".write", filepath.Join(dir, name), t[name], 0o600); err != nil {
 			return err
 		}
+	}
+	if sync {
+		return f.SyncDir(label+".sites", filepath.Join(dir, "sites"))
 	}
 	return nil
 }

@@ -7,6 +7,7 @@ import (
 	"io"
 	"net"
 	"os"
+	"regexp"
 	"strings"
 	"syscall"
 	"time"
@@ -144,10 +145,12 @@ func firstBind(lines []string) string {
 	return "no reason in its log"
 }
 
-// message is a line of nginx's log without time and process.
+var processMark = regexp.MustCompile(`^(\[[a-z]+\]) [0-9]+#[0-9]+: (?:\*[0-9]+ )?`)
+
+// message is a line of nginx's log without time and process, so that the same refusal reads the same.
 func message(line string) string {
 	if i := strings.Index(line, "["); i >= 0 {
-		return line[i:]
+		line = line[i:]
 	}
-	return line
+	return processMark.ReplaceAllString(line, "$1 ")
 }

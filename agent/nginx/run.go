@@ -170,6 +170,7 @@ func (e *Engine) converge(ctx context.Context) (err error) {
 			return transient(errNoMaster, "nginx does not answer as generation %d", st.j.Live)
 		}
 		e.change(func(st *state) { st.proven = true })
+		e.tidy() // a crash after the proof leaves its fences
 	}
 	for st.desired != nil {
 		cfg, refused := e.wanted(st)

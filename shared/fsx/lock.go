@@ -29,7 +29,11 @@ func TryLock(path string) (func(), error) {
 		}
 		return nil, fmt.Errorf("cannot lock %s: %w", path, err)
 	}
-	return sync.OnceFunc(func() { _ = file.Close() }), nil
+	return sync.OnceFunc(func() {
+		// Closing alone is not enough: a child between fork and exec still holds the file for a moment.
+		_ = unix.Flock(int(file.Fd()), unix.LOCK_UN)
+		_ = file.Close()
+	}), nil
 }
 
 // Lock is TryLock that waits for the other holder until ctx ends.
