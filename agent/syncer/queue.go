@@ -53,10 +53,7 @@ func (q *Queue) Observe(o api.Observation) {
 	for _, r := range o.Gateways {
 		q.merge(r, true)
 	}
-	q.steps = append(q.steps, o.Steps...)
-	if n := len(q.steps) - maxSteps; n > 0 {
-		q.steps = slices.Delete(q.steps, 0, n)
-	}
+	q.addSteps(o.Steps)
 	q.addEvents(o.Events)
 	q.poke()
 }
@@ -110,17 +107,35 @@ func (q *Queue) merge(r api.GatewayReport, newer bool) {
 	}
 }
 
+func (q *Queue) addSteps(steps []api.StepReport) {
+	q.steps = append(q.steps, steps...)
+	q.steps = slices.Delete(q.steps, 0, excess(len(q.steps), maxSteps))
+}
+
 func (q *Queue) addEvents(events []api.AgentEvent) {
 	q.events = append(q.events, events...)
-	if n := len(q.events) - maxEvents; n > 0 {
-		q.events = slices.Delete(q.events, 0, n)
-		q.dropped += n
+	n := excess(len(q.events), maxEvents)
+	q.events = slices.Delete(q.events, 0, n)
+	q.dropped += n
+}
+
+// excess is how many of n to drop: none, or enough that not every further one moves all the others.
+func excess(n, most int) int {
+	if n <= most {
+		return 0
 	}
+	return n - most + most/10
+}
+
+// batch is one observation, and how many events were dropped before it.
+type batch struct {
+	api.Observation
+	dropped int
 }
 
 // take removes what the next report holds. reports and host are called when a full one is due; they
 // must not call the queue.
-func (q *Queue) take(src Source) (o api.Observation, more bool) {
+func (q *Queue) take(src Source) (o batch, more bool) {
 	q.mu.Lock()
 	wantFull := q.full
 	q.mu.Unlock()
@@ -141,18 +156,24 @@ func (q *Queue) take(src Source) (o api.Observation, more bool) {
 	o.Gateways = q.withoutToldUndo(o.Gateways)
 	n := min(len(q.steps), stepsAtOnce)
 	o.Steps, q.steps = slices.Clone(q.steps[:n]), slices.Delete(q.steps, 0, n)
-	if q.dropped > 0 {
-		o.Events = append(o.Events, api.AgentEvent{
-			Type: EventDropped, At: q.now().UTC(), Reason: fmt.Sprintf("%d events were dropped while no coordinator took them", q.dropped),
-		})
-		q.dropped = 0
-	}
 	n = min(len(q.events), eventsAtOnce)
-	o.Events, q.events = append(o.Events, q.events[:n]...), slices.Delete(q.events, 0, n)
+	o.Events, q.events = slices.Clone(q.events[:n]), slices.Delete(q.events, 0, n)
+	o.dropped, q.dropped = q.dropped, 0
 	if len(q.steps)+len(q.events)+len(q.gateways) > 0 {
 		q.poke()
 	}
-	return o, o.Full || o.Host != nil || len(o.Gateways)+len(o.Steps)+len(o.Events) > 0
+	return o, o.Full || o.Host != nil || len(o.Gateways)+len(o.Steps)+len(o.Events)+o.dropped > 0
+}
+
+// body is the observation as it is sent.
+func (b batch) body(now time.Time) api.Observation {
+	o := b.Observation
+	if b.dropped > 0 {
+		o.Events = append([]api.AgentEvent{{
+			Type: EventDropped, At: now.UTC(), Reason: fmt.Sprintf("%d events were dropped while no coordinator took them", b.dropped),
+		}}, o.Events...)
+	}
+	return o
 }
 
 // wholeState is every gateway that exists, and those that are gone and were not reported so yet. A
@@ -202,7 +223,7 @@ func (q *Queue) withoutToldUndo(reports []api.GatewayReport) []api.GatewayReport
 }
 
 // acknowledged notes that a coordinator has taken the observation.
-func (q *Queue) acknowledged(o api.Observation) {
+func (q *Queue) acknowledged(o batch) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, r := range o.Gateways {
@@ -216,16 +237,17 @@ func (q *Queue) acknowledged(o api.Observation) {
 }
 
 // giveBack puts an observation that was not acknowledged behind what is newer and before what comes.
-func (q *Queue) giveBack(o api.Observation) {
+func (q *Queue) giveBack(o batch) {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	for _, r := range o.Gateways {
 		q.merge(r, false)
 	}
-	q.steps = append(o.Steps, q.steps...)
-	newer := q.events
-	q.events = nil
-	q.addEvents(append(o.Events, newer...))
+	steps, events := q.steps, q.events
+	q.steps, q.events = nil, nil
+	q.addSteps(append(o.Steps, steps...))
+	q.addEvents(append(o.Events, events...))
+	q.dropped += o.dropped
 	if q.host == nil {
 		q.host = o.Host
 	}

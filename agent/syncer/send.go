@@ -32,7 +32,7 @@ func (s *Syncer) send(ctx context.Context) {
 			continue
 		}
 		base, n := s.base()
-		err := s.post(ctx, base.JoinPath("/v1/agent/observations").String(), o)
+		err := s.post(ctx, base.JoinPath("/v1/agent/observations").String(), o.body(s.o.Queue.now()))
 		if err == nil {
 			s.o.Queue.acknowledged(o)
 			failures = 0
@@ -62,7 +62,7 @@ func (s *Syncer) last() {
 	defer cancel()
 	if o, more := s.o.Queue.take(s.o.Source); more {
 		base, _ := s.base()
-		if err := s.post(ctx, base.JoinPath("/v1/agent/observations").String(), o); err != nil {
+		if err := s.post(ctx, base.JoinPath("/v1/agent/observations").String(), o.body(s.o.Queue.now())); err != nil {
 			s.logger.Debug("the last observation was not taken", "error", err)
 		}
 	}
