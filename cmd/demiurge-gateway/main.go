@@ -9,7 +9,6 @@ import (
 	"io"
 	"os"
 	"os/signal"
-	"runtime/debug"
 	"strings"
 	"syscall"
 
@@ -39,10 +38,6 @@ SIGTERM and SIGINT: WebSockets are closed (1001), requests finish within 10 s, e
 Exit codes: 0 stopped, 1 failed, 2 wrong usage or environment.
 `
 
-// gcPercent keeps an idle gateway small: there are hundreds on a host, and each has little garbage. Who
-// sets GOGC is obeyed.
-const gcPercent = 50
-
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
@@ -67,9 +62,6 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 	if err != nil {
 		fmt.Fprintf(stderr, "demiurge-gateway: %v\nSee demiurge-gateway --help.\n", err)
 		return 2
-	}
-	if getenv("GOGC") == "" {
-		debug.SetGCPercent(gcPercent)
 	}
 	if err := gateway.Run(ctx, opts); err != nil {
 		fmt.Fprintf(stderr, "demiurge-gateway: %v\n", err)

@@ -240,6 +240,24 @@ func TestTargetsThatCannotWork(t *testing.T) {
 	}
 }
 
+// panicky stands for a library that panics on malformed text.
+type panicky struct{}
+
+func (*panicky) UnmarshalText([]byte) error { panic("index out of range") }
+
+type fragile struct {
+	P panicky `yaml:"p"`
+}
+
+func (*fragile) Validate() error { return nil }
+
+func TestPanicWhileReadingIsAnError(t *testing.T) {
+	_, err := config.Decode("agent.yaml", []byte("p: x"), &fragile{}, nil)
+	if want := `agent.yaml:1:4: cannot use key "p": the text is malformed: correct the value`; err == nil || err.Error() != want {
+		t.Errorf("error %v, want %s", err, want)
+	}
+}
+
 func TestKeysAreDocumented(t *testing.T) {
 	keys, err := config.Keys(defaults())
 	if err != nil {

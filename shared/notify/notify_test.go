@@ -92,7 +92,7 @@ func TestWatchdogReportsLifeWhileHealthy(t *testing.T) {
 	}
 	well.Store(false)
 	waitForMoreQuestions() // at least one whole unhealthy round has passed
-	n.Ready() // a marker: what is before it in the queue was sent while healthy
+	n.Ready()              // a marker: what is before it in the queue was sent while healthy
 	for next() != "READY=1" {
 	}
 	waitForMoreQuestions()
