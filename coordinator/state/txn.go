@@ -27,7 +27,7 @@ type Txn struct {
 	live        map[id.Organization]*Allocation
 	ending      map[id.Gateway]*Allocation
 	tallies     map[id.Host]*tally // made by this transaction, so they may be modified until it commits
-	events      [][]Event // in pieces, so that a big entry does not copy them over and over
+	events      [][]Event          // in pieces, so that a big entry does not copy them over and over
 
 	seq    int
 	at     time.Time
