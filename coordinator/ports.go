@@ -3,30 +3,53 @@ package coordinator
 import (
 	"context"
 	"fmt"
+	"reflect"
+	"strings"
+	"unicode"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/consensus"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/failpoint"
 )
 
 // proposer puts commands into the log of the node.
 type proposer struct{ node *consensus.Node }
 
-// Propose encodes a command and returns what the state machine answered, once it is applied here.
+// Propose encodes a command and returns what the state machine answered, once it is applied here. Before
+// and after are failpoints: propose.<name>.before and .after.
 func (p *proposer) Propose(ctx context.Context, c command.Command) (command.Result, uint64, error) {
 	data, err := command.Encode(c)
 	if err != nil {
 		return command.Result{}, 0, err
 	}
+	passing(c, "before")
 	answer, index, err := p.node.Propose(ctx, data)
 	if err != nil {
 		return command.Result{}, 0, err
 	}
+	passing(c, "after")
 	result, ok := answer.(command.Result)
 	if !ok {
 		return command.Result{}, 0, fmt.Errorf("the state machine answered a command of type %d with a %T", c.Type(), answer)
 	}
 	return result, index, nil
+}
+
+// passing marks a proposal as a failpoint, by the name of its type: "propose.create_gateways.before" for
+// command.CreateGateways.
+func passing(c command.Command, when string) {
+	if !failpoint.Enabled {
+		return
+	}
+	var b strings.Builder
+	for i, r := range reflect.TypeOf(c).Name() {
+		if unicode.IsUpper(r) && i > 0 {
+			b.WriteByte('_')
+		}
+		b.WriteRune(unicode.ToLower(r))
+	}
+	failpoint.Hit("propose." + b.String() + "." + when)
 }
 
 // cluster tells the API about the node.

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/hashicorp/raft"
+
+	"github.com/demiurge-platform/demiurge/shared/failpoint"
 )
 
 // errFenced answers every write after the node has fenced itself.
@@ -136,7 +138,12 @@ func (g *guard) StoreLogs(logs []*raft.Log) error {
 		}
 	}
 	start := time.Now()
-	err := g.do("a log write", func() error { return g.store.StoreLogs(logs) })
+	err := g.do("a log write", func() error {
+		if err := failpoint.Fail("raft.log"); err != nil {
+			return err
+		}
+		return g.store.StoreLogs(logs)
+	})
 	if err == nil {
 		g.took.add(time.Since(start))
 		g.mu.Lock()

@@ -1,8 +1,15 @@
 // Package failpoint lets a test kill the real program at a labelled step. Built with the tag
-// failpoints, Hit sends SIGKILL to its own process when the environment variable DEMIURGE_FAILPOINT
-// names the label; without the tag it is an empty function that the compiler removes.
+// failpoints, Hit sends SIGKILL to its own process where a test wants it; without the tag it is an empty
+// function that the compiler removes.
 //
-// The variable holds "label" (the first time the label is reached) or "label:n" (the n-th time).
+// The environment variable DEMIURGE_FAILPOINT holds "label" (the first time the label is reached) or
+// "label:n" (the n-th time) for the life of a process. DEMIURGE_FAILPOINT_FILE names a file that holds the
+// same, and that is looked at whenever a label is reached: so a program that runs can be armed. The file is
+// removed before the process dies, so that its successor lives. DEMIURGE_FAILPOINT_TRACE names a file to
+// which every label that is reached is appended, one on a line.
+//
+// Fail makes a step fail instead, as a full disk would: while the file that DEMIURGE_FAILPOINT_FULL names is
+// there and its content begins the step's label, the step answers ENOSPC.
 package failpoint
 
 import (
@@ -11,8 +18,15 @@ import (
 	"strings"
 )
 
-// Variable is the environment variable that selects where to die.
+// Variable is the environment variable that selects where to die. The names of all others begin with it.
 const Variable = "DEMIURGE_FAILPOINT"
+
+// The other environment variables.
+const (
+	FileVariable  = Variable + "_FILE"  // a file that selects where to die
+	TraceVariable = Variable + "_TRACE" // a file that collects the labels
+	FullVariable  = Variable + "_FULL"  // a file that selects which steps find the disk full
+)
 
 // Parse splits the variable's value into the label and how often it must be reached. Labels contain no
 // colon, so everything after the last one is the count.

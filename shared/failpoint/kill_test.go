@@ -5,6 +5,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 )
@@ -20,6 +21,10 @@ import (
 func main() {
 	for i := range 3 {
 		failpoint.Hit("loop.step")
+		if err := failpoint.Fail("loop.step"); err != nil {
+			fmt.Println(err)
+			continue
+		}
 		fmt.Println(i)
 	}
 }
@@ -39,13 +44,18 @@ func TestHitKillsOnlyWithTheTag(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(program), 0o600); err != nil {
 		t.Fatal(err)
 	}
-	run := func(tags, selected string) (string, error) {
-		bin := filepath.Join(t.TempDir(), "program")
-		if out, err := exec.Command("go", "build", "-tags", tags, "-o", bin, dir).CombinedOutput(); err != nil {
-			t.Fatalf("cannot build: %v\n%s", err, out)
+	built := map[string]string{}
+	run := func(tags, selected string, environ ...string) (string, error) {
+		bin := built[tags]
+		if bin == "" {
+			bin = filepath.Join(t.TempDir(), "program")
+			if out, err := exec.Command("go", "build", "-tags", tags, "-o", bin, dir).CombinedOutput(); err != nil {
+				t.Fatalf("cannot build: %v\n%s", err, out)
+			}
+			built[tags] = bin
 		}
 		cmd := exec.Command(bin)
-		cmd.Env = append(os.Environ(), "DEMIURGE_FAILPOINT="+selected)
+		cmd.Env = append(append(os.Environ(), "DEMIURGE_FAILPOINT="+selected), environ...)
 		out, err := cmd.Output()
 		return string(out), err
 	}
@@ -53,11 +63,48 @@ func TestHitKillsOnlyWithTheTag(t *testing.T) {
 		t.Errorf("without the tag: %q, %v", out, err)
 	}
 	out, err := run("failpoints", "loop.step:2")
-	var exit *exec.ExitError
-	if !errors.As(err, &exit) || exit.Sys().(syscall.WaitStatus).Signal() != syscall.SIGKILL || out != "0\n" {
+	if !killed(err) || out != "0\n" {
 		t.Errorf("with the tag: %q, %v; want SIGKILL before the second step", out, err)
 	}
 	if out, err := run("failpoints", "other.step"); err != nil || out != "0\n1\n2\n" {
 		t.Errorf("another label: %q, %v", out, err)
+	}
+
+	file, trace := filepath.Join(t.TempDir(), "point"), filepath.Join(t.TempDir(), "trace")
+	armed := []string{"DEMIURGE_FAILPOINT_FILE=" + file, "DEMIURGE_FAILPOINT_TRACE=" + trace}
+	write(t, file, "loop.step:3\n")
+	if out, err := run("failpoints", "", armed...); !killed(err) || out != "0\n1\n" {
+		t.Errorf("armed by a file: %q, %v; want SIGKILL before the third step", out, err)
+	}
+	if _, err := os.Stat(file); err == nil {
+		t.Error("the file is still there: the successor would die too")
+	}
+	if out, err := run("failpoints", "", armed...); err != nil || out != "0\n1\n2\n" {
+		t.Errorf("the successor: %q, %v", out, err)
+	}
+	if b, err := os.ReadFile(trace); err != nil || string(b) != strings.Repeat("loop.step\n", 6) {
+		t.Errorf("the trace is %q, %v; want the label once for each time it was reached", b, err)
+	}
+
+	full := "DEMIURGE_FAILPOINT_FULL=" + file
+	write(t, file, "loop.")
+	if out, err := run("failpoints", "", full); err != nil || strings.Count(out, "no space left on device") != 3 {
+		t.Errorf("a full disk: %q, %v; want every step to fail", out, err)
+	}
+	write(t, file, "other.")
+	if out, err := run("failpoints", "", full); err != nil || out != "0\n1\n2\n" {
+		t.Errorf("a disk that is full for others: %q, %v", out, err)
+	}
+}
+
+func killed(err error) bool {
+	var exit *exec.ExitError
+	return errors.As(err, &exit) && exit.Sys().(syscall.WaitStatus).Signal() == syscall.SIGKILL
+}
+
+func write(t *testing.T, path, text string) {
+	t.Helper()
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
 	}
 }

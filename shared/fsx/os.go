@@ -14,7 +14,7 @@ import (
 )
 
 // OS is the real file system below a fixed set of directories. No path, symbolic link or ".." leads out
-// of them (os.Root). Every effect is a failpoint of its label.
+// of them (os.Root). Every effect is a failpoint of its label, and what needs space can be made to fail there.
 type OS struct {
 	roots []root
 }
@@ -83,12 +83,15 @@ func (o *OS) pair(old, path string) (*os.Root, string, string, error) {
 // Step implements FS.
 func (o *OS) Step(label string) error {
 	failpoint.Hit(label)
-	return nil
+	return failpoint.Fail(label)
 }
 
 // MkdirAll implements FS.
 func (o *OS) MkdirAll(label, path string, perm fs.FileMode) error {
 	failpoint.Hit(label)
+	if err := failpoint.Fail(label); err != nil {
+		return err
+	}
 	r, name, err := o.below(path)
 	if err != nil || name == "." {
 		return err
@@ -108,6 +111,9 @@ func (o *OS) WriteSync(label, path string, data []byte, perm fs.FileMode) error 
 
 func (o *OS) write(label, path string, data []byte, perm fs.FileMode, sync bool) error {
 	failpoint.Hit(label)
+	if err := failpoint.Fail(label); err != nil {
+		return err
+	}
 	r, name, err := o.below(path)
 	if err != nil {
 		return err
@@ -155,6 +161,9 @@ func (o *OS) withDir(label, path string, do func(*os.File) error) error {
 // Symlink implements FS.
 func (o *OS) Symlink(label, target, path string) error {
 	failpoint.Hit(label)
+	if err := failpoint.Fail(label); err != nil {
+		return err
+	}
 	r, name, err := o.below(path)
 	if err != nil {
 		return err
@@ -165,6 +174,9 @@ func (o *OS) Symlink(label, target, path string) error {
 // Link implements FS.
 func (o *OS) Link(label, old, path string) error {
 	failpoint.Hit(label)
+	if err := failpoint.Fail(label); err != nil {
+		return err
+	}
 	r, from, to, err := o.pair(old, path)
 	if err != nil {
 		return err

@@ -17,7 +17,7 @@ import (
 const (
 	firstPause = 100 * time.Millisecond // before a program is started again
 	lastPause  = 5 * time.Second
-	calmAfter  = 10 * time.Second // a program that ran this long starts again with the first pause
+	calmAfter  = time.Second // a program that ran this long starts again with the first pause
 )
 
 // program is one supervised child.
