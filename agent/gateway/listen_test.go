@@ -122,7 +122,7 @@ func TestWrongOptions(t *testing.T) {
 		"gateway id":          func(o *gateway.Options) { o.Gateway = "../x" },
 		"state directory":     func(o *gateway.Options) { o.StateDir = "state" },
 		"create it":           func(o *gateway.Options) { o.StateDir += "/none" },
-		"is no directory":     func(o *gateway.Options) { o.StateDir = os.Args[0] },
+		"is no directory":     func(o *gateway.Options) { o.StateDir = plainFile(o.StateDir) },
 		"agent's socket":      func(o *gateway.Options) { o.Control = "c.sock" },
 		"without a logger":    func(o *gateway.Options) { o.Logger = nil },
 		"absolute path":       func(o *gateway.Options) { o.Listen = "gw.sock" },

@@ -67,8 +67,10 @@ func program(mode string, factory Factory) error {
 	case modeExit:
 		fmt.Println("last words")
 		code, err := strconv.Atoi(os.Args[1])
+		if err != nil {
+			return err
+		}
 		os.Exit(code)
-		return err
 	case modeCrash:
 		fmt.Println("last words")
 		return unix.Kill(os.Getpid(), unix.SIGKILL)
