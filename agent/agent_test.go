@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -25,8 +26,8 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// program is the real gateway program, built once for all tests.
-var program string
+// The real programs, built once for all tests; the agent with failpoints.
+var program, agentProgram string
 
 func TestMain(m *testing.M) {
 	os.Exit(func() int {
@@ -36,11 +37,16 @@ func TestMain(m *testing.M) {
 			return 1
 		}
 		defer func() { _ = os.RemoveAll(dir) }()
-		program = filepath.Join(dir, "demiurge-gateway")
-		build := exec.Command("go", "build", "-o", program, "github.com/demiurge-platform/demiurge/cmd/demiurge-gateway")
-		if out, err := build.CombinedOutput(); err != nil {
-			fmt.Fprintf(os.Stderr, "cannot build the gateway program: %v\n%s", err, out)
-			return 1
+		program, agentProgram = filepath.Join(dir, "demiurge-gateway"), filepath.Join(dir, "demiurge-agent")
+		for path, args := range map[string][]string{
+			program:      {"github.com/demiurge-platform/demiurge/cmd/demiurge-gateway"},
+			agentProgram: {"-tags", "failpoints", "github.com/demiurge-platform/demiurge/cmd/demiurge-agent"},
+		} {
+			build := exec.Command("go", append([]string{"build", "-o", path}, args...)...)
+			if out, err := build.CombinedOutput(); err != nil {
+				fmt.Fprintf(os.Stderr, "cannot build %s: %v\n%s", path, err, out)
+				return 1
+			}
 		}
 		return m.Run()
 	}())
@@ -211,12 +217,66 @@ func TestA7_TheStepIsDoneOnlyWhenNginxServes(t *testing.T) {
 		t.Fatalf("answer: %+v", s)
 	}
 	pid := h.c.Report(gws[0]).PID
-	h.c.Recycle(gws[0])
-	r := h.c.WaitPhase(t, gws[0], api.PhaseReady, 2)
+	recycled := h.c.Recycle(gws[0])
+	r := h.c.WaitPhase(t, gws[0], api.PhaseReady, recycled)
 	if status, _ := h.get(org, "/"); status != http.StatusServiceUnavailable {
 		t.Fatalf("a released organization answers %d", status)
 	}
 	if r.PID == pid {
 		t.Fatal("the gateway was not recycled")
+	}
+}
+
+func TestA10_AKilledGatewayServesTheSameEpochAgain(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	g := h.c.Run(1)[0]
+	h.c.WaitPhase(t, g, api.PhaseReady, 1)
+	org := id.NewOrganization()
+	epoch := h.c.Grant(g, org)
+	before := h.c.WaitServing(t, g, epoch)
+	for range 2 {
+		if err := syscall.Kill(before.PID, syscall.SIGKILL); err != nil {
+			t.Fatal(err)
+		}
+		agenttest.Wait(t, "another process serves", func() bool {
+			r := h.c.Report(g)
+			return r.Phase == api.PhaseServing && r.BootID != before.BootID
+		})
+		h.serves(org, g, epoch)
+		after := h.c.Report(g)
+		if after.Restarts != before.Restarts+1 || after.Epoch != epoch {
+			t.Fatalf("before %+v, after %+v", before, after)
+		}
+		before = after
+	}
+	if events := h.c.Events(reconcile.EventExited); len(events) != 2 || events[0].OrganizationID != string(org) {
+		t.Fatalf("events: %+v", events)
+	}
+}
+
+func TestMetrics(t *testing.T) {
+	h := newHost(t)
+	h.start()
+	g := h.c.Run(1)[0]
+	h.c.WaitPhase(t, g, api.PhaseReady, 1)
+	epoch := h.c.Grant(g, id.NewOrganization())
+	h.c.WaitServing(t, g, epoch)
+	resp, err := http.Get("http://" + h.agent.MetricsAddr() + "/metrics")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	b, err := io.ReadAll(resp.Body)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{
+		"demiurge_routes 1", `demiurge_nginx_generations_total{result="live"}`, `demiurge_nginx_generation{kind="live"}`,
+		`demiurge_host_gateways{phase="serving"} 1`, "demiurge_agent_connected 1", "demiurge_nginx_up 1", "demiurge_nginx_generation_seconds_bucket",
+	} {
+		if !strings.Contains(string(b), "\n"+line) {
+			t.Errorf("no line %s", line)
+		}
 	}
 }
