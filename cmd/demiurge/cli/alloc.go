@@ -288,6 +288,9 @@ func took(start time.Time, end *time.Time) string {
 	if end == nil {
 		return ""
 	}
+	if end.Equal(start) {
+		return "0.00"
+	}
 	return millis(float64(end.Sub(start)) / float64(time.Millisecond))
 }
 

@@ -27,8 +27,8 @@ end; a given one is kept and can be started again.`,
 	}
 	flags := c.Flags()
 	flags.StringVar(&opts.DataDir, "data-dir", "", "directory for everything; kept (default: a temporary one, removed at the end)")
-	flags.StringVar(&opts.Address, "address", "127.0.0.1:7400", "address of the coordinator's API")
-	flags.IntVar(&opts.NginxPort, "nginx-port", 7480, "port of nginx on 127.0.0.1")
+	flags.StringVar(&opts.Address, "address", "127.0.0.1:7400", "address of the coordinator's API; port 0: any free one")
+	flags.IntVar(&opts.NginxPort, "nginx-port", 7480, "port of nginx on 127.0.0.1; 0: any free one")
 	flags.IntVar(&opts.Gateways, "gateways", 3, "gateways to keep ready")
 	flags.StringVar(&opts.Domain, "domain", "dev.localhost", "organizations are served as org-<id>.<domain>")
 	c.RunE = a.run(func(ctx context.Context, _ []string) error {

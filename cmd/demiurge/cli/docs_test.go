@@ -81,5 +81,6 @@ func document(w *strings.Builder, c *cobra.Command) {
 	if text == "" {
 		text = c.Short + "."
 	}
-	fmt.Fprintf(w, "%s\n\n```\n%s```\n", text, c.UsageString())
+	help, _, _ := strings.Cut(c.UsageString(), "\n\nGlobal Flags:") // they stand once, with the program
+	fmt.Fprintf(w, "%s\n\n```\n%s\n```\n", text, strings.TrimSpace(help))
 }

@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
-	"strings"
 	"syscall"
 	"time"
 )
@@ -50,7 +49,7 @@ func (h *home) adminToken() string        { return h.path("coordinator", "admin.
 func (h *home) agentToken() string        { return h.path("agent.token") }
 func (h *home) devFile() string           { return h.path("dev.json") }
 func (h *home) recordFile() string        { return h.path("processes.json") }
-func (h *home) raftFile() string          { return h.path("raft.address") }
+func (h *home) portsFile() string         { return h.path("ports.json") }
 
 // openHome makes or takes up the directory; empty: a temporary one. Nothing but an empty directory or one
 // of its own is taken.
@@ -149,10 +148,13 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// raftAddress is the address that an earlier run on this directory gave its coordinator, or "".
-func (h *home) raftAddress() string {
-	b, _ := os.ReadFile(h.raftFile())
-	return strings.TrimSpace(string(b))
+// earlierPorts are the addresses of the run before on this directory, or nothing.
+func (h *home) earlierPorts() ports {
+	var p ports
+	if b, err := os.ReadFile(h.portsFile()); err == nil {
+		_ = json.Unmarshal(b, &p) // damaged: others are chosen
+	}
+	return p
 }
 
 // writeFile replaces a file that only its owner can read, at once or not at all.

@@ -151,25 +151,29 @@ func TestPortsInUseNameTheFlag(t *testing.T) {
 	address := taken.Addr().String()
 	o := valid()
 	o.Address, o.NginxPort = address, 0
-	if _, err := choosePorts(o, ""); err == nil || !strings.Contains(err.Error(), address+": another program does") || !strings.Contains(err.Error(), "--address") {
+	if _, err := choosePorts(o, ports{}); err == nil || !strings.Contains(err.Error(), address+": another program does") || !strings.Contains(err.Error(), "--address") {
 		t.Errorf("API: %v", err)
 	}
 	o.Address, o.NginxPort = "127.0.0.1:0", taken.Addr().(*net.TCPAddr).Port
-	if _, err := choosePorts(o, ""); err == nil || !strings.Contains(err.Error(), address+": another program does") || !strings.Contains(err.Error(), "--nginx-port") {
+	if _, err := choosePorts(o, ports{}); err == nil || !strings.Contains(err.Error(), address+": another program does") || !strings.Contains(err.Error(), "--nginx-port") {
 		t.Errorf("nginx: %v", err)
 	}
 	o.NginxPort = 0
-	p, err := choosePorts(o, address) // the earlier Raft address is taken: another one
+	p, err := choosePorts(o, ports{Raft: address}) // the earlier Raft address is taken: another one
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []string{p.api, p.nginx, p.raft, address}
+	all := []string{p.API, p.Nginx, p.Raft, address}
 	slices.Sort(all)
 	if len(slices.Compact(all)) != 4 {
 		t.Errorf("ports = %+v, want different ones", p)
 	}
-	if again, err := choosePorts(o, p.raft); err != nil || again.raft != p.raft {
-		t.Errorf("Raft moved from %s to %s (%v) without need", p.raft, again.raft, err)
+	if again, err := choosePorts(o, p); err != nil || again != p {
+		t.Errorf("ports moved from %+v to %+v (%v) without need", p, again, err)
+	}
+	o.Address = p.Raft // what is asked for goes before what was
+	if again, err := choosePorts(o, p); err != nil || again.API != p.Raft || again.Raft == p.Raft || again.Nginx != p.Nginx {
+		t.Errorf("ports are %+v (%v), want the API at %s", again, err, p.Raft)
 	}
 }
 

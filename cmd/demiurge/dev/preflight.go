@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/demiurge-platform/demiurge/shared/failpoint"
 )
 
 // programs are the paths of what a system is made of.
@@ -51,52 +53,69 @@ func findPrograms(executable string) (programs, error) {
 
 // ports are the addresses that a system listens on.
 type ports struct {
-	api, raft, nginx string
+	API   string `json:"api"`
+	Raft  string `json:"raft"`
+	Nginx string `json:"nginx"`
 }
 
 // choosePorts checks that the wanted addresses are free before anything starts, and chooses those that
-// are left open. earlierRaft is kept while it is free: the log remembers it.
-func choosePorts(opts Options, earlierRaft string) (ports, error) {
-	var p ports
+// are left open: the earlier ones while they are free, because the log remembers the one of Raft and the
+// configuration that nginx starts with the one of nginx.
+func choosePorts(opts Options, earlier ports) (ports, error) {
 	var held []net.Listener // until all are chosen, so that no two are the same
 	defer func() {
 		for _, l := range held {
 			_ = l.Close()
 		}
 	}()
-	take := func(address string) (string, error) {
-		l, err := net.Listen("tcp", address)
-		if err != nil {
-			return "", err
+	take := func(candidates ...string) (string, error) {
+		var last error
+		for _, address := range candidates {
+			if address == "" {
+				continue
+			}
+			l, err := net.Listen("tcp", address)
+			if err == nil {
+				held = append(held, l)
+				return l.Addr().String(), nil
+			}
+			last = err
 		}
-		held = append(held, l)
-		return l.Addr().String(), nil
+		return "", last
 	}
+	var p ports
 	var err error
-	if p.api, err = take(opts.Address); err != nil {
+	if p.API, err = take(leftOpen(opts.Address, earlier.API), opts.Address); err != nil {
 		return p, portError(opts.Address, "--address", err)
 	}
 	web := net.JoinHostPort("127.0.0.1", strconv.Itoa(opts.NginxPort))
-	if p.nginx, err = take(web); err != nil {
+	if p.Nginx, err = take(leftOpen(web, earlier.Nginx), web); err != nil {
 		return p, portError(web, "--nginx-port", err)
 	}
-	host, port, err := net.SplitHostPort(p.api)
+	host, port, err := net.SplitHostPort(p.API)
 	if err != nil {
 		return p, err
 	}
-	candidates := []string{earlierRaft}
+	beside := ""
 	if n, err := strconv.Atoi(port); err == nil && n < 65535 {
-		candidates = append(candidates, net.JoinHostPort(host, strconv.Itoa(n+1)))
+		beside = net.JoinHostPort(host, strconv.Itoa(n+1))
 	}
-	for _, address := range append(candidates, net.JoinHostPort(host, "0")) {
-		if address == "" {
-			continue
-		}
-		if p.raft, err = take(address); err == nil {
-			return p, nil
-		}
+	if p.Raft, err = take(earlier.Raft, beside, net.JoinHostPort(host, "0")); err != nil {
+		return p, fmt.Errorf("cannot find a free port on %s for Raft: %w", host, err)
 	}
-	return p, fmt.Errorf("cannot find a free port on %s for Raft: %w", host, err)
+	return p, nil
+}
+
+// leftOpen is the earlier address where the wanted one leaves its port open, else "".
+func leftOpen(wanted, earlier string) string {
+	host, port, err := net.SplitHostPort(wanted)
+	if err != nil || port != "0" {
+		return ""
+	}
+	if before, _, err := net.SplitHostPort(earlier); err != nil || before != host {
+		return ""
+	}
+	return earlier
 }
 
 func portError(address, flag string, err error) error {
@@ -116,6 +135,8 @@ func cleanEnvironment(environ []string) []string {
 	for _, v := range environ {
 		name, _, _ := strings.Cut(v, "=")
 		switch {
+		case failpoint.Enabled && strings.HasPrefix(name, failpoint.Variable):
+			out = append(out, v) // a build for crash tests hands them to the programs
 		case strings.HasPrefix(name, "DEMIURGE_"), strings.HasPrefix(name, "LISTEN_"), strings.HasPrefix(name, "WATCHDOG_"), name == "NOTIFY_SOCKET", name == "NGINX":
 		default:
 			out = append(out, v)

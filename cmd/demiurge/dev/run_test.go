@@ -113,7 +113,7 @@ func TestProgramsAreStartedAgain(t *testing.T) {
 	}
 	defer h.close()
 	var stderr output
-	s, err := newSystem(Options{Stderr: &stderr, Environ: os.Environ()}, programs{}, h, ports{api: "127.0.0.1:1"})
+	s, err := newSystem(Options{Stderr: &stderr, Environ: os.Environ()}, programs{}, h, ports{API: "127.0.0.1:1"})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -74,7 +74,7 @@ func (s *system) tokens(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	s.admin, err = client.New(client.Options{Addresses: []string{"http://" + s.ports.api}, Token: s.token})
+	s.admin, err = client.New(client.Options{Addresses: []string{"http://" + s.ports.API}, Token: s.token})
 	if err != nil {
 		return err
 	}
@@ -94,18 +94,6 @@ func (s *system) tokens(ctx context.Context) error {
 		return err
 	}
 	return writeFile(s.home.agentToken(), []byte(created.Secret+"\n"))
-}
-
-func (s *system) waitNginx(ctx context.Context) error {
-	var dialer net.Dialer
-	return s.poll(ctx, func(ctx context.Context) string {
-		conn, err := dialer.DialContext(ctx, "tcp", s.ports.nginx)
-		if err != nil {
-			return err.Error()
-		}
-		_ = conn.Close()
-		return ""
-	})
 }
 
 // pool makes the default pool, or gives an earlier one the wanted number of ready gateways.
@@ -139,9 +127,10 @@ func (s *system) organization(ctx context.Context) error {
 	return err
 }
 
-// waitGateways waits until the host serves, as many gateways as wanted are ready, and those of an earlier
-// run are known again.
+// waitGateways waits until the host serves on the wanted port, which an earlier run may not have had, as
+// many gateways as wanted are ready, and those of an earlier run are known again.
 func (s *system) waitGateways(ctx context.Context) error {
+	var dialer net.Dialer
 	return s.poll(ctx, func(ctx context.Context) string {
 		host, err := s.admin.Host(ctx, hostID)
 		if err != nil {
@@ -150,6 +139,11 @@ func (s *system) waitGateways(ctx context.Context) error {
 		if host.State != api.HostAlive || host.Nginx.State != api.NginxServing {
 			return fmt.Sprintf("host %s is %s, its nginx %q %s", hostID, host.State, host.Nginx.State, host.Nginx.LastError)
 		}
+		conn, err := dialer.DialContext(ctx, "tcp", s.ports.Nginx)
+		if err != nil {
+			return err.Error()
+		}
+		_ = conn.Close()
 		pool, err := s.admin.Pool(ctx, poolName)
 		if err != nil {
 			return err.Error()
@@ -238,7 +232,7 @@ func (s *system) writeDevFile(ctx context.Context) error {
 		return ctx.Err()
 	}
 	file := api.DevFile{
-		API: "http://" + s.ports.api, Token: s.token, HTTP: "http://" + s.ports.nginx, Domain: s.opts.Domain,
+		API: "http://" + s.ports.API, Token: s.token, HTTP: "http://" + s.ports.Nginx, Domain: s.opts.Domain,
 		OrganizationID: SampleOrganization, PID: os.Getpid(),
 	}
 	s.mu.Lock()

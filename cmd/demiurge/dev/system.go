@@ -2,6 +2,7 @@ package dev
 
 import (
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"net"
@@ -54,7 +55,7 @@ type system struct {
 }
 
 func newSystem(opts Options, tools programs, h *home, p ports) (*system, error) {
-	open, err := client.New(client.Options{Addresses: []string{"http://" + p.api}, RetryFor: -1})
+	open, err := client.New(client.Options{Addresses: []string{"http://" + p.API}, RetryFor: -1})
 	if err != nil {
 		return nil, err
 	}
@@ -66,7 +67,7 @@ func newSystem(opts Options, tools programs, h *home, p ports) (*system, error) 
 
 // configure writes the configuration files. Paths are of a plain alphabet, so that quoting is enough.
 func (s *system) configure() error {
-	_, webPort, err := net.SplitHostPort(s.ports.nginx)
+	_, webPort, err := net.SplitHostPort(s.ports.Nginx)
 	if err != nil {
 		return err
 	}
@@ -84,7 +85,7 @@ raft:
 log:
   level: info
   format: text
-`, nodeID, s.home.coordinatorData(), s.opts.Domain, webPort, s.ports.api, s.ports.raft)
+`, nodeID, s.home.coordinatorData(), s.opts.Domain, webPort, s.ports.API, s.ports.Raft)
 	agent := fmt.Sprintf(`# Written by demiurge dev at every start.
 host_id: %s
 coordinators: ["http://%s"]
@@ -104,12 +105,16 @@ gateway:
 log:
   level: info
   format: text
-`, hostID, s.ports.api, s.home.agentToken(), s.home.agentData(), s.home.runDir(), s.opts.Domain, s.capacity(),
-		s.tools.nginx, s.ports.nginx, s.tools.gateway)
+`, hostID, s.ports.API, s.home.agentToken(), s.home.agentData(), s.home.runDir(), s.opts.Domain, s.capacity(),
+		s.tools.nginx, s.ports.Nginx, s.tools.gateway)
+	chosen, err := json.Marshal(s.ports)
+	if err != nil {
+		return err
+	}
 	return errors.Join(
 		writeFile(s.home.coordinatorConfig(), []byte(coordinator)),
 		writeFile(s.home.agentConfig(), []byte(agent)),
-		writeFile(s.home.raftFile(), []byte(s.ports.raft+"\n")),
+		writeFile(s.home.portsFile(), chosen),
 	)
 }
 
@@ -228,7 +233,7 @@ Try next, in another terminal:
 
 An interrupt (Ctrl-C) stops everything.
 ready
-`, s.home.dir, s.home.logs(), s.ports.api, s.token, program, SampleOrganization, hostname, s.ports.nginx)
+`, s.home.dir, s.home.logs(), s.ports.API, s.token, program, SampleOrganization, hostname, s.ports.Nginx)
 }
 
 // programName is how this program can be called from the current directory.
