@@ -172,7 +172,7 @@ func TestRestoreRefusesAndKeeps(t *testing.T) {
 	refuse("a newer version", change(14, 3), "its version is 2 and this program reads 1")
 	refuse("more behind", saved+"x", "more after its end")
 	refuse("without checksum", saved[:len(saved)-32], "ends before its checksum")
-	for n := 0; n < len(saved); n += 7 {
+	for n := 0; n < len(saved); n += 43 {
 		refuse("cut", saved[:n], "cannot restore the snapshot")
 		refuse("a flipped bit", change(n, 1<<(n%8)), "cannot restore the snapshot")
 	}
