@@ -46,11 +46,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeProblem(rec, f, status)
 		return
 	}
+	// The server looks at the body of its own request to see whether all of it was read, and closes the
+	// connection if not. So the guard is put into a copy: behind it, the rest of a body that was too long
+	// would be taken for the next request.
+	guarded := r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 	if r.Body != nil && r.Body != http.NoBody {
-		r.Body = &guardedBody{body: r.Body, control: rec.control}
+		guarded.Body = &guardedBody{body: r.Body, control: rec.control}
 	}
-	r = r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
-	s.mux.ServeHTTP(rec, r)
+	s.mux.ServeHTTP(rec, guarded)
 }
 
 // find looks the route up. A path that is not in its shortest form is refused rather than redirected:

@@ -2,6 +2,8 @@ package httpapi
 
 import (
 	"fmt"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httptest"
 	"strings"
@@ -148,6 +150,30 @@ func TestBodyLimit(t *testing.T) {
 	}
 	wantProblem(t, k.call(put, path, k.tokens[api.RolePlatform], body(bodyLimit+1)), fault.TooLarge)
 	wantProblem(t, k.call(put, path, k.tokens[api.RolePlatform], body(3*bodyLimit)), fault.TooLarge)
+}
+
+// The rest of a body that is refused for its length is not taken for another request.
+func TestTheRestOfALongBodyIsNotARequest(t *testing.T) {
+	k := newKit(t)
+	conn, err := net.Dial("tcp", k.web.Listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	inner := "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
+	size := bodyLimit + 1 + 200*len(inner)
+	go func() { // fails when the server closes, which is what is wanted
+		_, _ = fmt.Fprintf(conn, "PUT /v1/pools/p HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
+			k.tokens[api.RoleAdmin], size)
+		_, _ = io.WriteString(conn, strings.Repeat(" ", bodyLimit+1)+strings.Repeat(inner, 200))
+	}()
+	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
+		t.Fatal(err)
+	}
+	answers, err := io.ReadAll(conn)
+	if n := strings.Count(string(answers), "HTTP/1.1 "); n != 1 || !strings.HasPrefix(string(answers), "HTTP/1.1 413") {
+		t.Errorf("%d answers: %.300s (%v)", n, answers, err)
+	}
 }
 
 func TestContentTypeAndCharset(t *testing.T) {

@@ -46,13 +46,15 @@ func read[T any](ctx context.Context, s *Server, p Reading, q query[T]) (*answer
 		ctx, cancel = context.WithTimeout(ctx, wait)
 		defer cancel()
 	}
+	restored := s.opts.Store.Restored()
 	for {
 		view, index, before := s.reads.begin(callerOf(ctx).readKey, s.opts.Store)
 		ws := state.WatchSet{}
-		ws.Add(s.opts.Store.Restored())
+		ws.Add(restored)
 		body, err := q(view, ws)
 		s.reads.end(callerOf(ctx).readKey, view.Index(), ws)
-		if wait == 0 || p.Index == 0 || index > p.Index || ctx.Err() != nil {
+		// After a restore everything may be different, whatever the index.
+		if wait == 0 || p.Index == 0 || index > p.Index || ctx.Err() != nil || fired(state.WatchSet{restored: {}}) {
 			if err != nil {
 				return nil, err
 			}
@@ -136,7 +138,7 @@ func (r *reads) begin(key string, store *state.Store) (view state.View, index ui
 		m = &reading{index: view.Index()}
 		r.keep(key, m)
 	case m.ws == nil || fired(m.ws):
-		m.index = max(m.index, view.Index())
+		m.index, m.ws, m.seen = view.Index(), nil, 0
 	}
 	return view, m.index, m.ws
 }
@@ -190,9 +192,6 @@ func fired(ws state.WatchSet) bool {
 
 // readKey names a reading: the path and the parameters that choose its result.
 func readKey(u *url.URL) string {
-	if u.RawQuery == "" {
-		return u.Path
-	}
 	q := u.Query()
 	for _, p := range []string{"index", "wait", "consistency"} {
 		q.Del(p)

@@ -132,9 +132,9 @@ func pause(err error, try int) (time.Duration, bool) {
 	if !errors.As(err, &f) || f.Code != fault.NoLeader && f.Code != fault.RateLimited {
 		return 0, false
 	}
-	wait := f.RetryAfter
+	wait := max(f.RetryAfter, 100*time.Millisecond)
 	if f.Code == fault.NoLeader { // the header counts in seconds, an election often takes less
-		wait = min(max(wait, 100*time.Millisecond), 100*time.Millisecond<<min(try, 4))
+		wait = min(wait, 100*time.Millisecond<<min(try, 4))
 	}
 	return wait, true
 }

@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"io"
 	"iter"
+	"strconv"
 	"strings"
 	"time"
 
@@ -17,15 +18,29 @@ import (
 
 // EventQuery says which events are wanted.
 type EventQuery struct {
-	// After is the id of the last event already seen ("<index>.<n>"); empty: from the oldest kept one.
+	// After is the id of the last event already seen ("<index>.<n>"); it goes before Index.
 	After string
+	// Index leaves out the events up to this index; 0: from the oldest that is kept.
+	Index uint64
 	// Topics such as "allocation"; empty: all.
 	Topics []string
 }
 
+// call is the request without the place to begin after, which lists and streams carry differently.
+func (q *EventQuery) call() *call {
+	rq := filter(get("v1", "events"), "topic", strings.Join(q.Topics, ","))
+	if q.Index > 0 {
+		rq.query.Set("index", strconv.FormatUint(q.Index, 10))
+	}
+	return rq
+}
+
 // ListEvents lists the kept events after the query's id, all pages, the oldest first.
 func (c *Client) ListEvents(ctx context.Context, q EventQuery, opts ...CallOption) ([]api.Event, error) {
-	rq := filter(get("v1", "events"), "after", q.After, "topic", strings.Join(q.Topics, ","))
+	rq := q.call()
+	if q.After != "" {
+		rq.query.Set("cursor", q.After)
+	}
 	return all[api.Event](ctx, c, rq, opts)
 }
 
@@ -68,7 +83,7 @@ func (c *Client) Follow(ctx context.Context, q EventQuery) iter.Seq2[api.Event, 
 func (c *Client) follow(ctx context.Context, q *EventQuery, yield func(api.Event, error) bool) (stopped, seen bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	rq := filter(get("v1", "events"), "topic", strings.Join(q.Topics, ","))
+	rq := q.call()
 	rq.header.Set("Accept", "text/event-stream")
 	if q.After != "" {
 		rq.header.Set("Last-Event-ID", q.After)

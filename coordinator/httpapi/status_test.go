@@ -1,0 +1,137 @@
+package httpapi
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/shared/api"
+)
+
+// statusNow reads the status.
+func (k *kit) statusNow() api.Status {
+	k.t.Helper()
+	st, err := k.client(api.RoleReader).Status(context.Background())
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	return st
+}
+
+func TestStatusOfAHealthySystem(t *testing.T) {
+	k := newKit(t)
+	k.apply(command.InitCluster{Meta: k.meta(), ClusterID: "11111111-2222-3333-4444-555555555555"})
+	k.withGateways(4)
+	if _, _, err := k.client(api.RolePlatform).Start(context.Background(), start(k.organization())); err != nil {
+		t.Fatal(err)
+	}
+	st := k.statusNow()
+	if !st.Healthy || len(st.Problems) != 0 {
+		t.Errorf("problems %+v", st.Problems)
+	}
+	if st.ClusterID == "" || st.Leader != "c1" || len(st.Peers) != 1 || st.Term != 3 || st.Applied != 4 || st.Index == 0 || st.Version == "" ||
+		st.Domain != "example.test" || len(st.Pools) != 1 || len(st.Hosts) != 1 || st.Allocations["active"] != 1 || st.Rates.Succeeded != 5 {
+		t.Errorf("status %+v", st)
+	}
+	if st.Utilization != 0.25 {
+		t.Errorf("utilization %v, want 0.25", st.Utilization)
+	}
+}
+
+func TestStatusNamesWhatIsWrong(t *testing.T) {
+	observe := func(k *kit, nginx string, parts ...command.Quarantined) {
+		k.apply(command.ObserveHost{Meta: k.meta(), Host: k.host, Instance: "i1", Report: &command.HostReport{Capacity: 9, NginxState: nginx, Quarantined: parts, LastError: "emerg: bind"}})
+	}
+	for name, c := range map[string]struct {
+		harm     func(k *kit)
+		severity string
+		subject  string
+		says     string
+	}{
+		"no leader":       {func(k *kit) { k.cluster.leader.Store(false) }, critical, "coordinators", "no leader"},
+		"exhausted":       {func(k *kit) { k.setPool(1, 50); k.takeAll() }, critical, "pool default", "exhausted"},
+		"below minimum":   {func(k *kit) { k.setPool(5, 50) }, warning, "pool default", "below its minimum: 2 of 5 ready"},
+		"breaker open":    {func(k *kit) { k.breaker("open") }, critical, "pool default", "stopped"},
+		"breaker probing": {func(k *kit) { k.breaker("half_open") }, warning, "pool default", "being tried"},
+		"at its maximum": {func(k *kit) {
+			k.apply(command.NotePool{Meta: k.meta(), Pool: "default", Breaker: "closed", Limited: "max"})
+		}, warning, "pool default", "limited by max"},
+		"host silent": {func(k *kit) {
+			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostSilent})
+		}, critical, "host h1", "silent"},
+		"host lost": {func(k *kit) {
+			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostLost})
+		}, critical, "host h1", "lost"},
+		"agent not connected": {func(k *kit) { k.agents.gone.Store(true) }, warning, "host h1", "not connected"},
+		"nginx down":          {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxDown) }, critical, "host h1", "nginx is down: emerg: bind"},
+		"nginx wedged":        {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxWedged) }, critical, "host h1", "does not take new configurations"},
+		"part quarantined": {func(k *kit) {
+			k.agents.gone.Store(true)
+			observe(k, api.NginxServing, command.Quarantined{Part: "site x", Message: "unknown directive"})
+		}, warning, "host h1", "nginx refused site x: unknown directive"},
+		"gateway failed":    {func(k *kit) { k.report(api.PhaseFailed) }, warning, "pool default", "1 gateways failed"},
+		"gateway unhealthy": {func(k *kit) { k.report(api.PhaseUnhealthy) }, warning, "pool default", "1 do not answer"},
+		"allocation stuck": {func(k *kit) {
+			in := start(k.organization())
+			in.WaitFor = waitReserved
+			if _, _, err := k.client(api.RolePlatform).Start(context.Background(), in); err != nil {
+				k.t.Fatal(err)
+			}
+			k.offset.Store(int64(time.Minute))
+		}, critical, "allocation al-", "past its deadline"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			k := newKit(t)
+			k.t = t
+			k.withGateways(2)
+			if st := k.statusNow(); !st.Healthy {
+				t.Fatalf("not healthy before: %+v", st.Problems)
+			}
+			c.harm(k)
+			st := k.statusNow()
+			found := slices.ContainsFunc(st.Problems, func(n api.StatusNote) bool {
+				return n.Severity == c.severity && strings.HasPrefix(n.Subject, c.subject) && strings.Contains(n.Message, c.says) && n.Remedy != ""
+			})
+			if st.Healthy || !found {
+				t.Errorf("problems %+v", st.Problems)
+			}
+			if !slices.IsSortedFunc(st.Problems, func(a, b api.StatusNote) int { return strings.Compare(a.Severity, b.Severity) }) {
+				t.Errorf("not the worst first: %+v", st.Problems)
+			}
+		})
+	}
+}
+
+func TestStatusOfAnEmptySystem(t *testing.T) {
+	st := newKit(t).statusNow()
+	if st.Healthy || len(st.Problems) != 2 {
+		t.Errorf("problems %+v", st.Problems)
+	}
+}
+
+func (k *kit) setPool(minReady, limit int) {
+	k.apply(command.PutPool{Meta: k.meta(), Pool: "default", MinReady: minReady, Step: 3, Max: limit, MaxInFlight: 10, Isolation: "serve", ActivationTimeout: 10 * time.Second})
+}
+
+func (k *kit) takeAll() {
+	for range 2 {
+		if _, _, err := k.client(api.RolePlatform).Start(context.Background(), start(k.organization())); err != nil {
+			k.t.Fatal(err)
+		}
+	}
+}
+
+func (k *kit) breaker(s string) {
+	k.apply(command.NotePool{Meta: k.meta(), Pool: "default", Breaker: s, Until: k.now().Add(time.Minute), Failures: 3})
+}
+
+// report lets one gateway be seen in a phase.
+func (k *kit) report(phase string) {
+	for g := range k.store.View().Gateways(nil) {
+		k.apply(command.ObserveHost{Meta: k.meta(), Host: k.host, Instance: "i1", Gateways: []command.GatewayReport{{Gateway: g.ID, Incarnation: 1, Phase: phase, BootID: "b1"}}})
+		return
+	}
+}
