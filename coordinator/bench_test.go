@@ -24,8 +24,7 @@ const callers = 128
 func BenchmarkAllocate(b *testing.B) {
 	const pool = 4000
 	c := coordtest.Start(b)
-	c.Agent("h1", pool, coordtest.Script{})
-	c.Pool("default", pool)
+	fleet(c, pool)
 	orgs := organizations(b, c, pool)
 	ctx := context.Background()
 	var took []time.Duration
@@ -68,8 +67,7 @@ func BenchmarkAllocate(b *testing.B) {
 func BenchmarkAllocateBatch(b *testing.B) {
 	const pool = 5000
 	c := coordtest.Start(b)
-	c.Agent("h1", pool, coordtest.Script{})
-	c.Pool("default", pool)
+	fleet(c, pool)
 	orgs := organizations(b, c, pool)
 	ctx := context.Background()
 	var measured time.Duration
@@ -96,6 +94,14 @@ func BenchmarkAllocateBatch(b *testing.B) {
 	}
 	b.ReportMetric(float64(b.N*pool)/measured.Seconds(), "allocations/s")
 	b.ReportMetric(fsyncP50(b), "fsync-p50-ms")
+}
+
+// fleet makes a pool of n gateways on hosts of 200.
+func fleet(c *coordtest.Cluster, n int) {
+	for i := range n / 200 {
+		c.Agent(fmt.Sprintf("h%d", i), 200, coordtest.Script{})
+	}
+	c.Pool("default", n)
 }
 
 // organizations puts n organizations with many calls at a time.

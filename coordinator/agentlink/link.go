@@ -119,7 +119,7 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 		frame := l.frame(view, ws, h, sent, full)
 		var wake <-chan struct{}
 		frame.Verify, wake = l.takeVerify(hl)
-		if full || len(frame.Gateways) > 0 || len(frame.Verify) > 0 {
+		if frame.Full || len(frame.Gateways) > 0 || len(frame.Verify) > 0 {
 			if err := send(frame); err != nil {
 				return err
 			}
@@ -163,14 +163,23 @@ func (l *Link) takeVerify(hl *hostLink) ([]api.VerifyRequest, <-chan struct{}) {
 // frame is the assignment of a host: all of it, or the gateways whose desired part changed after index
 // sent.
 func (l *Link) frame(view state.View, ws state.WatchSet, h id.Host, sent uint64, full bool) api.AssignmentFrame {
+	if host := view.Host(nil, h); host != nil && host.CreateIndex > sent {
+		full = true // deleted and registered again: the agent may have gateways that nobody wants any more
+	}
 	f := api.AssignmentFrame{Index: view.Index(), Full: full}
 	if full {
 		f.Domain = l.opts.Domain
+	} else {
+		changed, known := view.DesiredSince(ws, h, sent)
+		if known {
+			for _, g := range changed {
+				f.Gateways = append(f.Gateways, l.assignment(view, g))
+			}
+			return f
+		}
+		f.Full, f.Domain = true, l.opts.Domain // it is too far behind for the changes alone
 	}
 	for g := range view.GatewaysOfHost(ws, h) {
-		if !full && g.Desired.Index <= sent {
-			continue
-		}
 		f.Gateways = append(f.Gateways, l.assignment(view, g))
 	}
 	return f

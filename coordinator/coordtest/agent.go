@@ -3,6 +3,7 @@ package coordtest
 import (
 	"context"
 	"fmt"
+	"maps"
 	"sync"
 	"testing"
 	"time"
@@ -39,6 +40,8 @@ type Agent struct {
 	script     Script
 	gateways   map[string]*scripted // guarded by mu
 	pending    api.Observation      // guarded by mu
+	queued     map[string]int       // by gateway, its place in pending.Gateways; guarded by mu
+	serving    map[string]string    // the gateway that serves each organization; guarded by mu
 	wake       chan struct{}
 	violations []string // guarded by mu
 }
@@ -52,7 +55,7 @@ func newAgent(t testing.TB, c *client.Client, host string, capacity int, script 
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &Agent{
 		t: t, host: host, instance: id.Secret()[:16], capacity: capacity, script: script, client: c, cancel: cancel,
-		gateways: map[string]*scripted{}, wake: make(chan struct{}, 1),
+		gateways: map[string]*scripted{}, queued: map[string]int{}, serving: map[string]string{}, wake: make(chan struct{}, 1),
 	}
 	a.pending = a.full()
 	a.done.Go(func() { a.follow(ctx) })
@@ -78,13 +81,7 @@ func (a *Agent) SetScript(s Script) {
 func (a *Agent) Serving() map[string]string {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	out := map[string]string{}
-	for gw, s := range a.gateways {
-		if s.report.Phase == api.PhaseServing {
-			out[s.report.OrganizationID] = gw
-		}
-	}
-	return out
+	return maps.Clone(a.serving)
 }
 
 // Violations lists what must never happen and did: two gateways of one organization at the same time.
@@ -163,6 +160,10 @@ func (a *Agent) take(f api.AssignmentFrame) {
 		steps := a.pending.Steps
 		a.pending = a.full()
 		a.pending.Steps = steps
+		clear(a.queued)
+		for i, g := range a.pending.Gateways {
+			a.queued[g.GatewayID] = i
+		}
 	}
 	a.poke()
 }
@@ -222,11 +223,10 @@ func (a *Agent) serve(s *scripted, g api.GatewayAssignment) {
 			return
 		}
 	}
-	for gw, other := range a.gateways {
-		if gw != g.GatewayID && other.report.Phase == api.PhaseServing && other.report.OrganizationID == org {
-			a.violations = append(a.violations, fmt.Sprintf("organization %s is served by %s and %s", org, gw, g.GatewayID))
-		}
+	if other, ok := a.serving[org]; ok && other != g.GatewayID {
+		a.violations = append(a.violations, fmt.Sprintf("organization %s is served by %s and %s", org, other, g.GatewayID))
 	}
+	a.serving[org] = g.GatewayID
 	next := s.report
 	next.Phase, next.OrganizationID, next.Epoch, next.Undo = api.PhaseServing, org, g.Grant.Epoch, nil
 	a.report(s, g, next)
@@ -235,17 +235,19 @@ func (a *Agent) serve(s *scripted, g api.GatewayAssignment) {
 // report puts a gateway's state into the next observation. One of the same gateway that is still waiting is
 // replaced; its undo steps are kept.
 func (a *Agent) report(s *scripted, g api.GatewayAssignment, r api.GatewayReport) {
+	if s.report.Phase == api.PhaseServing && r.Phase != api.PhaseServing {
+		delete(a.serving, s.report.OrganizationID)
+	}
 	s.assignment, s.report = g, r
 	s.report.Undo = nil
-	for i, p := range a.pending.Gateways {
-		if p.GatewayID == r.GatewayID {
-			if len(r.Undo) == 0 && p.Incarnation == r.Incarnation {
-				r.Undo = p.Undo
-			}
-			a.pending.Gateways[i] = r
-			return
+	if i, ok := a.queued[r.GatewayID]; ok {
+		if p := a.pending.Gateways[i]; len(r.Undo) == 0 && p.Incarnation == r.Incarnation {
+			r.Undo = p.Undo
 		}
+		a.pending.Gateways[i] = r
+		return
 	}
+	a.queued[r.GatewayID] = len(a.pending.Gateways)
 	a.pending.Gateways = append(a.pending.Gateways, r)
 }
 
@@ -260,6 +262,7 @@ func (a *Agent) send(ctx context.Context) {
 		a.mu.Lock()
 		obs := a.pending
 		a.pending = api.Observation{HostID: a.host, Instance: a.instance}
+		clear(a.queued)
 		a.mu.Unlock()
 		if !obs.Full && len(obs.Gateways) == 0 && len(obs.Steps) == 0 {
 			continue

@@ -82,6 +82,7 @@ func gatewayTable() table {
 				return fmt.Errorf("gateway %s is on host %s, which does not exist", g.ID, g.Host)
 			}
 			t.count(c, nil, g)
+			c.since = max(c.since, g.Desired.Index)
 			return nil
 		}),
 	}
@@ -130,6 +131,9 @@ func (t *Txn) PutGateway(next Gateway, reason string) *Gateway {
 	t.insert(tableGateways, g)
 	t.gateways[g.ID] = g
 	t.count(c, before, g)
+	if before == nil || before.Desired.Index != g.Desired.Index {
+		c.noteDesired(g)
+	}
 	if g.State == GatewayReady {
 		t.MayServe(g.Pool)
 	}

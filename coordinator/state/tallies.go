@@ -1,6 +1,7 @@
 package state
 
 import (
+	"cmp"
 	"iter"
 	"slices"
 	"strings"
@@ -17,6 +18,28 @@ const tableTallies = "tallies"
 type tally struct {
 	host  *Host
 	pools []poolTally // sorted by pool
+	// changed are the latest changes of desired parts, oldest first: all those after index since. Views
+	// share it; as with ready, appending is all that happens to it.
+	changed []desiredChange
+	since   uint64
+}
+
+// desiredChange is a gateway whose desired part changed at an index.
+type desiredChange struct {
+	index   uint64
+	gateway id.Gateway
+}
+
+// keptChanges is how many changes are kept at least once that many have happened. A stream that is further
+// behind reads all gateways of its host.
+const keptChanges = 1024
+
+func (c *tally) noteDesired(g *Gateway) {
+	if len(c.changed) >= 2*keptChanges {
+		c.since = c.changed[keptChanges-1].index
+		c.changed = slices.Clone(c.changed[keptChanges:])
+	}
+	c.changed = append(c.changed, desiredChange{g.Desired.Index, g.ID})
 }
 
 type poolTally struct {
@@ -114,6 +137,30 @@ func (v View) GatewaysOfHost(ws WatchSet, host id.Host) iter.Seq[*Gateway] {
 	}
 }
 
+// DesiredSince lists the gateways of a host whose desired part changed after an index, by id. ok is false
+// when that is not known any more: then all of them have to be read.
+func (v View) DesiredSince(ws WatchSet, host id.Host, index uint64) (changed []*Gateway, ok bool) {
+	c := first[tally](v, ws, tableTallies, indexID, string(host))
+	if c == nil {
+		return nil, true
+	}
+	if index < c.since {
+		return nil, false
+	}
+	i, _ := slices.BinarySearchFunc(c.changed, index+1, func(d desiredChange, i uint64) int { return cmp.Compare(d.index, i) })
+	ids := make([]id.Gateway, 0, len(c.changed)-i)
+	for _, d := range c.changed[i:] {
+		ids = append(ids, d.gateway)
+	}
+	slices.Sort(ids)
+	for _, gateway := range slices.Compact(ids) {
+		if g := v.Gateway(nil, gateway); g != nil {
+			changed = append(changed, g)
+		}
+	}
+	return changed, true
+}
+
 // GatewaysOfPool ranges over a pool's gateways by id.
 func (v View) GatewaysOfPool(ws WatchSet, pool id.Pool) iter.Seq[*Gateway] {
 	tallies := all[tally](v, ws, tableTallies, indexID, "")
@@ -185,7 +232,7 @@ func (t *Txn) tallyOf(host id.Host) *tally {
 	if old == nil {
 		return nil
 	}
-	c := &tally{host: old.host, pools: slices.Clone(old.pools)}
+	c := &tally{host: old.host, pools: slices.Clone(old.pools), changed: old.changed, since: old.since}
 	for i := range c.pools {
 		c.pools[i].owned = false
 	}
