@@ -56,7 +56,7 @@ const domain = "apps.example.test"
 
 // host is a host with real parts: nginx, gateway processes, an agent in this process.
 type host struct {
-	t      *testing.T
+	t      testing.TB
 	c      *agenttest.Coordinator
 	config *agent.Config
 	port   int
@@ -64,7 +64,16 @@ type host struct {
 	fs     func(fsx.FS) fsx.FS
 }
 
-func newHost(t *testing.T) *host {
+// newHost is a host whose nginx runs beside the agent, as its own unit does.
+func newHost(t testing.TB) *host {
+	t.Helper()
+	h := prepareHost(t)
+	h.startNginx()
+	return h
+}
+
+// prepareHost is a host where nothing runs yet.
+func prepareHost(t testing.TB) *host {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dm") // short: unix sockets lie below it
 	if err != nil {
@@ -87,12 +96,11 @@ func newHost(t *testing.T) *host {
 		t.Fatal(err)
 	}
 	h.config = c
-	h.startNginx()
 	t.Cleanup(h.endGateways) // runs after the agent has stopped
 	return h
 }
 
-func freePort(t *testing.T) int {
+func freePort(t testing.TB) int {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
