@@ -82,12 +82,15 @@ func TestEcho(t *testing.T) {
 	if got := <-end; got != websocket.StatusMessageTooBig {
 		t.Errorf("a message that is too long ends with %v", got)
 	}
-	for r.Health().Connections != 0 {
-		if ctx.Err() != nil {
-			t.Fatal("the connection is still counted")
+	waitUntilGone := func() {
+		for r.Health().Connections != 0 {
+			if ctx.Err() != nil {
+				t.Fatal("the connection is still counted")
+			}
+			time.Sleep(time.Millisecond)
 		}
-		time.Sleep(time.Millisecond)
 	}
+	waitUntilGone()
 }
 
 func TestEchoIsForTheEpochAndTheOrigin(t *testing.T) {

@@ -326,12 +326,14 @@ func (h *host) mustServe(org id.Organization, g *gateway, epoch id.Epoch) {
 // being cleared away gets the time for it.
 func (h *host) clean() {
 	h.t.Helper()
-	var left []string
-	end := time.Now().Add(longWait)
-	for left = h.leftovers(); len(left) > 0 && time.Now().Before(end); left = h.leftovers() {
-		time.Sleep(5 * time.Millisecond)
+	waitUntilClean := func() (left []string) {
+		end := time.Now().Add(longWait)
+		for left = h.leftovers(); len(left) > 0 && time.Now().Before(end); left = h.leftovers() {
+			time.Sleep(5 * time.Millisecond)
+		}
+		return left
 	}
-	for _, what := range left {
+	for _, what := range waitUntilClean() {
 		h.t.Error(what)
 	}
 }

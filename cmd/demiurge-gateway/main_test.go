@@ -66,12 +66,18 @@ func launch(tb testing.TB, bin, dir string, env ...string) *program {
 		}
 		p.client.CloseIdleConnections()
 	})
+	p.waitHealthy(tb)
+	return p
+}
+
+func (p *program) waitHealthy(tb testing.TB) {
+	tb.Helper()
 	for deadline := time.Now().Add(60 * time.Second); ; time.Sleep(200 * time.Microsecond) {
 		resp, err := p.client.Get("http://gateway/healthz")
 		if err == nil {
 			_ = resp.Body.Close()
 			if resp.StatusCode == http.StatusOK {
-				return p
+				return
 			}
 		}
 		if time.Now().After(deadline) {

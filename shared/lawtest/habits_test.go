@@ -20,12 +20,15 @@ const (
 var waiter = regexp.MustCompile(`(?i)^(poll|eventually|wait|until)`)
 
 func TestTestsWaitOnConditions(t *testing.T) {
+	set := token.NewFileSet()
+	byDir := map[string][]*ast.File{}
 	for _, f := range goFiles(t) {
-		if !f.isTest() {
-			continue
+		if f.isTest() {
+			byDir[filepath.Dir(f.path)] = append(byDir[filepath.Dir(f.path)], f.parse(t, set))
 		}
-		set := token.NewFileSet()
-		for _, found := range bannedCalls(f.parse(t, set)) {
+	}
+	for _, parsed := range byDir {
+		for _, found := range bannedCalls(parsed) {
 			t.Errorf("%s: %s", set.Position(found.at), found.why)
 		}
 	}
@@ -37,16 +40,18 @@ type banned struct {
 	why string
 }
 
-// bannedCalls finds sleeping and skipping. Sleeping is right inside a function that polls, and inside a
-// bubble of testing/synctest, whose clock is not the world's.
-func bannedCalls(parsed *ast.File) []banned {
+// bannedCalls finds sleeping and skipping in the tests of one package. Sleeping is right inside a function
+// that polls, and inside a bubble of testing/synctest, whose clock is not the world's.
+func bannedCalls(parsed []*ast.File) []banned {
+	opens := openers(parsed)
+	inBubble := bubbled(parsed, opens)
 	var found []banned
 	var visit func(node ast.Node, mayWait bool)
 	visit = func(node ast.Node, mayWait bool) {
 		ast.Inspect(node, func(n ast.Node) bool {
 			switch n := n.(type) {
 			case *ast.FuncDecl:
-				if n.Body != nil && waiter.MatchString(n.Name.Name) {
+				if n.Body != nil && (waiter.MatchString(n.Name.Name) || inBubble[n.Name.Name]) {
 					visit(n.Body, true)
 					return false
 				}
@@ -60,7 +65,7 @@ func bannedCalls(parsed *ast.File) []banned {
 			case *ast.CallExpr:
 				receiver, method := selector(n)
 				switch {
-				case receiver == "synctest" && method == "Test":
+				case opens[called(n)]:
 					for _, argument := range n.Args {
 						visit(argument, true)
 					}
@@ -74,8 +79,77 @@ func bannedCalls(parsed *ast.File) []banned {
 			return true
 		})
 	}
-	visit(parsed, false)
+	for _, f := range parsed {
+		visit(f, false)
+	}
 	return found
+}
+
+// openers names the functions that open a bubble for a function that they are given: synctest.Test, and
+// those of this package's tests that call it.
+func openers(parsed []*ast.File) map[string]bool {
+	names := map[string]bool{"synctest.Test": true}
+	for _, f := range parsed {
+		for _, decl := range f.Decls {
+			function, ok := decl.(*ast.FuncDecl)
+			if !ok {
+				continue
+			}
+			ast.Inspect(function, func(n ast.Node) bool {
+				if call, ok := n.(*ast.CallExpr); ok && called(call) == "synctest.Test" {
+					names[function.Name.Name] = true
+				}
+				return true
+			})
+		}
+	}
+	return names
+}
+
+// bubbled names the functions of a package's tests that are called from within a bubble, directly or by
+// one that is.
+func bubbled(parsed []*ast.File, opens map[string]bool) map[string]bool {
+	bodies := map[string][]ast.Node{}
+	var inside []ast.Node // whatever is named in these runs in a bubble
+	for _, f := range parsed {
+		ast.Inspect(f, func(n ast.Node) bool {
+			switch n := n.(type) {
+			case *ast.FuncDecl:
+				bodies[n.Name.Name] = append(bodies[n.Name.Name], n)
+			case *ast.CallExpr:
+				if opens[called(n)] {
+					for _, argument := range n.Args {
+						inside = append(inside, argument)
+					}
+				}
+			}
+			return true
+		})
+	}
+	names := map[string]bool{}
+	for len(inside) > 0 {
+		body := inside[0]
+		inside = inside[1:]
+		ast.Inspect(body, func(n ast.Node) bool {
+			name, ok := n.(*ast.Ident)
+			if !ok || names[name.Name] || bodies[name.Name] == nil {
+				return true
+			}
+			names[name.Name] = true
+			inside = append(inside, bodies[name.Name]...)
+			return true
+		})
+	}
+	return names
+}
+
+// called is the name of what a call calls: "f", or "x.f" for a function or method of x.
+func called(call *ast.CallExpr) string {
+	if name, ok := call.Fun.(*ast.Ident); ok {
+		return name.Name
+	}
+	receiver, method := selector(call)
+	return receiver + "." + method
 }
 
 // selector splits the call a.B(…) into its two names.
@@ -96,14 +170,20 @@ func waitFor(t *testing.T) { time.Sleep(1) }
 func TestB(t *testing.T) { eventually := func() { time.Sleep(1) }; eventually() }
 func TestC(t *testing.T) { synctest.Test(t, func(t *testing.T) { time.Sleep(1) }) }
 func TestD(t *testing.T) { go func() { time.Sleep(1) }() }
+func TestE(t *testing.T) { synctest.Test(t, func(t *testing.T) { story(t) }) }
+func story(t *testing.T) { h.chapter() }
+func (h *host) chapter() { time.Sleep(1) }
+func (h *host) elsewhere() { time.Sleep(1) }
+func inBubble(t *testing.T, body func()) { synctest.Test(t, func(*testing.T) { body() }) }
+func TestF(t *testing.T) { inBubble(t, func() { time.Sleep(1) }) }
 `}
 	set := token.NewFileSet()
 	var lines []string
-	for _, found := range bannedCalls(f.parse(t, set)) {
+	for _, found := range bannedCalls([]*ast.File{f.parse(t, set)}) {
 		lines = append(lines, fmt.Sprint(set.Position(found.at).Line))
 	}
-	if got := strings.Join(lines, " "); got != "2 2 6" {
-		t.Errorf("found in lines %s, want 2 2 6", got)
+	if got := strings.Join(lines, " "); got != "2 2 6 10" {
+		t.Errorf("found in lines %s, want 2 2 6 10", got)
 	}
 }
 
