@@ -2,6 +2,7 @@ package state
 
 import (
 	"bufio"
+	"bytes"
 	"encoding/binary"
 	"encoding/json"
 	"errors"
@@ -18,7 +19,7 @@ const (
 	kindEvent byte = 101
 )
 
-// maxRecord bounds what a damaged length can make us allocate.
+// maxRecord is more than any record has.
 const maxRecord = 64 << 20
 
 // feedRecord is what a snapshot keeps of the feed beside its events.
@@ -69,10 +70,7 @@ func (c Checkpoint) Save(w io.Writer) error {
 
 // Load reads what Save wrote into a new store.
 func Load(r io.Reader) (*Store, error) {
-	in, ok := r.(interface {
-		io.Reader
-		io.ByteReader
-	})
+	in, ok := r.(byteReader)
 	if !ok {
 		in = bufio.NewReaderSize(r, 1<<16)
 	}
@@ -84,7 +82,7 @@ func Load(r io.Reader) (*Store, error) {
 	}
 	s := New()
 	l := loader{txn: s.Begin(), byKind: byKind, strings: interner{}}
-	var raw []byte
+	var raw bytes.Buffer
 	for {
 		kind, err := in.ReadByte()
 		if err != nil {
@@ -94,8 +92,8 @@ func Load(r io.Reader) (*Store, error) {
 		if kind == kindEnd {
 			break
 		}
-		if raw, err = readRecord(in, raw); err == nil {
-			err = l.take(kind, raw)
+		if err = readRecord(in, &raw); err == nil {
+			err = l.take(kind, raw.Bytes())
 		}
 		if err != nil {
 			l.txn.Abort()
@@ -107,26 +105,25 @@ func Load(r io.Reader) (*Store, error) {
 	return s, nil
 }
 
-func readRecord(in interface {
-	io.Reader
-	io.ByteReader
-}, buffer []byte,
-) ([]byte, error) {
+// readRecord fills the buffer with a record. It grows with what is read, not with what a length says.
+func readRecord(in byteReader, buffer *bytes.Buffer) error {
 	n, err := binary.ReadUvarint(in)
 	if err != nil {
-		return nil, fmt.Errorf("cannot read a saved record's length: %w", err)
+		return fmt.Errorf("cannot read a saved record's length: %w", err)
 	}
 	if n > maxRecord {
-		return nil, fmt.Errorf("cannot read a saved record of %d bytes, more than %d: the snapshot is damaged", n, maxRecord)
+		return fmt.Errorf("cannot read a saved record of %d bytes, more than %d: the snapshot is damaged", n, maxRecord)
 	}
-	if uint64(cap(buffer)) < n {
-		buffer = make([]byte, n)
+	buffer.Reset()
+	if _, err := io.CopyN(buffer, in, int64(n)); err != nil {
+		return fmt.Errorf("cannot read a saved record of %d bytes: %w", n, err)
 	}
-	buffer = buffer[:n]
-	if _, err := io.ReadFull(in, buffer); err != nil {
-		return nil, fmt.Errorf("cannot read a saved record of %d bytes: %w", n, err)
-	}
-	return buffer, nil
+	return nil
+}
+
+type byteReader interface {
+	io.Reader
+	io.ByteReader
 }
 
 type loader struct {
