@@ -161,11 +161,12 @@ func TestTheRestOfALongBodyIsNotARequest(t *testing.T) {
 	}
 	defer conn.Close()
 	inner := "GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n"
-	size := bodyLimit + 1 + 200*len(inner)
+	const rest = 20_000 // more than the server reads away after an answer
+	size := bodyLimit + 1 + rest*len(inner)
 	go func() { // fails when the server closes, which is what is wanted
 		_, _ = fmt.Fprintf(conn, "PUT /v1/pools/p HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer %s\r\nContent-Type: application/json\r\nContent-Length: %d\r\n\r\n",
 			k.tokens[api.RoleAdmin], size)
-		_, _ = io.WriteString(conn, strings.Repeat(" ", bodyLimit+1)+strings.Repeat(inner, 200))
+		_, _ = io.WriteString(conn, strings.Repeat(" ", bodyLimit+1)+strings.Repeat(inner, rest))
 	}()
 	if err := conn.SetReadDeadline(time.Now().Add(patience)); err != nil {
 		t.Fatal(err)

@@ -18,8 +18,8 @@ import (
 
 // blocked runs a blocking read and delivers its answer.
 func (k *kit) blocked(path string) <-chan reply {
-	out := make(chan reply, 1)
-	go func() { out <- k.call(get, path, k.tokens[api.RoleAdmin], "") }()
+	out, secret := make(chan reply, 1), k.tokens[api.RoleAdmin]
+	go func() { out <- k.call(get, path, secret, "") }()
 	return out
 }
 
