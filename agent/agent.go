@@ -52,6 +52,7 @@ type Agent struct {
 	http    net.Listener // of the metrics; nil: none
 	failed  chan error   // capacity 1: a part ended that must not
 	broken  atomic.Bool  // it did
+	looked  atomic.Int64 // when the host was looked at last, in Unix nanoseconds
 }
 
 // New takes the directories and opens everything. Nothing of the host changes before Start. After an
@@ -161,6 +162,7 @@ const settlePatience = 3 * time.Second
 
 // Start begins to act. The parts run until Stop.
 func (a *Agent) Start() {
+	a.looked.Store(a.o.Now().UnixNano())
 	if a.http != nil {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}))
@@ -198,8 +200,13 @@ func (a *Agent) must(ctx context.Context, what string, run func(context.Context)
 // Failed gives an error when a part has ended that must not.
 func (a *Agent) Failed() <-chan error { return a.failed }
 
+// stuck is how long a look at the host may take: it asks every part that has a lock.
+const stuck = 10 * time.Second
+
 // Healthy reports whether the agent does its work; what the coordinator or nginx does is not its health.
-func (a *Agent) Healthy() bool { return !a.broken.Load() }
+func (a *Agent) Healthy() bool {
+	return !a.broken.Load() && a.o.Now().Sub(time.Unix(0, a.looked.Load())) < stuck
+}
 
 // Connected reports whether the agent follows a coordinator now.
 func (a *Agent) Connected() bool { return a.syncer.Connected() }

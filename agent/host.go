@@ -38,6 +38,7 @@ func (a *Agent) watchHost(ctx context.Context) {
 			last, at = r, a.o.Now()
 			a.queue.SetHost(r)
 		}
+		a.looked.Store(a.o.Now().UnixNano())
 		select {
 		case <-ctx.Done():
 			return

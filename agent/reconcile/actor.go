@@ -218,7 +218,10 @@ func (a *actor) publish() {
 	}
 	a.mu.Unlock()
 	out := api.Observation{Steps: due}
-	if !same && known {
+	// What ends is over for the coordinator already; it waits for the next incarnation, unless that has
+	// a difficulty to tell.
+	quiet := r.Incarnation < a.w.Incarnation && r.Message == ""
+	if !same && known && !quiet {
 		out.Gateways = []api.GatewayReport{r}
 	}
 	if len(out.Gateways) > 0 || len(out.Steps) > 0 {

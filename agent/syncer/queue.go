@@ -10,7 +10,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
 
-// Bounds of what waits and of one report. Steps are bounded by the grants that wait for their outcome;
+// Bounds of what waits and of one report, which must stay far below what a coordinator takes (16 MiB). Steps are bounded by the grants that wait for their outcome;
 // events are not, so the oldest are dropped and counted.
 const (
 	maxEvents     = 10000
