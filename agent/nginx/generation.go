@@ -32,6 +32,7 @@ type attempt struct {
 	master process
 	begun  time.Time
 	pushed bool // SIGHUP was sent: nginx may run it
+	proven bool // nginx runs it and nothing else; only the journal may not know yet
 }
 
 // failure is why an attempt did not become live.
@@ -110,10 +111,11 @@ func (e *Engine) try(ctx context.Context, cfg Config, digest string) error {
 		return transient(err, "another program prepares nginx")
 	}
 	defer unlock()
-	if err := e.push(ctx, a); err != nil {
-		return e.goBack(ctx, a, err)
+	err = e.push(ctx, a)
+	if err == nil || a.proven {
+		return err // a proven one that the disk did not take into the journal is finished later
 	}
-	return nil
+	return e.goBack(ctx, a, err)
 }
 
 // nextNumber reserves a number that no file has ever borne.
@@ -169,6 +171,7 @@ func (e *Engine) push(ctx context.Context, a *attempt) error {
 	if err := e.prove(ctx, a, fences, tail); err != nil {
 		return err
 	}
+	a.proven = true
 	return e.commit(a)
 }
 

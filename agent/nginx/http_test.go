@@ -215,7 +215,7 @@ func TestBodyLimits(t *testing.T) {
 	h.startEngine()
 	echo := http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		n, _ := io.Copy(io.Discard, r.Body)
-		_, _ = fmt.Fprintf(w, "%s %s %d", r.Method, r.RequestURI, n)
+		_, _ = fmt.Fprintf(w, "%s %s %d epoch %s", r.Method, r.RequestURI, n, r.Header.Get(api.HeaderEpoch))
 	})
 	small, large := h.gateway(echo), h.gateway(echo)
 	limited := id.NewOrganization()
@@ -251,12 +251,13 @@ func TestBodyLimits(t *testing.T) {
 			org  id.Organization
 			n    int
 			want int
-		}{{a, 1000, 200}, {a, 1001, 413}, {b, 1001, 200}, {b, 5000, 200}, {b, 5001, 413}, {limited, 100, 200}, {limited, 101, 413}} {
+			ep   id.Epoch
+		}{{a, 1000, 200, 1}, {a, 1001, 413, 1}, {b, 1001, 200, 2}, {b, 5000, 200, 2}, {b, 5001, 413, 2}, {limited, 100, 200, 3}, {limited, 101, 413, 3}} {
 			status, body := post(c.org, c.n, chunked)
 			if status != c.want {
 				t.Errorf("%d bytes, chunked %t: %d, want %d", c.n, chunked, status, c.want)
 			}
-			if want := fmt.Sprintf("POST /up%%2Fload?a=%%20b %d", c.n); status == 200 && body != want {
+			if want := fmt.Sprintf("POST /up%%2Fload?a=%%20b %d epoch %s", c.n, c.ep); status == 200 && body != want {
 				t.Errorf("the gateway got %q, want %q", body, want)
 			}
 		}

@@ -1,6 +1,7 @@
 package nginx
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -53,14 +54,25 @@ func Prepare(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
-	if err := fsx.WriteAtomic(files, "nginx.pointer", l.pointer(), pointerText(j.Live), 0o600); err != nil {
-		return fmt.Errorf("cannot write %s: %w", l.pointer(), err)
+	if err := ensure(files, "nginx.pointer", l.pointer(), pointerText(j.Live)); err != nil {
+		return err
 	}
 	main := r.mainConf(l.pid(), l.errorLog(), "live.conf", ownDescriptors())
-	if err := fsx.WriteAtomic(files, "nginx.main", l.mainConf(), main, 0o600); err != nil {
-		return fmt.Errorf("cannot write %s: %w", l.mainConf(), err)
+	if err := ensure(files, "nginx.main", l.mainConf(), main); err != nil {
+		return err
 	}
 	return clearSockets(files, l)
+}
+
+// ensure writes a file unless it is right already: nginx must be able to start on a full disk.
+func ensure(f fsx.FS, label, path string, content []byte) error {
+	if got, err := f.ReadFile(label+".read", path); err == nil && bytes.Equal(got, content) {
+		return nil
+	}
+	if err := fsx.WriteAtomic(f, label, path, content, 0o600); err != nil {
+		return fmt.Errorf("cannot write %s: %w", path, err)
+	}
+	return nil
 }
 
 // clearSockets removes the sockets and the pid file of a dead nginx: with the file in the way, the next

@@ -26,7 +26,21 @@ func (e *Engine) goBack(ctx context.Context, a *attempt, why error) error {
 	if backErr == nil {
 		return why
 	}
+	if e.canWait(ctx, backErr) {
+		return errors.Join(why, fmt.Errorf("cannot go back to the last live generation yet: %w", backErr))
+	}
 	return errors.Join(why, fmt.Errorf("cannot go back to the last live generation: %w", backErr), e.restart(a.master, a.n))
+}
+
+// canWait tells whether a rollback that failed can be tried again later (the disk is full, say) because
+// nginx still serves one generation or the other. The journal says what is left to do.
+func (e *Engine) canWait(ctx context.Context, err error) bool {
+	var f *failure
+	if !errors.As(err, &f) || !f.transient {
+		return false
+	}
+	j := e.snapshot().j
+	return e.answers(ctx, j.Live, patience) || e.answers(ctx, j.Candidate, patience)
 }
 
 // abandon puts the pointer back to the live generation without loading it.
@@ -108,9 +122,8 @@ func (e *Engine) resume(ctx context.Context) error {
 		if ctx.Err() != nil || !master.alive() || master.stopped() {
 			return err
 		}
-		var f *failure
-		if errors.As(err, &f) && f.transient {
-			return err // a full disk, say: tried again, nginx serves meanwhile
+		if e.canWait(ctx, err) {
+			return err
 		}
 		return errors.Join(err, e.restart(master, a.n))
 	}
