@@ -53,8 +53,7 @@ deps-test: ## Install what `make test` needs and this machine lacks (nginx, prom
 	.ci/packages nginx promtool curl gcc
 
 check: ## Check format, vet, staticcheck, import laws, documents
-	@unformatted=$$($(GO) tool gofumpt -l $$(git ls-files -co --exclude-standard '*.go' | xargs -r ls -d 2>/dev/null)); \
-	if [ -n "$$unformatted" ]; then \
+	@unformatted=$$($(GO) tool gofumpt -l .) || exit 1; if [ -n "$$unformatted" ]; then \
 		printf 'not in the one format of this project; run `go tool gofumpt -w` on:\n%s\n' "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) tool staticcheck ./...
