@@ -86,10 +86,10 @@ func (a *app) fail(command *cobra.Command, err error) int {
 	return exitFailed
 }
 
-// describe is an error for a person: code and detail of a problem, or the text.
+// describe is an error for a person: code and detail of a problem without what was wrong beneath it, or
+// all of an error that says where a problem came from.
 func describe(err error) string {
-	var f *fault.Error
-	if errors.As(err, &f) && f.Message != "" {
+	if f, ok := err.(*fault.Error); ok && f.Message != "" {
 		return fmt.Sprintf("%s: %s", f.Code, f.Message)
 	}
 	return err.Error()

@@ -63,22 +63,18 @@ func (s *system) waitReady(ctx context.Context) error {
 // tokens takes the first admin token, which the coordinator left in a file, and makes the agent's. One of
 // an earlier run is revoked: its secret is lost with that run.
 func (s *system) tokens(ctx context.Context) error {
-	err := s.poll(ctx, func(context.Context) string {
-		b, err := os.ReadFile(s.home.adminToken())
-		if err != nil {
-			return err.Error()
+	var earlier []api.Token
+	err := s.poll(ctx, func(ctx context.Context) string {
+		var err error
+		if earlier, err = s.firstToken(ctx); err == nil {
+			return ""
 		}
-		s.token = strings.TrimSpace(string(b))
-		return ""
+		select { // wrong tokens are counted
+		case <-ctx.Done():
+		case <-time.After(100 * time.Millisecond):
+		}
+		return err.Error()
 	})
-	if err != nil {
-		return err
-	}
-	s.admin, err = client.New(client.Options{Addresses: []string{"http://" + s.ports.API}, Token: s.token})
-	if err != nil {
-		return err
-	}
-	earlier, err := s.admin.ListTokens(ctx)
 	if err != nil {
 		return err
 	}
@@ -94,6 +90,20 @@ func (s *system) tokens(ctx context.Context) error {
 		return err
 	}
 	return writeFile(s.home.agentToken(), []byte(created.Secret+"\n"))
+}
+
+// firstToken reads the admin token and tries it. The coordinator writes the file before the token counts.
+func (s *system) firstToken(ctx context.Context) ([]api.Token, error) {
+	b, err := os.ReadFile(s.home.adminToken())
+	if err != nil {
+		return nil, err
+	}
+	s.token = strings.TrimSpace(string(b))
+	s.admin, err = client.New(client.Options{Addresses: []string{"http://" + s.ports.API}, Token: s.token})
+	if err != nil {
+		return nil, err
+	}
+	return s.admin.ListTokens(ctx)
 }
 
 // pool makes the default pool, or gives an earlier one the wanted number of ready gateways.
