@@ -16,7 +16,7 @@ import (
 
 const (
 	firstPause = 100 * time.Millisecond // before a program is started again
-	lastPause  = 5 * time.Second
+	lastPause  = time.Second
 	calmAfter  = time.Second // a program that ran this long starts again with the first pause
 )
 

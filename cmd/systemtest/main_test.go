@@ -1,0 +1,91 @@
+package systemtest
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+)
+
+// liarVariable makes this program a gateway that lies, see liar_test.go.
+const liarVariable = "SYSTEMTEST_LIAR"
+
+func TestMain(m *testing.M) {
+	if os.Getenv(liarVariable) != "" {
+		os.Exit(lie())
+	}
+	os.Exit(func() int {
+		dir, err := os.MkdirTemp("", "dmbin")
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		defer os.RemoveAll(dir)
+		programs.dir = dir
+		// Another user must be able to run the programs, and this one as a gateway.
+		if err := os.Chmod(dir, 0o755); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			return 1
+		}
+		return m.Run()
+	}())
+}
+
+// flavor is one way to build the programs.
+type flavor string
+
+const (
+	raced      flavor = "race"       // a data race anywhere fails the test
+	crashing   flavor = "failpoints" // can be killed at a label
+	goFlagsEnv        = "GOFLAGS"
+)
+
+// programs are built once, when a test first wants them.
+var programs = builds{built: map[flavor]func() (string, error){}}
+
+type builds struct {
+	mu    sync.Mutex
+	dir   string
+	built map[flavor]func() (string, error)
+}
+
+// of is the directory with the programs of a flavor.
+func (b *builds) of(t *testing.T, f flavor) string {
+	t.Helper()
+	b.mu.Lock()
+	once, ok := b.built[f]
+	if !ok {
+		once = sync.OnceValues(func() (string, error) { return b.build(f) })
+		b.built[f] = once
+	}
+	b.mu.Unlock()
+	dir, err := once()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return dir
+}
+
+func (b *builds) build(f flavor) (string, error) {
+	dir := filepath.Join(b.dir, string(f))
+	args := []string{"build", "-o", dir + "/"}
+	switch f {
+	case raced:
+		args = append(args, "-race")
+	case crashing:
+		args = append(args, "-tags", string(crashing))
+	}
+	for _, name := range []string{"demiurge", "demiurge-agent", "demiurge-coordinator", "demiurge-gateway"} {
+		args = append(args, "../"+name)
+	}
+	cmd := exec.Command("go", args...)
+	// A checkout may belong to another user, and then its revision cannot be read. Nothing here needs it.
+	cmd.Env = append(os.Environ(), goFlagsEnv+"="+strings.TrimSpace(os.Getenv(goFlagsEnv)+" -buildvcs=false"))
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return "", fmt.Errorf("cannot build the programs: %w\n%s", err, out)
+	}
+	return dir, nil
+}
