@@ -94,7 +94,7 @@ func TestAgentObservations(t *testing.T) {
 		t.Errorf("an empty report: %v", err)
 	}
 	large := sent
-	large.Gateways = make([]api.GatewayReport, 20_000) // a full report of a large host is longer than other bodies
+	large.Gateways = make([]api.GatewayReport, 8_000) // a full report of a large host is longer than other bodies
 	for i := range large.Gateways {
 		large.Gateways[i] = sent.Gateways[0]
 	}

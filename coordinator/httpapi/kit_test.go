@@ -89,10 +89,27 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 		cancel()
 		<-done
 	})
+	k.makeTokens()
+	return k
+}
+
+// makeTokens makes a token of every role.
+func (k *kit) makeTokens() {
 	for _, role := range []string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader, api.RoleAgent} {
 		k.tokens[role] = k.makeToken(role, time.Time{})
 	}
-	return k
+}
+
+// reset begins again with an empty store, as after a restore, and with nothing scripted.
+func (k *kit) reset() {
+	k.mu.Lock()
+	k.store.Replace(state.New())
+	k.index = 0
+	k.mu.Unlock()
+	k.offset.Store(0)
+	k.cluster.leader.Store(true)
+	k.agents.gone.Store(false)
+	k.makeTokens()
 }
 
 func (k *kit) now() time.Time { return time.Now().Add(time.Duration(k.offset.Load())) }

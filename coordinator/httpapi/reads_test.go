@@ -157,14 +157,7 @@ func TestBlockingReadSurvivesARestore(t *testing.T) {
 	index := indexOf(t, k.call(get, "/v1/organizations", k.tokens[api.RoleAdmin], ""))
 	read := k.blocked(fmt.Sprintf("/v1/organizations?index=%d&wait=4m", index))
 	still(t, read, "nothing")
-	k.mu.Lock()
-	k.store.Replace(state.New())
-	k.index = 0
-	k.mu.Unlock()
-	for role := range k.tokens {
-		delete(k.tokens, role)
-	}
-	k.tokens[api.RoleAdmin] = k.makeToken(api.RoleAdmin, time.Time{})
+	k.reset()
 	if got := soon(t, read); got.status != 200 || string(got.body) != "{\"items\":[]}\n" {
 		t.Errorf("after a restore: %d %s", got.status, got.body)
 	}

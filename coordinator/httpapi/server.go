@@ -99,7 +99,8 @@ func New(opts Options) (*Server, error) {
 		s.rows[rt.method+" "+rt.path] = &rt
 		rt.mount(s, mounted)
 	}
-	return s, s.document.fill(mounted.OpenAPI())
+	s.document = newDocument(mounted.OpenAPI())
+	return s, nil
 }
 
 // Run does the server's background work, which is to record refusals in the event feed, until ctx is done.

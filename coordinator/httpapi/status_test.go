@@ -42,6 +42,7 @@ func TestStatusOfAHealthySystem(t *testing.T) {
 }
 
 func TestStatusNamesWhatIsWrong(t *testing.T) {
+	k := newKit(t)
 	observe := func(k *kit, nginx string, parts ...command.Quarantined) {
 		k.apply(command.ObserveHost{Meta: k.meta(), Host: k.host, Instance: "i1", Report: &command.HostReport{Capacity: 9, NginxState: nginx, Quarantined: parts, LastError: "emerg: bind"}})
 	}
@@ -84,8 +85,8 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 		}, critical, "allocation al-", "past its deadline"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			k := newKit(t)
 			k.t = t
+			k.reset()
 			k.withGateways(2)
 			if st := k.statusNow(); !st.Healthy {
 				t.Fatalf("not healthy before: %+v", st.Problems)

@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/http"
+	"sync"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -23,20 +24,18 @@ type stream struct {
 	Body func(huma.Context)
 }
 
-// document is the OpenAPI document, encoded once.
+// document is the OpenAPI document, encoded when somebody asks for it first: that takes longer than
+// everything else of a start.
 type document struct {
-	json, yaml []byte
+	json, yaml func() ([]byte, error)
 }
 
-// fill encodes the document. Everything must be registered before.
-func (d *document) fill(o *huma.OpenAPI) (err error) {
-	if d.json, err = json.Marshal(o); err != nil {
-		return fmt.Errorf("cannot encode the OpenAPI document: %w", err)
+// newDocument takes the document after everything is registered.
+func newDocument(o *huma.OpenAPI) document {
+	return document{
+		json: sync.OnceValues(func() ([]byte, error) { return json.Marshal(o) }),
+		yaml: sync.OnceValues(o.YAML),
 	}
-	if d.yaml, err = o.YAML(); err != nil {
-		return fmt.Errorf("cannot encode the OpenAPI document: %w", err)
-	}
-	return nil
 }
 
 // raw answers with bytes.
@@ -49,11 +48,20 @@ func raw(contentType string, body []byte) *stream {
 }
 
 func (s *Server) openapiJSON(context.Context, *struct{}) (*stream, error) {
-	return raw(openapiJSON, s.document.json), nil
+	return encoded(openapiJSON, s.document.json)
 }
 
 func (s *Server) openapiYAML(context.Context, *struct{}) (*stream, error) {
-	return raw(openapiYAML, s.document.yaml), nil
+	return encoded(openapiYAML, s.document.yaml)
+}
+
+// encoded answers with the document in one of its forms.
+func encoded(contentType string, encode func() ([]byte, error)) (*stream, error) {
+	body, err := encode()
+	if err != nil {
+		return nil, fmt.Errorf("cannot encode the OpenAPI document: %w", err)
+	}
+	return raw(contentType, body), nil
 }
 
 func (s *Server) metrics(context.Context, *struct{}) (*stream, error) {
