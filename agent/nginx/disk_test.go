@@ -66,7 +66,7 @@ func TestDiskFull(t *testing.T) {
 	f.Fail("", nil)
 	h.route(org, gs[0], 8)
 	h.mustServe(org, gs[0], 8)
-	// nginx can be started on a full disk, an engine on a fresh directory cannot: a
+	// A start in a fresh directory says why it cannot. a
 	fresh := newHost(t)
 	fresh.withFaults().Fail("", syscall.ENOSPC)
 	if _, err := Open(fresh.opts); err == nil || !strings.Contains(err.Error(), "no space left") {

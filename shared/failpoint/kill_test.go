@@ -10,46 +10,14 @@ import (
 	"testing"
 )
 
-const program = `package main
-
-import (
-	"fmt"
-
-	"github.com/demiurge-platform/demiurge/shared/failpoint"
-)
-
-func main() {
-	for i := range 3 {
-		failpoint.Hit("loop.step")
-		if err := failpoint.Fail("loop.step"); err != nil {
-			fmt.Println(err)
-			continue
-		}
-		fmt.Println(i)
-	}
-}
-`
-
 // The same program is built with and without the tag: only the first may die.
 func TestHitKillsOnlyWithTheTag(t *testing.T) {
-	wd, err := os.Getwd()
-	if err != nil {
-		t.Fatal(err)
-	}
-	dir, err := os.MkdirTemp(wd, "testprogram-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	if err := os.WriteFile(filepath.Join(dir, "main.go"), []byte(program), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	built := map[string]string{}
 	run := func(tags, selected string, environ ...string) (string, error) {
 		bin := built[tags]
 		if bin == "" {
 			bin = filepath.Join(t.TempDir(), "program")
-			if out, err := exec.Command("go", "build", "-tags", tags, "-o", bin, dir).CombinedOutput(); err != nil {
+			if out, err := exec.Command("go", "build", "-tags", tags, "-o", bin, "./testdata/loop").CombinedOutput(); err != nil {
 				t.Fatalf("cannot build: %v\n%s", err, out)
 			}
 			built[tags] = bin
