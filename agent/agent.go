@@ -22,6 +22,7 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/agent/reconcile"
 	"github.com/demiurge-platform/demiurge/agent/syncer"
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
@@ -175,11 +176,16 @@ func (a *Agent) Start() {
 		a.stack.Go("nginx", a.manageNginx)
 	}
 	a.stack.Go("actors", func(ctx context.Context) { a.must(ctx, "the actors", a.engine.Run) })
-	a.stack.Go("host report", a.watchHost)
+	settled := make(chan struct{})
+	a.stack.Go("host report", func(ctx context.Context) { a.watchHost(ctx, settled) })
 	a.stack.Go("syncer", func(ctx context.Context) {
 		sctx, cancel := context.WithTimeout(ctx, settlePatience)
 		a.engine.Settle(sctx)
+		for sctx.Err() == nil && a.nginx.Status().State != api.NginxServing {
+			wait(sctx, 10*time.Millisecond) // until it is asked for the first time it counts as down
+		}
 		cancel()
+		close(settled)
 		a.syncer.Run(ctx)
 	})
 }

@@ -120,8 +120,14 @@ func TestA4_KilledAgentIsAdoptedByTheNext(t *testing.T) {
 		t.Fatal(err)
 	}
 	h.c.Drop(gws[2])
+	bodies := len(h.c.Bodies())
 	h.run("")
 	h.c.WaitPhase(t, gws[2], api.PhaseGone, 1)
+	for _, o := range h.c.Bodies()[bodies:] {
+		if o.Host != nil && o.Host.Nginx.State != api.NginxServing {
+			t.Fatalf("nginx, which serves, was reported %s by an agent that had not asked it yet", o.Host.Nginx.State)
+		}
+	}
 	agenttest.Wait(t, "the dead gateway is back", func() bool {
 		r := h.c.Report(gws[1])
 		return r.Phase == api.PhaseReady && r.Restarts == 1

@@ -26,15 +26,15 @@ func (a *Agent) hostReport() api.HostReport {
 	return r
 }
 
-// watchHost reports the host when it changed.
-func (a *Agent) watchHost(ctx context.Context) {
+// watchHost reports the host when it changed, from the moment on at which there is something to say.
+func (a *Agent) watchHost(ctx context.Context, settled <-chan struct{}) {
 	tick := time.NewTicker(hostLook)
 	defer tick.Stop()
 	var last api.HostReport
 	var at time.Time
 	for {
 		r := a.hostReport()
-		if due(last, r, a.o.Now().Sub(at)) {
+		if closed(settled) && due(last, r, a.o.Now().Sub(at)) {
 			last, at = r, a.o.Now()
 			a.queue.SetHost(r)
 		}
@@ -44,6 +44,15 @@ func (a *Agent) watchHost(ctx context.Context) {
 			return
 		case <-tick.C:
 		}
+	}
+}
+
+func closed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
 	}
 }
 

@@ -295,13 +295,18 @@ func (a *actor) logTail() string {
 		return ""
 	}
 	defer func() { _ = f.Close() }()
-	const most = 400
-	if size, err := f.Seek(0, io.SeekEnd); err == nil && size > most {
-		_, _ = f.Seek(-most, io.SeekEnd)
-	} else {
-		_, _ = f.Seek(0, io.SeekStart)
+	const most = 800
+	size, err := f.Seek(0, io.SeekEnd)
+	if err != nil {
+		return ""
 	}
-	b, _ := io.ReadAll(io.LimitReader(f, most))
+	b := make([]byte, min(size, most))
+	if _, err := f.ReadAt(b, size-int64(len(b))); err != nil {
+		return ""
+	}
+	if _, whole, cut := bytes.Cut(b, []byte("\n")); cut && size > most && len(whole) > 0 {
+		b = whole // what was cut at its beginning tells nothing
+	}
 	lines := strings.Split(strings.TrimSpace(string(bytes.ToValidUTF8(b, nil))), "\n")
 	return strings.Join(lines[max(0, len(lines)-3):], " | ")
 }

@@ -260,7 +260,7 @@ func TestO1_WhatIsWantedIsStartedAgain(t *testing.T) {
 				epoch := h.Grant(g, id.NewOrganization())
 				first := h.WaitServing(g, epoch)
 				log := filepath.Join(h.Dir(), string(g), reconcile.LogFile)
-				if err := os.WriteFile(log, []byte("one\ntwo\npanic: out of luck\n"), 0o600); err != nil {
+				if err := os.WriteFile(log, []byte(strings.Repeat("long ago\n", 200)+"panic: out of luck\n"), 0o600); err != nil {
 					t.Fatal(err)
 				}
 				h.End(first.PID, exit)
@@ -270,7 +270,7 @@ func TestO1_WhatIsWantedIsStartedAgain(t *testing.T) {
 					t.Fatalf("report: %+v", r)
 				}
 				events := h.Events(reconcile.EventExited)
-				if len(events) != 1 || !strings.Contains(events[0].Reason, exit.String()) || !strings.Contains(events[0].Reason, "out of luck") {
+				if len(events) != 1 || !strings.Contains(events[0].Reason, exit.String()) || !strings.HasSuffix(events[0].Reason, "long ago | long ago | panic: out of luck") {
 					t.Fatalf("events: %+v", events)
 				}
 				if got := agenttest.Names(h.Steps(g)); got != "activate done, route done, verify done" {

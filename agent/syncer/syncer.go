@@ -119,6 +119,7 @@ func (s *Syncer) Connected() bool { return s.connected.Load() }
 
 // Run follows and reports until ctx ends.
 func (s *Syncer) Run(ctx context.Context) {
+	s.o.Queue.wantFull()
 	done := make(chan struct{})
 	go func() { // waited for below
 		defer close(done)
