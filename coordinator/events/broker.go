@@ -27,10 +27,17 @@ type Options struct {
 type Broker struct {
 	opts Options
 	log  hclog.Logger
+	from state.EventID // what is told comes after it
 }
 
-// New makes a Broker.
-func New(opts Options) *Broker { return &Broker{opts: opts, log: opts.Logger.Named("events")} }
+// New makes a Broker that tells of what happens from now on.
+func New(opts Options) *Broker {
+	b := &Broker{opts: opts, log: opts.Logger.Named("events"), from: opts.Store.LastEvent()}
+	if b.from.Index <= opts.After {
+		b.from = state.EventID{Index: opts.After + 1} // before every event of the first new index
+	}
+	return b
+}
 
 // batch is how many events are read from the store at once.
 const batch = 512
@@ -41,11 +48,7 @@ const idle = time.Minute
 
 // Run writes the log lines and feeds the metrics until ctx is done.
 func (b *Broker) Run(ctx context.Context) {
-	after := b.opts.Store.LastEvent()
-	if after.Index < b.opts.After {
-		after = lastOf(b.opts.After)
-	}
-	_ = b.Follow(ctx, after, idle, func(events []state.Event, truncated bool) error {
+	_ = b.Follow(ctx, b.from, idle, func(events []state.Event, truncated bool) error {
 		if truncated {
 			b.log.Warn("events were dropped before they were told", "kept", state.KeptEvents)
 		}
@@ -55,9 +58,6 @@ func (b *Broker) Run(ctx context.Context) {
 		return nil
 	}) // only send makes errors, and this one makes none
 }
-
-// lastOf is a place after every event of an index.
-func lastOf(index uint64) state.EventID { return state.EventID{Index: index + 1} }
 
 // tell logs and counts one event. Keys are left out where there is nothing to say.
 func (b *Broker) tell(e *state.Event) {
