@@ -26,10 +26,11 @@ func (m *Metrics) Event(e *state.Event) {
 			m.set.nginxGenerations.WithLabelValues("live").Inc()
 		case "quarantined":
 			m.set.nginxGenerations.WithLabelValues("quarantined").Inc()
+		case "generation_failed":
+			m.set.nginxGenerations.WithLabelValues("failed").Inc()
+		case "drift_repaired":
+			m.set.nginxDrift.Inc()
 		}
-	}
-	if strings.HasSuffix(e.Type, ".drift") {
-		m.set.nginxDrift.Inc()
 	}
 }
 
@@ -156,9 +157,21 @@ func (m *Metrics) gateway(e *state.Event, what string) {
 		}
 	case "failed":
 		if e.Before == api.GatewayPending || e.Before == api.GatewayStarting {
-			m.set.poolCreateFailures.WithLabelValues(string(e.Pool), string(e.Code)).Inc()
+			m.set.poolCreateFailures.WithLabelValues(string(e.Pool), m.failure(e.Gateway)).Inc()
 		}
 	}
+}
+
+// failure is the code that a gateway's agent gave for its failure.
+func (m *Metrics) failure(gateway id.Gateway) string {
+	if store := m.watched().Store; store != nil {
+		if g := store.View().Gateway(nil, gateway); g != nil && g.Observed.Code != "" {
+			if _, known := fault.Codes()[g.Observed.Code]; known {
+				return string(g.Observed.Code)
+			}
+		}
+	}
+	return "unknown"
 }
 
 // refilled notes how long a new gateway took to be ready.
