@@ -50,13 +50,13 @@ type Link struct {
 
 // hostLink is what is known of one host's agent. All fields are guarded by Link.mu.
 type hostLink struct {
-	instance string
-	cancel   context.CancelFunc // of the stream that is open; nil when none is
-	seen     time.Time
-	nginx    api.NginxStatus
-	verify   []api.VerifyRequest // to be sent with the next frame
-	wake     chan struct{}       // closed and replaced when verify was added to
-	answers  map[string]chan api.Step
+	streams uint64             // opened so far: the number of the newest
+	cancel  context.CancelFunc // of the newest stream; nil when it has ended
+	seen    time.Time
+	nginx   api.NginxStatus
+	verify  []api.VerifyRequest // to be sent with the next frame
+	wake    chan struct{}       // closed and replaced when verify was added to
+	answers map[string]chan api.Step
 }
 
 // New makes a Link.
@@ -93,13 +93,14 @@ func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func
 	if hl.cancel != nil {
 		hl.cancel()
 	}
-	own := cancel
-	hl.cancel, hl.instance, hl.seen = own, instance, l.opts.Now()
+	hl.streams++
+	own := hl.streams
+	hl.cancel, hl.seen = cancel, l.opts.Now()
 	l.mu.Unlock()
 	l.opts.Logger.Info("agent connected", "host", h, "instance", instance)
 	defer func() {
 		l.mu.Lock()
-		if hl.instance == instance {
+		if hl.streams == own { // else the agent, of the same run even, has come back before this one ended
 			hl.cancel, hl.seen = nil, l.opts.Now()
 		}
 		l.mu.Unlock()
