@@ -178,11 +178,9 @@ func (c *Coordinator) lead(ctx context.Context) {
 	}
 }
 
-// Healthy reports whether the coordinator does its work: it is not fenced and knows a leader.
-func (c *Coordinator) Healthy() bool {
-	stats := c.node.Stats()
-	return !stats.Fenced && stats.LeaderID != ""
-}
+// Healthy reports whether this coordinator does its part. Knowing a leader is not in its hands: a restart
+// would not help a minority.
+func (c *Coordinator) Healthy() bool { return !c.node.Stats().Fenced }
 
 // Stop ends everything in reverse order.
 func (c *Coordinator) Stop(ctx context.Context) error { return c.stack.Stop(ctx) }

@@ -105,13 +105,8 @@ func phaseAfter(steps []command.Step) string {
 	return phase
 }
 
-// track returns the run of an allocation that is reserved, making it when it is not there yet.
-func (r *Runner) track(a *state.Allocation) *run {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	return r.trackLocked(a)
-}
-
+// trackLocked returns the run of an allocation that is reserved, making it when it is not there yet. The
+// caller holds mu.
 func (r *Runner) trackLocked(a *state.Allocation) *run {
 	rn := r.runs[a.ID]
 	if rn == nil || rn.epoch != a.Epoch {

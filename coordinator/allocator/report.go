@@ -77,7 +77,7 @@ func (r *Runner) confirm(ctx context.Context, rec *state.Allocation, serving com
 	timings.Total = now.Sub(began)
 	result, _, err := r.opts.Proposer.Propose(ctx, command.Confirm{
 		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: rec.Epoch, Timings: timings, Observed: serving,
-		Journal: append([]command.Step{{Step: api.StepReserve, State: api.StepDone, StartedAt: rec.CreatedAt, EndedAt: rec.ReservedAt}}, steps...),
+		Journal: journal(rec, steps, now),
 	})
 	r.concluded(rec, "confirm", result.Err, err)
 	if err == nil && result.Err == nil {
@@ -85,6 +85,13 @@ func (r *Runner) confirm(ctx context.Context, rec *state.Allocation, serving com
 		r.verified[rec.ID] = now
 		r.mu.Unlock()
 	}
+}
+
+// journal completes what the agent reported by the two entries of the log. The last one has no end: that it
+// is in the log is its success.
+func journal(rec *state.Allocation, steps []command.Step, now time.Time) []command.Step {
+	all := append([]command.Step{{Step: api.StepReserve, State: api.StepDone, StartedAt: rec.CreatedAt, EndedAt: rec.ReservedAt}}, steps...)
+	return append(all, command.Step{Step: api.StepConfirm, State: api.StepDone, StartedAt: now})
 }
 
 // fail ends an allocation that did not become active; its undo follows from the new assignment.

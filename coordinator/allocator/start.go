@@ -43,6 +43,10 @@ type StartRequest struct {
 type StartResult struct {
 	Allocation id.Allocation
 	Existing   bool
+	// Confirm and Total are what this caller waited for the confirmation and altogether. They are in no
+	// record, because an entry of the log cannot say how long it took to get there. Zero unless this call
+	// saw the allocation become active.
+	Confirm, Total time.Duration
 }
 
 // BatchRequest asks for the gateways of many organizations in one entry.
@@ -84,7 +88,14 @@ func (r *Runner) Start(ctx context.Context, req StartRequest) (StartResult, erro
 	if req.WaitFor == "reserved" {
 		until = api.AllocationReserved
 	}
-	return res, r.await(ctx, outcome.Allocation, until, outcome.Existing)
+	if err := r.await(ctx, outcome.Allocation, until, outcome.Existing); err != nil || outcome.Existing {
+		return res, err
+	}
+	if rec := r.opts.Store.View().Allocation(nil, res.Allocation); rec != nil && !rec.ActiveAt.IsZero() {
+		now := r.opts.Now()
+		res.Confirm, res.Total = now.Sub(rec.ActiveAt), now.Sub(asked)
+	}
+	return res, nil
 }
 
 // reserve proposes the entry, again while the organization's last allocation is still ending.

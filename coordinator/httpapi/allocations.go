@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/allocator"
+	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
@@ -67,6 +68,10 @@ func (s *Server) startAllocation(ctx context.Context, in *startInput) (*allocati
 	out, err := s.allocationNow(result.Allocation)
 	if err != nil {
 		return nil, err
+	}
+	if result.Total > 0 {
+		measured := timings(command.Timings{Confirm: result.Confirm, Total: result.Total})
+		out.Body.Timings.Confirm, out.Body.Timings.Total = measured.Confirm, measured.Total
 	}
 	switch {
 	case result.Existing:

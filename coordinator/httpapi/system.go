@@ -85,7 +85,8 @@ func (s *Server) healthz(context.Context, *struct{}) (*health, error) {
 
 // readyz is good when a call that needs the leader can be answered, here or by the leader.
 func (s *Server) readyz(ctx context.Context, in *struct{}) (*health, error) {
-	if leader, _ := s.opts.Cluster.Leader(); leader == "" {
+	// A new cluster has no name until its first token is in the log.
+	if leader, _ := s.opts.Cluster.Leader(); leader == "" || s.opts.Store.View().Cluster() == "" {
 		return nil, noLeader(nil)
 	}
 	return s.healthz(ctx, in)
