@@ -262,3 +262,17 @@ func TestAnUnknownOutcomeAsksToTryAgain(t *testing.T) {
 		t.Errorf("answer %s", got.body)
 	}
 }
+
+func TestReadyMeansALeaderAndANamedCluster(t *testing.T) {
+	k := newKit(t)
+	if got := k.call(get, "/readyz", "", ""); got.status != http.StatusOK {
+		t.Errorf("%d %s", got.status, got.body)
+	}
+	k.mu.Lock()
+	k.store.Replace(state.New()) // as before the first leader has begun
+	k.mu.Unlock()
+	wantProblem(t, k.call(get, "/readyz", "", ""), fault.NoLeader)
+	if got := k.call(get, "/healthz", "", ""); got.status != http.StatusOK {
+		t.Errorf("healthz: %d", got.status)
+	}
+}

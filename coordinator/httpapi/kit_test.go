@@ -89,12 +89,13 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 		cancel()
 		<-done
 	})
-	k.makeTokens()
+	k.initialize()
 	return k
 }
 
-// makeTokens makes a token of every role.
-func (k *kit) makeTokens() {
+// initialize names the cluster and makes a token of every role.
+func (k *kit) initialize() {
+	k.apply(command.InitCluster{Meta: k.meta(), ClusterID: "11111111-2222-3333-4444-555555555555"})
 	for _, role := range []string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader, api.RoleAgent} {
 		k.tokens[role] = k.makeToken(role, time.Time{})
 	}
@@ -109,7 +110,7 @@ func (k *kit) reset() {
 	k.offset.Store(0)
 	k.cluster.leader.Store(true)
 	k.agents.gone.Store(false)
-	k.makeTokens()
+	k.initialize()
 }
 
 func (k *kit) now() time.Time { return time.Now().Add(time.Duration(k.offset.Load())) }

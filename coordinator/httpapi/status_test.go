@@ -23,7 +23,6 @@ func (k *kit) statusNow() api.Status {
 
 func TestStatusOfAHealthySystem(t *testing.T) {
 	k := newKit(t)
-	k.apply(command.InitCluster{Meta: k.meta(), ClusterID: "11111111-2222-3333-4444-555555555555"})
 	k.withGateways(4)
 	if _, _, err := k.client(api.RolePlatform).Start(context.Background(), start(k.organization())); err != nil {
 		t.Fatal(err)
