@@ -20,7 +20,8 @@ func (a *app) hostCommand() *cobra.Command {
 	}, a.hostList(),
 		a.hostAction("show", "Show one host", (*client.Client).Host),
 		a.hostAction("cordon", "Give no more gateways of this host to organizations", (*client.Client).CordonHost),
-		a.hostAction("uncordon", "Give gateways of this host to organizations again", (*client.Client).UncordonHost))
+		a.hostAction("uncordon", "Give gateways of this host to organizations again", (*client.Client).UncordonHost),
+		a.hostDelete())
 }
 
 func (a *app) hostList() *cobra.Command {
@@ -70,6 +71,25 @@ func (a *app) hostAction(verb, short string, act func(*client.Client, context.Co
 				return err
 			}
 			return a.printHost(x)
+		}),
+	}
+}
+
+func (a *app) hostDelete() *cobra.Command {
+	return &cobra.Command{
+		Use:     "delete HOST",
+		Short:   "Forget a host that serves nobody, and its gateways",
+		Example: "  demiurge host delete host-1",
+		Args:    cobra.ExactArgs(1),
+		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
+			host, err := id.ParseHost(args[0])
+			if err != nil {
+				return usage("%s", err)
+			}
+			if err := coord.DeleteHost(ctx, string(host)); err != nil {
+				return err
+			}
+			return a.done("host_id", string(host), "deleted host "+string(host))
 		}),
 	}
 }
