@@ -18,11 +18,10 @@ import (
 // labelled step of it. nginx and the gateways go on running, as they do when an agent dies.
 type walker struct {
 	*host
-	org     id.Organization
-	gw      *gateway
-	round   int
-	epoch   id.Epoch
-	rebuilt bool // the new engine has been given the configuration that the dead one was applying
+	org   id.Organization
+	gw    *gateway
+	round int
+	epoch id.Epoch
 }
 
 func newWalker(t *testing.T, prepare func(*host)) *walker {

@@ -2,6 +2,7 @@ package nginx
 
 import (
 	"bufio"
+	"context"
 	"encoding/json"
 	"fmt"
 	"io"
@@ -373,9 +374,9 @@ func TestOpenConnectionsSurviveRouteSwitches(t *testing.T) {
 
 	// One connection is kept for ordinary requests; it must never be closed.
 	var dials int
-	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1, Dial: func(network, addr string) (net.Conn, error) {
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1, DialContext: func(ctx context.Context, network, addr string) (net.Conn, error) {
 		dials++
-		return net.Dial(network, addr)
+		return new(net.Dialer).DialContext(ctx, network, addr)
 	}}}
 	for i := range 100 {
 		epoch := id.Epoch(2 + i)
