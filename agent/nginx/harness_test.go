@@ -72,11 +72,15 @@ func newHost(t testing.TB) *host {
 // memory is a directory in memory where there is one: these tests are about order, not about disks, and
 // a sync of a busy disk waits for everybody. Benchmarks use the disk.
 func memory() string {
-	if dir, err := os.MkdirTemp("/dev/shm", "dm"); err == nil && os.Getenv("DEMIURGE_TEST_DISK") == "" {
-		_ = os.Remove(dir)
-		return "/dev/shm"
+	if os.Getenv("DEMIURGE_TEST_DISK") != "" {
+		return ""
 	}
-	return ""
+	dir, err := os.MkdirTemp("/dev/shm", "dm")
+	if err != nil {
+		return ""
+	}
+	_ = os.Remove(dir)
+	return "/dev/shm"
 }
 
 func testLogger() hclog.Logger {
