@@ -48,7 +48,6 @@ var operations = []operation{
 	{"gateway dies", (*walk).started, func(w *walk) error { return w.killOne("gateway-" + w.allocation().GatewayID) }, (*walk).stillStarted},
 	{"recycling", (*walk).stopped, (*walk).recycle, nil},
 	{"pool grows", (*walk).withoutExtra, (*walk).putExtra, (*walk).extraOrNot},
-	{"pool changes", (*walk).withExtra, (*walk).changeExtra, nil},
 	{"pool ends", (*walk).withExtra, (*walk).deleteExtra, (*walk).extraOrNot},
 	{"organization and token", (*walk).stopped, (*walk).otherRecords, nil},
 	{"cordon", (*walk).started, (*walk).cordon, (*walk).stillStarted},
@@ -338,13 +337,6 @@ func (w *walk) withExtra() {
 func (w *walk) putExtra() error {
 	one, two := 1, 2
 	_, err := w.client.PutPool(w.t.Context(), extraPool, api.PutPool{MinReady: &one, Step: &one, Max: &two})
-	return err
-}
-
-// changeExtra changes what nginx is configured with, and nothing else.
-func (w *walk) changeExtra() error {
-	w.generations++
-	_, err := w.client.PutPool(w.t.Context(), extraPool, api.PutPool{Limits: &api.Limits{BodyBytes: int64(1<<20 + w.generations)}})
 	return err
 }
 

@@ -1,6 +1,7 @@
 package systemtest
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -39,6 +40,7 @@ type flavor string
 
 const (
 	raced      flavor = "race"       // a data race anywhere fails the test
+	crowded    flavor = "crowd"      // the same with plain gateways: 1,000 recyclings start 1,000 of them
 	crashing   flavor = "failpoints" // can be killed at a label
 	goFlagsEnv        = "GOFLAGS"
 )
@@ -71,21 +73,26 @@ func (b *builds) of(t *testing.T, f flavor) string {
 
 func (b *builds) build(f flavor) (string, error) {
 	dir := filepath.Join(b.dir, string(f))
-	args := []string{"build", "-o", dir + "/"}
+	all := []string{"demiurge", "demiurge-agent", "demiurge-coordinator", "demiurge-gateway"}
 	switch f {
-	case raced:
-		args = append(args, "-race")
 	case crashing:
-		args = append(args, "-tags", string(crashing))
+		return dir, goBuild(dir, all, "-tags", string(crashing))
+	case crowded:
+		return dir, errors.Join(goBuild(dir, all[:3], "-race"), goBuild(dir, all[3:]))
 	}
-	for _, name := range []string{"demiurge", "demiurge-agent", "demiurge-coordinator", "demiurge-gateway"} {
+	return dir, goBuild(dir, all, "-race")
+}
+
+func goBuild(dir string, names []string, flags ...string) error {
+	args := append([]string{"build", "-o", dir + "/"}, flags...)
+	for _, name := range names {
 		args = append(args, "../"+name)
 	}
 	cmd := exec.Command("go", args...)
 	// A checkout may belong to another user, and then its revision cannot be read. Nothing here needs it.
 	cmd.Env = append(os.Environ(), goFlagsEnv+"="+strings.TrimSpace(os.Getenv(goFlagsEnv)+" -buildvcs=false"))
 	if out, err := cmd.CombinedOutput(); err != nil {
-		return "", fmt.Errorf("cannot build the programs: %w\n%s", err, out)
+		return fmt.Errorf("cannot build the programs: %w\n%s", err, out)
 	}
-	return dir, nil
+	return nil
 }
