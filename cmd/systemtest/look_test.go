@@ -58,7 +58,8 @@ func (s *system) process(pid int) (proc, bool) {
 	p := proc{pid: pid}
 	p.parent, _ = strconv.Atoi(strings.Fields(string(stat[i+2:]))[1])
 	title := string(bytes.ReplaceAll(read("cmdline"), []byte{0}, []byte{' '}))
-	if !strings.Contains(title, s.dir+"/") && !bytes.Contains(read("environ"), []byte("="+s.dir+"/")) {
+	cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)) // all that a worker of nginx shows
+	if !strings.HasPrefix(cwd+"/", s.dir+"/") && !strings.Contains(title, s.dir+"/") && !bytes.Contains(read("environ"), []byte("="+s.dir+"/")) {
 		return proc{}, false
 	}
 	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
