@@ -21,20 +21,20 @@ import (
 
 // Config is agent.yaml.
 type Config struct {
-	HostID       string        `yaml:"host_id"`      // name of this host, for its whole life
-	Coordinators []string      `yaml:"coordinators"` // URLs; the agent follows one and goes on to the next
-	TokenFile    string        `yaml:"token_file"`   // holds a token of role agent for this host
-	CAFile       string        `yaml:"ca_file"`      // that the coordinators' certificates go back to; empty: the system's
-	DataDir      string        `yaml:"data_dir"`     // journal, gateways' state and logs
-	RunDir       string        `yaml:"run_dir"`      // sockets
-	Domain       string        `yaml:"domain"`       // organizations are served as org-<uuid>.<domain>
-	Address      string        `yaml:"address"`      // public address of this host's nginx
-	Capacity     int           `yaml:"capacity"`     // most gateways that this host may hold
-	Driver       string        `yaml:"driver"`       // how gateways are run: process
-	Nginx        NginxConfig   `yaml:"nginx"`
-	Gateway      GatewayConfig `yaml:"gateway"`
-	Metrics      MetricsConfig `yaml:"metrics"`
-	Log          LogConfig     `yaml:"log"`
+	HostID       string         `yaml:"host_id"`      // name of this host, for its whole life
+	Coordinators []string       `yaml:"coordinators"` // URLs; the agent follows one and goes on to the next
+	TokenFile    string         `yaml:"token_file"`   // holds a token of role agent for this host
+	CAFile       string         `yaml:"ca_file"`      // that the coordinators' certificates go back to; empty: the system's
+	DataDir      string         `yaml:"data_dir"`     // journal, gateways' state and logs
+	RunDir       string         `yaml:"run_dir"`      // sockets
+	Domain       string         `yaml:"domain"`       // organizations are served as org-<uuid>.<domain>
+	Address      string         `yaml:"address"`      // public address of this host's nginx
+	Capacity     int            `yaml:"capacity"`     // most gateways that this host may hold
+	Driver       string         `yaml:"driver"`       // how gateways are run: process
+	Nginx        NginxConfig    `yaml:"nginx"`
+	Gateway      GatewayConfig  `yaml:"gateway"`
+	Metrics      MetricsConfig  `yaml:"metrics"`
+	Log          logging.Config `yaml:"log"`
 }
 
 // NginxConfig is this host's nginx.
@@ -61,12 +61,6 @@ type MetricsConfig struct {
 	Listen string `yaml:"listen"` // address:port; empty: nowhere
 }
 
-// LogConfig is the log on standard error.
-type LogConfig struct {
-	Level  string `yaml:"level"`
-	Format string `yaml:"format"`
-}
-
 // driverProcess runs gateways as processes of their own.
 const driverProcess = "process"
 
@@ -75,7 +69,7 @@ func DefaultConfig() *Config {
 	return &Config{
 		DataDir: "/var/lib/demiurge/agent", RunDir: "/run/demiurge", Capacity: 1000, Driver: driverProcess,
 		Gateway: GatewayConfig{Program: "/usr/bin/demiurge-gateway", StopGrace: 12 * time.Second},
-		Log:     LogConfig{Level: "info", Format: logging.FormatText},
+		Log:     logging.DefaultConfig(),
 	}
 }
 
@@ -116,12 +110,7 @@ func (c *Config) Validate() error {
 			bad("metrics.listen", fmt.Sprintf("%q is not an address with a port", c.Metrics.Listen), "set it as in 127.0.0.1:9464")
 		}
 	}
-	if _, err := logging.ParseLevel(c.Log.Level); err != nil {
-		bad("log.level", err.Error(), "set info unless you look for something")
-	}
-	if err := logging.CheckFormat(c.Log.Format); err != nil {
-		bad("log.format", err.Error(), "set text or json")
-	}
+	errs = append(errs, c.Log.Validate("log"))
 	return errors.Join(errs...)
 }
 

@@ -16,14 +16,14 @@ import (
 
 // Config is coordinator.yaml.
 type Config struct {
-	NodeID    string     `yaml:"node_id"`    // name of this coordinator, for its whole life
-	DataDir   string     `yaml:"data_dir"`   // everything it keeps; nothing else is written
-	Domain    string     `yaml:"domain"`     // organizations are served as org-<uuid>.<domain>
-	PublicURL string     `yaml:"public_url"` // of an organization; {hostname} stands for its name
-	API       APIConfig  `yaml:"api"`
-	Raft      RaftConfig `yaml:"raft"`
-	Hosts     HostConfig `yaml:"hosts"`
-	Log       LogConfig  `yaml:"log"`
+	NodeID    string         `yaml:"node_id"`    // name of this coordinator, for its whole life
+	DataDir   string         `yaml:"data_dir"`   // everything it keeps; nothing else is written
+	Domain    string         `yaml:"domain"`     // organizations are served as org-<uuid>.<domain>
+	PublicURL string         `yaml:"public_url"` // of an organization; {hostname} stands for its name
+	API       APIConfig      `yaml:"api"`
+	Raft      RaftConfig     `yaml:"raft"`
+	Hosts     HostConfig     `yaml:"hosts"`
+	Log       logging.Config `yaml:"log"`
 }
 
 // APIConfig is the HTTP API.
@@ -47,12 +47,6 @@ type HostConfig struct {
 	LostAfter   time.Duration `yaml:"lost_after"`   // then its gateways count as lost
 }
 
-// LogConfig is the log on standard error.
-type LogConfig struct {
-	Level  string `yaml:"level"`
-	Format string `yaml:"format"`
-}
-
 // DefaultConfig is the configuration before file and environment are read.
 func DefaultConfig() *Config {
 	return &Config{
@@ -61,7 +55,7 @@ func DefaultConfig() *Config {
 		API:       APIConfig{Listen: "127.0.0.1:7400", RateLimit: 10000, RateBurst: 20000, AuthFailures: 10},
 		Raft:      RaftConfig{Listen: "127.0.0.1:7401", Profile: string(consensus.ProfileDefault), Bootstrap: true},
 		Hosts:     HostConfig{SilentAfter: 3 * time.Second, LostAfter: 30 * time.Second},
-		Log:       LogConfig{Level: "info", Format: logging.FormatText},
+		Log:       logging.DefaultConfig(),
 	}
 }
 
@@ -99,12 +93,7 @@ func (c *Config) Validate() error {
 	if c.Hosts.SilentAfter < time.Second || c.Hosts.LostAfter < c.Hosts.SilentAfter {
 		bad("hosts", "silent_after is below 1s or above lost_after", "keep the defaults of 3s and 30s, or raise them")
 	}
-	if _, err := logging.ParseLevel(c.Log.Level); err != nil {
-		bad("log.level", err.Error(), "set info unless you look for something")
-	}
-	if err := logging.CheckFormat(c.Log.Format); err != nil {
-		bad("log.format", err.Error(), "set text or json")
-	}
+	errs = append(errs, c.Log.Validate("log"))
 	return errors.Join(errs...)
 }
 

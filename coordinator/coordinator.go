@@ -57,6 +57,7 @@ type Coordinator struct {
 	receiver *agentlink.Receiver
 	listener net.Listener
 	api      *httpapi.Server
+	failed   chan error
 }
 
 // New opens the data directory, starts the Raft node and binds the API's listener. Nothing is served
@@ -68,7 +69,7 @@ func New(opts Options) (*Coordinator, error) {
 	if opts.Fence == nil {
 		opts.Fence = func(string) { os.Exit(1) }
 	}
-	c := &Coordinator{opts: opts, log: opts.Logger}
+	c := &Coordinator{opts: opts, log: opts.Logger, failed: make(chan error, 1)}
 	if err := c.open(); err != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -150,8 +151,7 @@ func (c *Coordinator) Start() {
 	})
 	go func() { // ends when the stack closes the server
 		if err := server.Serve(c.listener); !errors.Is(err, http.ErrServerClosed) {
-			c.log.Error("the API stopped serving", "error", err)
-			c.opts.Fence("the API stopped serving")
+			c.failed <- fmt.Errorf("the API stopped serving: %w", err)
 		}
 	}()
 }
@@ -181,6 +181,9 @@ func (c *Coordinator) lead(ctx context.Context) {
 // Healthy reports whether this coordinator does its part. Knowing a leader is not in its hands: a restart
 // would not help a minority.
 func (c *Coordinator) Healthy() bool { return !c.node.Stats().Fenced }
+
+// Failed gives the error of a part that ended by itself.
+func (c *Coordinator) Failed() <-chan error { return c.failed }
 
 // Stop ends everything in reverse order.
 func (c *Coordinator) Stop(ctx context.Context) error { return c.stack.Stop(ctx) }

@@ -1,0 +1,74 @@
+// Package program is the command line that the long-running programs share: run and validate.
+package program
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"syscall"
+
+	"github.com/spf13/cobra"
+
+	"github.com/demiurge-platform/demiurge/shared/version"
+)
+
+// Options describe a program.
+type Options struct {
+	Name     string // such as demiurge-agent
+	Short    string // what it does, in a line
+	RunShort string // what its run command does, in a line
+	Config   string // default path of its configuration file
+	// Run runs the program until ctx ends; hup reloads.
+	Run func(ctx context.Context, path string, environ []string, hup <-chan os.Signal) error
+	// Validate checks a configuration file and the environment.
+	Validate func(path string, environ []string) error
+}
+
+// Main runs the command line until it is done, SIGINT or SIGTERM, and ends the process.
+func Main(root *cobra.Command) {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := root.ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, root.Name()+": "+err.Error())
+		os.Exit(1)
+	}
+}
+
+// Command makes the command line, to which a program may add commands made with WithConfig.
+func Command(o Options) *cobra.Command {
+	root := &cobra.Command{
+		Use: o.Name, Short: o.Short, Version: version.String(), SilenceUsage: true, SilenceErrors: true,
+	}
+	root.AddCommand(WithConfig(o.Config, &cobra.Command{
+		Use:     "run",
+		Short:   o.RunShort,
+		Example: "  " + o.Name + " run --config " + o.Config,
+	}, func(c *cobra.Command, path string) error {
+		hup := make(chan os.Signal, 1)
+		signal.Notify(hup, syscall.SIGHUP)
+		defer signal.Stop(hup)
+		return o.Run(c.Context(), path, os.Environ(), hup)
+	}), WithConfig(o.Config, &cobra.Command{
+		Use:     "validate",
+		Short:   "Check a configuration file and the environment, without starting anything",
+		Example: "  " + o.Name + " validate --config " + o.Config,
+	}, func(c *cobra.Command, path string) error {
+		if err := o.Validate(path, os.Environ()); err != nil {
+			return err
+		}
+		_, err := fmt.Fprintf(c.OutOrStdout(), "%s is valid\n", path)
+		return err
+	}))
+	return root
+}
+
+// WithConfig gives a command the flag --config and nothing else.
+func WithConfig(def string, c *cobra.Command, run func(c *cobra.Command, path string) error) *cobra.Command {
+	var path string
+	c.Args = cobra.NoArgs
+	c.Flags().StringVarP(&path, "config", "c", def, "configuration file")
+	c.RunE = func(c *cobra.Command, _ []string) error { return run(c, path) }
+	return c
+}
