@@ -185,7 +185,7 @@ func newTCP(o *Options) (*tcp, error) {
 	if l == nil {
 		var err error
 		if l, err = net.Listen("tcp", o.Listen); err != nil {
-			return nil, fmt.Errorf("cannot listen on %s for the other coordinators: %w", o.Listen, err)
+			return nil, fmt.Errorf("cannot listen on %s for the other coordinators: %w; set raft.listen to a free address, or end the program that has it", o.Listen, err)
 		}
 	}
 	t := &tcp{Listener: l, advertise: o.Advertise}
