@@ -74,18 +74,18 @@ func TestRefusedStarts(t *testing.T) {
 		{name: "metrics address taken", program: "agent", change: func(_ *testing.T, _, c string) string { return c + "metrics:\n  listen: " + port + "\n" }, words: []string{port, "address already in use", "metrics.listen"}},
 		{name: "another node's data", program: "coordinator", change: replace(`node_id: .*`, `node_id: coordinator-9`), words: []string{`belongs to node "coordinator-1"`, "choose another directory"}},
 		{name: "another host's data", program: "agent", change: replace(`host_id: .*`, `host_id: host-9`), words: []string{`belongs to host "host-1"`, "set another data_dir"}},
-		{name: "another version of the coordinator's data", program: "coordinator", change: write("coordinator/VERSION", `{"format":99,"node_id":"coordinator-1"}`), words: []string{"has format 99", "run the program version that wrote it"}},
+		{name: "another version of the coordinator's data", program: "coordinator", change: write("coordinator/raft/VERSION", `{"format":99,"node_id":"coordinator-1"}`), words: []string{"has format 99", "run the program version that wrote it"}},
 		{name: "another version of the agent's data", program: "agent", change: write("agent/VERSION", "demiurge-agent 99 host-1\n"), words: []string{"was written by another version", "run that version"}},
 		{name: "a directory of something else", program: "coordinator", change: func(t *testing.T, _, c string) string {
-			if err := os.WriteFile(filepath.Join(foreign, "thesis.txt"), nil, 0o644); err != nil {
+			if err := os.MkdirAll(filepath.Join(foreign, "raft", "thesis"), 0o755); err != nil {
 				t.Fatal(err)
 			}
 			return replace(`data_dir: .*`, "data_dir: "+foreign)(t, "", c)
-		}, words: []string{"thesis.txt", "choose an empty directory"}},
+		}, words: []string{"thesis", "choose an empty directory"}},
 		{name: "nginx missing", program: "agent", change: replace(`binary: .*`, `binary: /nowhere/nginx`), words: []string{"cannot find nginx at /nowhere/nginx", "install nginx"}},
 		{name: "gateway program missing", program: "agent", change: replace(`program: .*`, `program: /nowhere/gateway`), words: []string{"/nowhere/gateway", "install the gateway program"}},
 		{name: "unknown key", program: "agent", change: replace(`capacity: .*`, "capacitty: 3"), words: []string{"capacitty", "capacity"}},
-		{name: "coordinator's directory not writable", program: "coordinator", nobody: true, words: []string{"not writable", "give it to the user"}},
+		{name: "coordinator's directory not writable", program: "coordinator", nobody: true, words: []string{"permission denied", "give it to the user"}},
 		{name: "agent's directory not writable", program: "agent", nobody: true, words: []string{"permission denied", "make it writable"}},
 	} {
 		t.Run(r.name, func(t *testing.T) { r.try(t, s) })
@@ -141,7 +141,8 @@ func waitEnd(t *testing.T, cmd *exec.Cmd) string {
 		t.Fatal(err)
 	}
 	ended := make(chan error, 1)
-	go func() { ended <- cmd.Wait() }() // ends below at the latest
+	go func() { ended <- cmd.Wait() }() // ends at the latest when it is killed
+	defer func() { _ = cmd.Process.Kill() }()
 	waitTrue(t, "the program to refuse its start", func() bool {
 		select {
 		case err := <-ended:

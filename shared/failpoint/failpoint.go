@@ -9,7 +9,7 @@
 // which every label that is reached is appended, one on a line.
 //
 // Fail makes a step fail instead, as a full disk would: while the file that DEMIURGE_FAILPOINT_FULL names is
-// there and its content begins the step's label, the step answers ENOSPC.
+// there and one of its words begins the step's label, the step answers ENOSPC.
 package failpoint
 
 import (

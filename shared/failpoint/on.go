@@ -103,15 +103,20 @@ func (p *points) note(label string) {
 	}
 }
 
-// Fail answers ENOSPC while the file of FullVariable is there and its content begins the label.
+// Fail answers ENOSPC while the file of FullVariable is there and a word of it begins the label.
 func Fail(label string) error {
 	p := selected()
 	if p.full == "" {
 		return nil
 	}
 	b, err := os.ReadFile(p.full)
-	if err != nil || !strings.HasPrefix(label, strings.TrimSpace(string(b))) {
+	if err != nil {
 		return nil
 	}
-	return &os.PathError{Op: "write", Path: label, Err: syscall.ENOSPC}
+	for _, beginning := range strings.Fields(string(b)) {
+		if strings.HasPrefix(label, beginning) {
+			return &os.PathError{Op: "write", Path: label, Err: syscall.ENOSPC}
+		}
+	}
+	return nil
 }
