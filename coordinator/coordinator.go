@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync/atomic"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -58,6 +59,7 @@ type Coordinator struct {
 	listener net.Listener
 	api      *httpapi.Server
 	failed   chan error
+	reign    atomic.Pointer[context.Context] // of the last call of lead
 }
 
 // New opens the data directory, starts the Raft node and binds the API's listener. Nothing is served
@@ -126,7 +128,7 @@ func (c *Coordinator) wire() error {
 	c.metrics.Watch(metrics.Sources{Store: c.store, Node: c.node, Link: c.link, Now: now})
 	var err error
 	c.api, err = httpapi.New(httpapi.Options{
-		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node},
+		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, &c.reign},
 		Events: c.broker, Metrics: c.metrics, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
 		Limits: httpapi.Limits{
 			Token:  httpapi.Rate{PerSecond: cfg.API.RateLimit, Burst: float64(cfg.API.RateBurst)},
@@ -158,6 +160,7 @@ func (c *Coordinator) Start() {
 
 // lead runs the leader's loops until leadership ends.
 func (c *Coordinator) lead(ctx context.Context) {
+	c.reign.Store(&ctx)
 	c.log.Info("leading")
 	defer c.log.Info("no longer leading")
 	if err := c.initialize(ctx); err != nil {

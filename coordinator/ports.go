@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync/atomic"
 	"unicode"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -53,7 +54,25 @@ func passing(c command.Command, when string) {
 }
 
 // cluster tells the API about the node.
-type cluster struct{ *consensus.Node }
+type cluster struct {
+	*consensus.Node
+	reign *atomic.Pointer[context.Context] // of leading with all that was committed before applied here
+}
+
+// IsLeader reports whether this node leads and its state is whole. An elected leader that is still
+// applying its log knows neither all tokens nor all allocations: what it would answer is not so.
+func (c cluster) IsLeader() bool {
+	reign := c.reign.Load()
+	return reign != nil && (*reign).Err() == nil && c.Node.IsLeader()
+}
+
+// Leader is the leader as far as known here, and empty while this node is it and cannot answer yet.
+func (c cluster) Leader() (nodeID, address string) {
+	if c.Node.IsLeader() && !c.IsLeader() {
+		return "", ""
+	}
+	return c.Node.Leader()
+}
 
 // Progress is the term, and the newest index that is applied here.
 func (c cluster) Progress() (term, applied uint64) {

@@ -104,6 +104,9 @@ func (s *Server) admit(row *route, r *http.Request) (*caller, *fault.Error) {
 	}
 	token, f := s.authenticate(r)
 	if f != nil {
+		if f.Code != fault.Unauthenticated {
+			return c, f
+		}
 		if limited := s.limits.failed(c.address); limited != nil {
 			return c, limited
 		}
@@ -134,6 +137,9 @@ func (s *Server) authenticate(r *http.Request) (*state.Token, *fault.Error) {
 	sum := sha256.Sum256([]byte(secret))
 	hash := hex.EncodeToString(sum[:])
 	token := s.opts.Store.View().TokenByHash(hash)
+	if token == nil && !s.opts.Cluster.IsLeader() {
+		return nil, noLeader(nil) // the token may be in what is not applied here yet
+	}
 	if token == nil || subtle.ConstantTimeCompare([]byte(token.Hash), []byte(hash)) != 1 {
 		return nil, refused
 	}

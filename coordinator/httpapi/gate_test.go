@@ -276,3 +276,12 @@ func TestReadyMeansALeaderAndANamedCluster(t *testing.T) {
 		t.Errorf("healthz: %d", got.status)
 	}
 }
+
+// A coordinator that does not lead, or does not have all of the log yet, cannot tell that a token is wrong.
+func TestUnknownTokenWithoutLeaderIsNotRefused(t *testing.T) {
+	k := newKit(t)
+	const unknown = "0000000000000000000000000000000000000000000000000000000000000000"
+	wantProblem(t, k.call(get, "/v1/pools", unknown, ""), fault.Unauthenticated)
+	k.cluster.leader.Store(false)
+	wantProblem(t, k.call(get, "/v1/pools", unknown, ""), fault.NoLeader)
+}
