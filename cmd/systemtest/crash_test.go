@@ -59,6 +59,7 @@ var operations = []operation{
 // Every label that a clean run reaches is a place where a program dies, and after its restart either all of
 // the operation happened or nothing, and nothing is left over.
 func TestCrashAtEveryStep(t *testing.T) {
+	t.Parallel()
 	dir := t.TempDir()
 	w := &walk{armed: filepath.Join(dir, "armed"), trace: filepath.Join(dir, "trace")}
 	w.system = start(t, setup{flavor: crashing, gateways: 2, env: []string{
@@ -91,8 +92,14 @@ func TestCrashAtEveryStep(t *testing.T) {
 	walked = slices.Compact(walked)
 	t.Logf("walked %d labels: %s", len(walked), strings.Join(walked, " "))
 	for _, label := range reached {
+		if slices.Contains(walked, label) {
+			continue
+		}
+		// How often the journal is written depends on what else happens: that it was once is needed.
 		name, _, _ := strings.Cut(label, ":")
-		if !slices.ContainsFunc(walked, func(w string) bool { return w == label || strings.HasPrefix(w, name+":") }) {
+		if slices.Contains(walked, name+":1") {
+			t.Logf("no program died at %s: it was reached by chance", label)
+		} else {
 			t.Errorf("no program died at %s, which a clean run reached", label)
 		}
 	}
@@ -168,7 +175,7 @@ func (w *walk) crash(o operation, label string) bool {
 		told := o.do(w)
 		asked := time.Now()
 		var f *fault.Error
-		if errors.As(told, &f) && (f.Code == fault.Internal || f.Message == "") {
+		if errors.As(told, &f) && (f.Code == fault.Internal || f.Code == fault.Unauthenticated || f.Message == "") {
 			w.t.Errorf("%s, killed at %s, told its caller %v", o.name, label, told)
 		}
 		what := fmt.Sprintf("the system to be whole after a crash at %s during: %s (the caller was told: %v)", label, o.name, told)

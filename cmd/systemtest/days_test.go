@@ -26,6 +26,7 @@ type days struct {
 // TestBadDays runs one system through bad input and bad days. After each the system is whole and its first
 // organization is served by the gateway that it had.
 func TestBadDays(t *testing.T) {
+	t.Parallel()
 	d := &days{releases: filepath.Join(shortDir(t), "releases")}
 	d.system = start(t, setup{flavor: raced, gateways: 2})
 	orgs := d.organizations(2)

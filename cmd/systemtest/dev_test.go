@@ -56,7 +56,7 @@ type system struct {
 	dir    string
 	args   []string
 	env    []string
-	file   api.DevFile
+	file   api.DevFile // as it was when all was ready
 	client *client.Client
 	cmd    *exec.Cmd
 	out    *output
@@ -119,7 +119,8 @@ func start(t testing.TB, o setup) *system {
 			t.Fatalf("demiurge dev ended: %s", s.out)
 		default:
 		}
-		if err := s.read(); err != nil {
+		var err error
+		if s.file, err = s.read(); err != nil {
 			return err.Error()
 		}
 		return ""
@@ -132,13 +133,12 @@ func start(t testing.TB, o setup) *system {
 }
 
 // read reads dev.json.
-func (s *system) read() error {
+func (s *system) read() (file api.DevFile, err error) {
 	b, err := os.ReadFile(filepath.Join(s.dir, "dev.json"))
-	if err != nil {
-		return err
+	if err == nil {
+		err = json.Unmarshal(b, &file)
 	}
-	s.file = api.DevFile{}
-	return json.Unmarshal(b, &s.file)
+	return file, err
 }
 
 // stop ends the system and fails the test when it leaves a process, or when a race was seen.

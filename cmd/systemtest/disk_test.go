@@ -28,6 +28,7 @@ var diskSteps = map[string]string{
 // TestDiskFull makes the steps that need space fail as a full disk does, which works everywhere. Where this
 // user may mount a file system it also fills a real one.
 func TestDiskFull(t *testing.T) {
+	t.Parallel()
 	t.Run("steps", func(t *testing.T) {
 		full := filepath.Join(t.TempDir(), "full")
 		s := start(t, setup{flavor: crashing, gateways: 2, env: []string{failpoint.FullVariable + "=" + full}})

@@ -75,16 +75,17 @@ func (s *system) pid(name string) int {
 	s.t.Helper()
 	pid := 0
 	waitFor(s.t, name+" to run", func() string {
-		if err := s.read(); err != nil {
+		file, err := s.read()
+		if err != nil {
 			return err.Error()
 		}
-		for _, p := range s.file.Processes {
+		for _, p := range file.Processes {
 			if p.Name == name && alive(p.PID) {
 				pid = p.PID
 				return ""
 			}
 		}
-		return fmt.Sprintf("dev.json has %v", s.file.Processes)
+		return fmt.Sprintf("dev.json has %v", file.Processes)
 	})
 	return pid
 }
@@ -300,6 +301,14 @@ func (s *system) wrongState(status api.Status, live []api.Allocation, gateways [
 			return fmt.Sprintf("process %d is no gateway's", p.pid)
 		}
 	}
+	for _, h := range status.Hosts {
+		if h.Nginx.DesiredGeneration != h.Nginx.LiveGeneration {
+			return fmt.Sprintf("nginx is on its way: %+v", h.Nginx)
+		}
+	}
+	if m := s.wrongSlots(gateways); m != "" {
+		return m
+	}
 	for _, org := range organizations {
 		if !slices.Contains(routed, org) {
 			if m := s.unrefused(org); m != "" {
@@ -308,6 +317,37 @@ func (s *system) wrongState(status api.Status, live []api.Allocation, gateways [
 		}
 	}
 	return s.wrongFiles(routed, gateways)
+}
+
+var (
+	liveGeneration = regexp.MustCompile(`generations/[0-9]+`)
+	slotOf         = regexp.MustCompile(`(?m)^    (gw-[a-z2-7]{10}) `)
+)
+
+// wrongSlots is how what nginx knows differs from the gateways that there are, or "".
+func (s *system) wrongSlots(gateways []api.Gateway) string {
+	data := filepath.Join(s.dir, "agent/nginx")
+	pointer, err := os.ReadFile(filepath.Join(data, "live.conf"))
+	if err != nil {
+		return err.Error()
+	}
+	slots, err := os.ReadFile(filepath.Join(data, liveGeneration.FindString(string(pointer)), "slots.conf"))
+	if err != nil {
+		return err.Error()
+	}
+	var named, want []string
+	for _, m := range slotOf.FindAllStringSubmatch(string(slots), -1) {
+		named = append(named, m[1])
+	}
+	for _, g := range gateways {
+		want = append(want, g.GatewayID)
+	}
+	slices.Sort(named)
+	slices.Sort(want)
+	if !slices.Equal(named, want) {
+		return fmt.Sprintf("nginx knows the gateways %v, and there are %v", named, want)
+	}
+	return ""
 }
 
 // wrongFiles is what is left over, or "".

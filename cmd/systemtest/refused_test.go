@@ -56,6 +56,7 @@ func write(name, text string) func(*testing.T, string, string) string {
 // Programs that cannot work say why and what to do, and end at once. The data that they were pointed at is
 // as it was: at the end it runs again.
 func TestRefusedStarts(t *testing.T) {
+	t.Parallel()
 	s := start(t, setup{flavor: raced, gateways: 1})
 	a := s.allocate(s.file.OrganizationID, "")
 	s.mustServe(a)
