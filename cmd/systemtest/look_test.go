@@ -302,8 +302,8 @@ func (s *system) wrongState(status api.Status, live []api.Allocation, gateways [
 		}
 	}
 	for _, h := range status.Hosts {
-		if h.Nginx.DesiredGeneration != h.Nginx.LiveGeneration {
-			return fmt.Sprintf("nginx is on its way: %+v", h.Nginx)
+		if n, err := s.pointed(); err != nil || h.Nginx.DesiredGeneration != n || h.Nginx.LiveGeneration != n {
+			return fmt.Sprintf("nginx is on its way from generation %d, %v: %+v", n, err, h.Nginx)
 		}
 	}
 	if m := s.wrongSlots(gateways); m != "" {
@@ -320,18 +320,30 @@ func (s *system) wrongState(status api.Status, live []api.Allocation, gateways [
 }
 
 var (
-	liveGeneration = regexp.MustCompile(`generations/[0-9]+`)
+	liveGeneration = regexp.MustCompile(`generations/([0-9]+)`)
 	slotOf         = regexp.MustCompile(`(?m)^    (gw-[a-z2-7]{10}) `)
 )
 
+// pointed is the generation that nginx would be started with.
+func (s *system) pointed() (uint64, error) {
+	b, err := os.ReadFile(filepath.Join(s.dir, "agent/nginx/live.conf"))
+	if err != nil {
+		return 0, err
+	}
+	m := liveGeneration.FindSubmatch(b)
+	if m == nil {
+		return 0, fmt.Errorf("cannot read the pointer %q", b)
+	}
+	return strconv.ParseUint(string(m[1]), 10, 64)
+}
+
 // wrongSlots is how what nginx knows differs from the gateways that there are, or "".
 func (s *system) wrongSlots(gateways []api.Gateway) string {
-	data := filepath.Join(s.dir, "agent/nginx")
-	pointer, err := os.ReadFile(filepath.Join(data, "live.conf"))
+	n, err := s.pointed()
 	if err != nil {
 		return err.Error()
 	}
-	slots, err := os.ReadFile(filepath.Join(data, liveGeneration.FindString(string(pointer)), "slots.conf"))
+	slots, err := os.ReadFile(filepath.Join(s.dir, fmt.Sprintf("agent/nginx/generations/%06d/slots.conf", n)))
 	if err != nil {
 		return err.Error()
 	}
