@@ -143,6 +143,7 @@ func (c *Coordinator) Addr() net.Addr { return c.listener.Addr() }
 
 // Start begins to serve and to lead when elected.
 func (c *Coordinator) Start() {
+	c.stack.Go("memory", tuneMemory)
 	c.stack.Go("events", c.broker.Run)
 	c.stack.Go("leader loops", func(ctx context.Context) { c.node.RunWhileLeader(ctx, c.lead) })
 	server := c.api.HTTPServer()
