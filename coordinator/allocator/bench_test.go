@@ -132,6 +132,10 @@ func (k *bench) release(ids []id.Allocation) {
 			k.b.Error(err)
 		}
 	})
+	k.waitReady()
+}
+
+func (k *bench) waitReady() {
 	for k.store.View().Counts(nil, benchPool).Of(state.GatewayReady) < benchHosts*benchGateways {
 		time.Sleep(time.Millisecond)
 	}

@@ -77,7 +77,7 @@ func recycleGateway(t *state.Txn, c command.RecycleGateway) command.Result {
 	next := *g
 	next.Desired.Index, next.Desired.Quarantined, next.Desired.Reason = t.EntryIndex(), false, c.Reason
 	if g.Observed.Incarnation == g.Desired.Incarnation {
-		next.Desired.Incarnation++ // otherwise a fresh process is on its way already
+		demandFresh(t, &next) // otherwise a fresh process is on its way already
 	}
 	t.PutGateway(next, c.Reason)
 	return command.Result{Count: 1}

@@ -137,7 +137,11 @@ func TestLoweringMaxEndsNothing(t *testing.T) {
 		t.Fatalf("%d ready", c.Of(state.GatewayReady))
 	}
 	if got := m.gateway(gwID(1)).Desired.Release; got != "" {
-		t.Fatalf("release %q: only future gateways have the new one", got)
+		t.Fatalf("release %q: a running process is what it was started as", got)
+	}
+	m.ok(command.RecycleGateway{Meta: m.meta(), Gateway: gwID(1)})
+	if got := m.gateway(gwID(1)).Desired.Release; got != "2.0" {
+		t.Fatalf("release %q: the next process is of what the pool says now", got)
 	}
 }
 

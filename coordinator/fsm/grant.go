@@ -60,10 +60,19 @@ func serveLine(t *state.Txn, pool id.Pool) {
 func ungrant(t *state.Txn, g *state.Gateway, drain time.Duration, reason string) state.Gateway {
 	next := *g
 	next.Desired.Index = t.EntryIndex()
-	next.Desired.Incarnation++
+	demandFresh(t, &next)
 	next.Desired.Organization, next.Desired.Allocation, next.Desired.Epoch = "", "", 0
 	next.Desired.Drain, next.Desired.Reason = drain, reason
 	return next
+}
+
+// demandFresh asks for a new process, which is of what the pool says now: a changed specification reaches a
+// gateway with its next process.
+func demandFresh(t *state.Txn, next *state.Gateway) {
+	next.Desired.Incarnation++
+	if p := t.Pool(nil, next.Pool); p != nil {
+		next.Desired.Release, next.Desired.Limits = p.Release, p.Limits
+	}
 }
 
 // rollBack ends a reserved allocation that will not become active. Its host is not lost: losing a host
