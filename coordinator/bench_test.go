@@ -18,10 +18,10 @@ import (
 // callers is how many allocate calls are under way at the same time.
 const callers = 128
 
-// BenchmarkAllocate measures durable allocate calls over HTTP on one coordinator: reserve and confirm are
-// entries of the log on disk; the host's part is answered at once by a scripted agent. Releases happen
-// outside the measured time.
-func BenchmarkAllocate(b *testing.B) {
+// BenchmarkAllocateHTTP measures durable allocate calls over HTTP on one coordinator, with callers and
+// scripted agents on the same cores. coordinator/allocator has the same without HTTP. Releases are not
+// counted.
+func BenchmarkAllocateHTTP(b *testing.B) {
 	const pool = 4000
 	c := coordtest.Start(b)
 	fleet(c, pool)
@@ -60,39 +60,6 @@ func BenchmarkAllocate(b *testing.B) {
 	b.ReportMetric(float64(b.N)/measured.Seconds(), "allocations/s")
 	b.ReportMetric(ms(took[len(took)/2]), "p50-ms")
 	b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
-	b.ReportMetric(fsyncP50(b), "fsync-p50-ms")
-}
-
-// BenchmarkAllocateBatch measures batch allocation: one call, one entry, 5,000 organizations.
-func BenchmarkAllocateBatch(b *testing.B) {
-	const pool = 5000
-	c := coordtest.Start(b)
-	fleet(c, pool)
-	orgs := organizations(b, c, pool)
-	ctx := context.Background()
-	var measured time.Duration
-	b.ResetTimer()
-	for range b.N {
-		began := time.Now()
-		res, err := c.Admin.StartBatch(ctx, api.StartBatch{OrganizationIDs: orgs, WaitFor: "reserved"})
-		measured += time.Since(began)
-		if err != nil {
-			b.Fatal(err)
-		}
-		b.StopTimer()
-		each(len(res), func(i int) {
-			if res[i].Problem != nil {
-				b.Errorf("%+v", res[i].Problem)
-				return
-			}
-			if _, err := c.Admin.Release(ctx, res[i].Allocation.AllocationID, 0); err != nil {
-				b.Error(err)
-			}
-		})
-		c.Ready("default", pool)
-		b.StartTimer()
-	}
-	b.ReportMetric(float64(b.N*pool)/measured.Seconds(), "allocations/s")
 	b.ReportMetric(fsyncP50(b), "fsync-p50-ms")
 }
 

@@ -42,6 +42,7 @@ const (
 	raced      flavor = "race"       // a data race anywhere fails the test
 	crowded    flavor = "crowd"      // the same with plain gateways: 1,000 recyclings start 1,000 of them
 	crashing   flavor = "failpoints" // can be killed at a label
+	plain      flavor = "plain"      // as users have them, to measure
 	goFlagsEnv        = "GOFLAGS"
 )
 
@@ -55,7 +56,7 @@ type builds struct {
 }
 
 // of is the directory with the programs of a flavor.
-func (b *builds) of(t *testing.T, f flavor) string {
+func (b *builds) of(t testing.TB, f flavor) string {
 	t.Helper()
 	b.mu.Lock()
 	once, ok := b.built[f]
@@ -77,6 +78,8 @@ func (b *builds) build(f flavor) (string, error) {
 	switch f {
 	case crashing:
 		return dir, goBuild(dir, all, "-tags", string(crashing))
+	case plain:
+		return dir, goBuild(dir, all)
 	case crowded:
 		return dir, errors.Join(goBuild(dir, all[:3], "-race"), goBuild(dir, all[3:]))
 	}

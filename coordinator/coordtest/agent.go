@@ -51,7 +51,8 @@ type scripted struct {
 	report     api.GatewayReport
 }
 
-func newAgent(t testing.TB, c *client.Client, host string, capacity int, script Script) *Agent {
+// NewAgent starts a scripted agent that speaks through this client, until Stop.
+func NewAgent(t testing.TB, c *client.Client, host string, capacity int, script Script) *Agent {
 	ctx, cancel := context.WithCancel(context.Background())
 	a := &Agent{
 		t: t, host: host, instance: id.Secret()[:16], capacity: capacity, script: script, client: c, cancel: cancel,

@@ -39,7 +39,7 @@ func Start(t testing.TB) *Cluster {
 	t.Helper()
 	cfg := coordinator.DefaultConfig()
 	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = "c1", t.TempDir(), "example.org", "http://{hostname}"
-	cfg.API.Listen, cfg.Raft.Listen = freeAddr(t), freeAddr(t)
+	cfg.API.Listen, cfg.Raft.Listen = FreeAddr(t), FreeAddr(t)
 	cfg.API.RateLimit, cfg.API.RateBurst = 1e9, 1e9
 	logs := hclog.NewNullLogger()
 	if testing.Verbose() {
@@ -112,7 +112,7 @@ func (c *Cluster) Agent(host string, capacity int, script Script) *Agent {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	a := newAgent(c.t, cl, host, capacity, script)
+	a := NewAgent(c.t, cl, host, capacity, script)
 	c.t.Cleanup(a.Stop)
 	Eventually(c.t, "host "+host+" is registered", func() bool {
 		_, err := c.Admin.Host(ctx, host)
@@ -174,7 +174,8 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-func freeAddr(t testing.TB) string {
+// FreeAddr is an address of the loopback interface that nobody listens on at the moment.
+func FreeAddr(t testing.TB) string {
 	t.Helper()
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {

@@ -50,7 +50,7 @@ func run(ctx context.Context, args []string, out, progress io.Writer) error {
 		return err
 	}
 	goTest := append([]string{
-		"test", "-run", "^$", "-bench", *pattern,
+		"test", "-p", "1", "-run", "^$", "-bench", *pattern,
 		"-count", fmt.Sprint(*count), "-timeout", timeout.String(),
 	}, packages...)
 	command := exec.CommandContext(ctx, "go", goTest...)
