@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/http"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -32,11 +33,11 @@ func (d *days) killedInTurn() {
 		{"the coordinator", func() int { return d.pid("coordinator-1") }},
 		{"a gateway", func() int { return d.pid("gateway-" + second.GatewayID) }},
 		{"the nginx master", func() int { return d.pid("nginx-1") }},
-		{"an nginx worker", func() int { return d.processes("nginx worker")[0].pid }},
+		{"an nginx worker", func() int { return d.workers()[0].pid }},
 	} {
 		d.kill(victim.pid())
 		waitFor(d.t, "all to be healthy after the end of "+victim.name, func() string { return d.wrong(d.anchor.OrganizationID, d.other) })
-		waitTrue(d.t, "nginx to have all its workers", func() bool { return len(d.processes("nginx worker")) == 2 })
+		waitTrue(d.t, "nginx to have all its workers", func() bool { return len(d.workers()) == 2 })
 		live, err := d.client.ListAllocations(d.t.Context(), client.AllocationFilter{Live: true})
 		if err != nil || len(live) != len(held) {
 			d.t.Fatalf("after the end of %s the allocations are %+v, %v", victim.name, live, err)
@@ -50,6 +51,12 @@ func (d *days) killedInTurn() {
 	}
 	finish()
 	d.release(second)
+}
+
+// workers are those of the nginx that runs, without the orphans of one that was killed.
+func (d *days) workers() []proc {
+	master := d.pid("nginx-1")
+	return slices.DeleteFunc(d.processes("nginx worker"), func(p proc) bool { return p.parent != master })
 }
 
 // watchAnswers asks for an organization until ctx ends and fails the test when another's gateway answers.
