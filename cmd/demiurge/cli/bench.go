@@ -39,6 +39,7 @@ that organization, gateway and epoch. "commit to first byte" leaves out waiting,
 	flags.IntVar(&plan.organizations, "organizations", 10, "how many organizations take turns")
 	flags.Float64Var(&plan.rate, "rate", 10, "starts per second")
 	flags.DurationVar(&plan.duration, "duration", 10*time.Second, "how long to go on")
+	flags.DurationVar(&plan.hold, "hold", 0, "how long an organization keeps its gateway before it is stopped")
 	flags.StringVar(&plan.pool, "pool", "", "pool to take gateways from (default \"default\")")
 	flags.StringVar(&plan.http, "http", "", "URL of nginx, to measure the first byte through it")
 	c.RunE = a.run(func(ctx context.Context, _ []string) error {
@@ -65,6 +66,7 @@ type benchPlan struct {
 	organizations int
 	rate          float64
 	duration      time.Duration
+	hold          time.Duration
 	pool          string
 	http          string
 }

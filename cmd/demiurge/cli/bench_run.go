@@ -171,7 +171,7 @@ func (b *bench) measure(ctx context.Context) time.Duration {
 		}
 	}
 	noMore()
-	late := time.AfterFunc(benchGrace, abort)
+	late := time.AfterFunc(benchGrace+b.plan.hold, abort)
 	defer late.Stop()
 	turns.Wait()
 	return took
@@ -208,6 +208,10 @@ func (b *bench) turn(waiting, running context.Context, due time.Time) {
 			before := time.Duration((allocation.Timings.Queue + allocation.Timings.Reserve) * float64(time.Millisecond))
 			b.results.add("commit to first byte", max(first.Sub(sent)-before, 0))
 		}
+	}
+	select {
+	case <-time.After(b.plan.hold):
+	case <-running.Done():
 	}
 	stopped := time.Now()
 	if _, err := b.measuring.Release(running, allocation.AllocationID, 0); err != nil {
