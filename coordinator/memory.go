@@ -11,10 +11,10 @@ import (
 // A coordinator makes much short-lived garbage beside a state that is small at first and grows with the
 // cluster. Go's collector runs each time the heap has doubled, which for a small state is several times a
 // second under load and a quarter of the work. So garbage may grow to a fixed amount beyond the state
-// before it is collected, and never to less than Go's own default allows.
+// before it is collected, and never to less than half of it.
 const (
-	garbageAllowed = 128 << 20
-	leastPercent   = 100
+	garbageAllowed = 64 << 20
+	leastPercent   = 50
 	mostPercent    = 400
 	memoryLook     = 5 * time.Second
 )

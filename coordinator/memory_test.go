@@ -6,7 +6,7 @@ func TestGCPercent(t *testing.T) {
 	for _, c := range []struct {
 		liveMiB uint64
 		want    int
-	}{{0, 400}, {10, 400}, {32, 400}, {64, 200}, {117, 109}, {128, 100}, {1200, 100}} {
+	}{{0, 400}, {10, 400}, {16, 400}, {64, 100}, {100, 64}, {128, 50}, {1200, 50}} {
 		if got := gcPercent(c.liveMiB << 20); got != c.want {
 			t.Errorf("%d MiB live: %d %%, want %d %%", c.liveMiB, got, c.want)
 		}
