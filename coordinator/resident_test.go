@@ -1,4 +1,4 @@
-package main_test
+package coordinator_test
 
 import (
 	"context"
@@ -22,7 +22,7 @@ func BenchmarkHundredThousandGateways(b *testing.B) {
 	const hosts, each = 100, 1000
 	dir := b.TempDir()
 	bin := filepath.Join(dir, "demiurge-coordinator")
-	if out, err := exec.Command("go", "build", "-o", bin, ".").CombinedOutput(); err != nil {
+	if out, err := exec.Command("go", "build", "-o", bin, "../cmd/demiurge-coordinator").CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
 	}
 	listen := coordtest.FreeAddr(b)
