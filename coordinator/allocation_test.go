@@ -223,11 +223,21 @@ func TestA7_AnAllocatedOrganizationIsAnsweredAfterALook(t *testing.T) {
 	org := c.Organizations(1)[0]
 	mustStart(t, c, org)
 	agent.Stop() // active on record, and nobody can say that it serves
-	ctx, cancel := context.WithTimeout(context.Background(), 3*time.Second)
-	defer cancel()
-	coordtest.Eventually(t, "the last look is too old to be believed", func() bool {
-		_, _, err := c.Admin.Start(ctx, api.StartAllocation{OrganizationID: org})
+	coordtest.Eventually(t, "the last look is too old to be believed, and nobody says that it serves", func() bool {
+		_, err := start(c, org)
+		if err != nil && !fault.Is(err, fault.VerifyFailed) {
+			t.Fatalf("error %v", err)
+		}
 		return err != nil
+	})
+	a, err := c.Admin.OrganizationAllocation(c.Context(), org)
+	if err != nil || a.State != api.AllocationActive {
+		t.Errorf("the allocation that does not answer: %+v, error %v", a, err)
+	}
+	c.Agent("h1", 10, coordtest.Script{})
+	coordtest.Eventually(t, "it is served again", func() bool {
+		again, err := start(c, org)
+		return err == nil && again.AllocationID == a.AllocationID && again.Epoch == a.Epoch
 	})
 }
 
