@@ -355,7 +355,7 @@ func TestACallerThatLeavesTheLineGivesUpItsPlace(t *testing.T) {
 	ctx, leave := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		_, _, err := c.Admin.Start(ctx, api.StartAllocation{OrganizationID: orgs[1], Wait: seconds(50)})
+		_, _, err := c.Admin.Start(ctx, api.StartAllocation{OrganizationID: orgs[1], Wait: seconds(240)}) // longer than the test has patience
 		done <- err
 	}()
 	queued := func(n int) func() bool {
