@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	"go.uber.org/goleak"
 
@@ -132,6 +133,9 @@ func options(dir string, fsm raft.FSM) consensus.Options {
 
 func open(t testing.TB, opts consensus.Options) *consensus.Node {
 	t.Helper()
+	if opts.Logger == nil {
+		opts.Logger = hclog.New(&hclog.LoggerOptions{Output: t.Output(), Level: hclog.Debug})
+	}
 	n, err := consensus.Open(opts)
 	if err != nil {
 		t.Fatal(err)

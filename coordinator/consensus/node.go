@@ -104,8 +104,15 @@ func (n *Node) openStore() error {
 	if err := n.dir.sweep(restoreFile + "*"); err != nil {
 		return err
 	}
+	did, err := finishRotation(path)
+	if err != nil {
+		return fmt.Errorf("cannot open the log in %s: %w; restore the directory from a backup, or empty it and let the node join again", path, err)
+	}
+	if did != "" {
+		n.log.Warn("finished an interrupted change of log files", "change", did)
+	}
 	var store Store
-	store, err := wal.Open(path, wal.WithSegmentSize(n.opts.SegmentSize), wal.WithLogger(n.log.Named("wal")))
+	store, err = wal.Open(path, wal.WithSegmentSize(n.opts.SegmentSize), wal.WithLogger(n.log.Named("wal")))
 	if err != nil {
 		return fmt.Errorf("cannot open the log in %s: %w; restore the directory from a backup, or empty it and let the node join again", path, err)
 	}
