@@ -40,6 +40,11 @@ const (
 	TypeDeleteToken        Type = 21
 	TypeCollect            Type = 22
 	TypeRecordEvents       Type = 23
+	TypePutTrust           Type = 24
+	TypePutJoinToken       Type = 25
+	TypeDeleteJoinToken    Type = 26
+	TypeEnroll             Type = 27
+	TypeDeleteEnrolment    Type = 28
 )
 
 // Skippable marks a type that a member which does not know it may pass over. An unknown type without

@@ -54,6 +54,11 @@ var decoders = map[Type]map[uint8]func([]byte) (Command, error){
 	TypeDeleteToken:        {1: decode[DeleteToken]},
 	TypeCollect:            {1: decode[Collect]},
 	TypeRecordEvents:       {1: decode[RecordEvents]},
+	TypePutTrust:           {1: decode[PutTrust]},
+	TypePutJoinToken:       {1: decode[PutJoinToken]},
+	TypeDeleteJoinToken:    {1: decode[DeleteJoinToken]},
+	TypeEnroll:             {1: decode[Enroll]},
+	TypeDeleteEnrolment:    {1: decode[DeleteEnrolment]},
 }
 
 // Decode reads the bytes of a command. A payload with a field that its version does not have is an error.

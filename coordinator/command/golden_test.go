@@ -98,6 +98,13 @@ func samples() map[string]command.Command {
 		"delete_token":  command.DeleteToken{Meta: meta, Token: token},
 		"collect":       command.Collect{Meta: meta, Before: at},
 		"record_events": command.RecordEvents{Meta: meta, Events: []command.Event{event}},
+		"put_trust":     command.PutTrust{Meta: meta, Base: 5, Bundle: []byte("roots"), Authority: []byte("sealed"), Keyring: []byte("keys"), Reason: "rotation"},
+		"put_join_token": command.PutJoinToken{
+			Meta: meta, Token: token, Role: "agent", Name: "host-1", Hash: strings.Repeat("ab", 32), ExpiresAt: at, Key: "k3", Digest: "d",
+		},
+		"delete_join_token": command.DeleteJoinToken{Meta: meta, Token: token},
+		"enroll":            command.Enroll{Meta: meta, Token: token, Name: "host-1"},
+		"delete_enrolment":  command.DeleteEnrolment{Meta: meta, Role: "agent", Name: "host-1", Reason: "stolen"},
 	}
 }
 
@@ -133,7 +140,7 @@ func TestGoldenBytes(t *testing.T) {
 			}
 		})
 	}
-	for kind := command.TypeInitCluster; kind <= command.TypeRecordEvents; kind++ {
+	for kind := command.TypeInitCluster; kind <= command.TypeDeleteEnrolment; kind++ {
 		if !types[kind] {
 			t.Errorf("command %d has no golden bytes", kind)
 		}

@@ -91,6 +91,9 @@ func deleteHost(t *state.Txn, c command.DeleteHost) command.Result {
 		finish(t, g.ID, nil)
 		removeGateway(t, g, "its host was deleted")
 	}
+	if e := t.Enrolment(nil, roleAgent, string(host.ID)); e != nil {
+		expel(t, e, "its host was deleted")
+	}
 	t.RemoveHost(host)
 	t.Emit(state.Event{Type: "host.deleted", Host: host.ID, Before: host.Status})
 	return command.Result{Count: len(gateways)}

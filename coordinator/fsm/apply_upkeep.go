@@ -40,6 +40,12 @@ func collect(t *state.Txn, c command.Collect) command.Result {
 			tokens = append(tokens, k)
 		}
 	}
+	var joins []*state.JoinToken
+	for k := range t.JoinTokens(nil) {
+		if k.ExpiresAt.Before(c.Before) {
+			joins = append(joins, k)
+		}
+	}
 	for _, a := range allocations {
 		t.RemoveAllocation(a)
 		removed++
@@ -50,6 +56,10 @@ func collect(t *state.Txn, c command.Collect) command.Result {
 	}
 	for _, k := range tokens {
 		revoke(t, k, "expired")
+		removed++
+	}
+	for _, k := range joins {
+		t.RemoveJoinToken(k)
 		removed++
 	}
 	return command.Result{Count: removed}

@@ -126,6 +126,16 @@ func apply(t *state.Txn, c command.Command) command.Result {
 		return collect(t, c)
 	case command.RecordEvents:
 		return recordEvents(t, c)
+	case command.PutTrust:
+		return putTrust(t, c)
+	case command.PutJoinToken:
+		return putJoinToken(t, c)
+	case command.DeleteJoinToken:
+		return deleteJoinToken(t, c)
+	case command.Enroll:
+		return enroll(t, c)
+	case command.DeleteEnrolment:
+		return deleteEnrolment(t, c)
 	}
 	return command.Result{} // skipped
 }

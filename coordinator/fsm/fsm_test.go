@@ -19,7 +19,7 @@ var goldenOrder = []string{
 	"init_cluster", "put_pool", "put_organization", "edit_organization", "observe_host", "create_gateways", "reserve",
 	"confirm", "fail", "release", "quarantine_gateway", "recycle_gateway", "note_pool", "set_host_schedulable",
 	"set_host_status", "put_token", "delete_token", "record_events", "delete_organization", "retire_gateways", "delete_pool",
-	"delete_host", "collect",
+	"put_trust", "put_join_token", "delete_join_token", "enroll", "delete_enrolment", "delete_host", "collect",
 }
 
 // TestGoldenCommandsApply applies the bytes of every version ever written.

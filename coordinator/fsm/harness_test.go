@@ -112,6 +112,15 @@ func records(v state.View) string {
 	for r := range v.Tokens(nil) {
 		fmt.Fprintf(&b, "%+v\n", *r)
 	}
+	if r := v.Trust(nil); r != nil {
+		fmt.Fprintf(&b, "%+v\n", *r)
+	}
+	for r := range v.JoinTokens(nil) {
+		fmt.Fprintf(&b, "%+v\n", *r)
+	}
+	for r := range v.Enrolments(nil) {
+		fmt.Fprintf(&b, "%+v\n", *r)
+	}
 	for r := range v.Requests(nil) {
 		fmt.Fprintf(&b, "%+v\n", *r)
 	}

@@ -224,7 +224,7 @@ func (w *world) aGateway() {
 
 func (w *world) upkeep() {
 	w.next++
-	switch w.pick("upkeep", 5) {
+	switch w.pick("upkeep", 9) {
 	case 0:
 		w.run(command.Collect{Meta: w.meta(), Before: w.now.Add(-time.Duration(w.pick("age", 20)) * time.Second)})
 	case 1:
@@ -235,6 +235,18 @@ func (w *world) upkeep() {
 		w.run(command.DeleteToken{Meta: w.meta(), Token: tkID(w.pick("token", 3))})
 	case 4:
 		w.run(command.InitCluster{Meta: w.meta(), ClusterID: fmt.Sprint("c", w.pick("cluster", 2))})
+	case 5:
+		var base uint64
+		if have := w.store.View().Trust(nil); have != nil {
+			base = have.ModifyIndex - uint64(w.pick("stale", 2))
+		}
+		w.run(command.PutTrust{Meta: w.meta(), Base: base, Bundle: []byte{byte(w.next)}, Authority: []byte("a"), Keyring: []byte("k")})
+	case 6:
+		w.run(command.PutJoinToken{Meta: w.meta(), Token: tkID(w.pick("join", 3)), Role: "agent", Hash: "h", ExpiresAt: w.now.Add(time.Duration(w.pick("age", 20)) * time.Second)})
+	case 7:
+		w.run(command.Enroll{Meta: w.meta(), Token: tkID(w.pick("join", 3)), Name: fmt.Sprint("h", w.pick("host", 3))})
+	case 8:
+		w.run(command.DeleteEnrolment{Meta: w.meta(), Role: "agent", Name: fmt.Sprint("h", w.pick("host", 3))})
 	}
 }
 

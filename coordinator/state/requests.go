@@ -20,6 +20,7 @@ type Request struct {
 const (
 	KindAllocation = "allocation"
 	KindToken      = "token"
+	KindJoinToken  = "join_token"
 )
 
 func requestTable() table {
