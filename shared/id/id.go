@@ -39,6 +39,9 @@ type Allocation string
 // Token is the public accessor of an API token: "tk-" and 10 characters of [a-z2-7].
 type Token string
 
+// JoinToken is the public part of a join token: "jt-" and 10 characters of [a-z2-7].
+type JoinToken string
+
 // Epoch is the Raft index of a grant. Zero means no grant.
 type Epoch uint64
 
@@ -126,6 +129,14 @@ func ParseToken(s string) (Token, error) {
 	return Token(s), nil
 }
 
+// ParseJoinToken checks the public part of a join token.
+func ParseJoinToken(s string) (JoinToken, error) {
+	if !prefixed(s, "jt-", 10) {
+		return "", invalid("join token id", s, "jt- and 10 characters of [a-z2-7]")
+	}
+	return JoinToken(s), nil
+}
+
 // NewOrganization makes a random (version 4) organization id.
 func NewOrganization() Organization {
 	var b [16]byte
@@ -143,6 +154,9 @@ func NewAllocation() Allocation { return Allocation("al-" + random(16)) }
 
 // NewToken makes a random token accessor.
 func NewToken() Token { return Token("tk-" + random(10)) }
+
+// NewJoinToken makes the random public part of a join token.
+func NewJoinToken() JoinToken { return JoinToken("jt-" + random(10)) }
 
 // Secret returns 256 random bits in lower-case hexadecimal, for tokens and keys.
 func Secret() string {
