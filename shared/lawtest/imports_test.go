@@ -151,6 +151,7 @@ var libraries = []library{
 	{module: "github.com/prometheus/client_model", homes: nil, tests: true},
 	{module: "github.com/prometheus/common", homes: nil, tests: true},
 	{module: "github.com/coder/websocket", homes: []string{"agent/gateway"}, tests: true},
+	{module: "github.com/miekg/dns", homes: []string{"coordinator/dns"}, tests: true},
 	{module: "github.com/spf13/cobra", homes: []string{"cmd"}},
 	{module: "github.com/spf13/pflag", homes: []string{"cmd"}},
 	{module: "github.com/schollz/progressbar/v3", homes: []string{"cmd/demiurge"}},

@@ -1,0 +1,227 @@
+package dns
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/url"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/logging"
+)
+
+// Bounds of what is asked of PowerDNS at once and of what it may answer.
+const (
+	tries     = 3                      // of one request, when the failure is a temporary one
+	firstWait = 100 * time.Millisecond // before the second try, four times as long before the third
+	atOnce    = 8                      // requests; its web server and most of its databases take no more
+	maxAnswer = 64 << 20               // a zone with 100,000 organizations is about half of it
+	maxKey    = 4 << 10
+	maxReason = 300 // of an error's text
+)
+
+// rrset is all records of one name and type, as the API of PowerDNS has them.
+type rrset struct {
+	Name       string   `json:"name"` // with final dot
+	Type       string   `json:"type"`
+	TTL        int64    `json:"ttl,omitempty"`
+	ChangeType string   `json:"changetype,omitempty"` // of a change: REPLACE or DELETE
+	Records    []record `json:"records,omitempty"`
+}
+
+type record struct {
+	Content  string `json:"content"`
+	Disabled bool   `json:"disabled"`
+}
+
+type zone struct {
+	RRsets []rrset `json:"rrsets"`
+}
+
+// client speaks to the HTTP API of PowerDNS (version 1) about one zone. All its requests may be repeated:
+// they read, or they say what shall be there afterwards.
+type client struct {
+	server  string // scheme and authority, for messages
+	zone    string // without final dot
+	url     string // of the zone
+	keyFile string
+	timeout time.Duration
+	http    *http.Client
+	slots   chan struct{}
+}
+
+func newClient(cfg PowerDNSConfig, domain string) *client {
+	server := strings.TrimRight(cfg.URL, "/")
+	zone := cfg.zone(domain)
+	return &client{
+		server: server, zone: zone, keyFile: cfg.KeyFile, timeout: cfg.Timeout,
+		url:   server + "/api/v1/servers/localhost/zones/" + url.PathEscape(zone+"."),
+		slots: make(chan struct{}, atOnce),
+		http: &http.Client{
+			// The key is for this server alone: no proxy of the environment and no redirect gets it.
+			Transport:     &http.Transport{MaxIdleConnsPerHost: atOnce, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10},
+			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
+		},
+	}
+}
+
+// sets returns the records of one name, or of the whole zone when the name is empty.
+func (c *client) sets(ctx context.Context, name string) ([]rrset, error) {
+	at := c.url
+	if name != "" {
+		at += "?rrset_name=" + url.QueryEscape(name+".")
+	}
+	var z zone
+	if err := c.call(ctx, http.MethodGet, at, nil, &z); err != nil {
+		return nil, err
+	}
+	return z.RRsets, nil
+}
+
+// change carries out all changes, or none of them.
+func (c *client) change(ctx context.Context, changes []rrset) error {
+	body, err := json.Marshal(zone{RRsets: changes})
+	if err != nil {
+		return fmt.Errorf("cannot encode a change for PowerDNS: %w", err)
+	}
+	return c.call(ctx, http.MethodPatch, c.url, body, nil)
+}
+
+// call makes one request, several times when that may help.
+func (c *client) call(ctx context.Context, method, at string, body []byte, into any) error {
+	select {
+	case c.slots <- struct{}{}:
+		defer func() { <-c.slots }()
+	case <-ctx.Done():
+		return c.unanswered(ctx.Err())
+	}
+	wait := firstWait
+	for try := 1; ; try++ {
+		err := c.once(ctx, method, at, body, into)
+		if KindOf(err) != Temporary || try == tries {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(wait):
+			wait *= 4
+		}
+	}
+}
+
+func (c *client) once(ctx context.Context, method, at string, body []byte, into any) error {
+	key, err := readKey(c.keyFile)
+	if err != nil {
+		return failed(&Error{Kind: Refused, Err: err}, "cannot read the API key of PowerDNS from %s: make the file readable for this program and put the api-key of PowerDNS into it", c.keyFile)
+	}
+	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, method, at, bytes.NewReader(body))
+	if err != nil {
+		return failed(&Error{Kind: Refused, Err: err}, "cannot use the address %s of PowerDNS: correct powerdns.url", c.server)
+	}
+	req.Header.Set("X-API-Key", key.Reveal())
+	req.Header.Set("Accept", "application/json")
+	if body != nil {
+		req.Header.Set("Content-Type", "application/json")
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return c.unanswered(err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	if resp.StatusCode/100 != 2 {
+		return c.status(resp)
+	}
+	if into == nil {
+		return nil
+	}
+	limited := &io.LimitedReader{R: resp.Body, N: maxAnswer}
+	err = json.NewDecoder(limited).Decode(into)
+	switch {
+	case err == nil:
+		return nil
+	case limited.N == 0:
+		return failed(&Error{Kind: Refused, Status: resp.StatusCode, Err: err}, "cannot read the zone %s: the answer of PowerDNS at %s is longer than %d MiB; give the organizations a zone of their own", c.zone, c.server, maxAnswer>>20)
+	case malformed(err):
+		return failed(&Error{Kind: Refused, Status: resp.StatusCode, Err: err}, "cannot understand what answers at %s: it is not the API of PowerDNS; correct powerdns.url", c.server)
+	}
+	return c.unanswered(err) // the connection broke
+}
+
+// malformed tells text that is no JSON, or not the JSON that is expected, from a connection that broke.
+func malformed(err error) bool {
+	var syntax *json.SyntaxError
+	var kind *json.UnmarshalTypeError
+	return errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.EOF)
+}
+
+// unanswered is the fault for a request without an answer.
+func (c *client) unanswered(err error) error {
+	cause := &Error{Kind: Temporary, Err: err}
+	if errors.Is(err, context.DeadlineExceeded) {
+		return failed(cause, "PowerDNS at %s did not answer in time: look at its load and its database, or raise powerdns.timeout (%s)", c.server, c.timeout)
+	}
+	return failed(cause, "cannot reach PowerDNS at %s: start it with api=yes and webserver=yes, or correct powerdns.url", c.server)
+}
+
+// status is the fault for an answer that is not a success.
+func (c *client) status(resp *http.Response) error {
+	cause := &Error{Kind: Refused, Status: resp.StatusCode}
+	if reason := reasonOf(resp.Body); reason != "" {
+		cause.Err = errors.New(reason)
+	}
+	switch code := resp.StatusCode; {
+	case code == http.StatusUnauthorized || code == http.StatusForbidden:
+		return failed(cause, "PowerDNS at %s refuses the API key: put the api-key of its configuration into %s, and let webserver-allow-from name this host", c.server, c.keyFile)
+	case code == http.StatusNotFound:
+		return failed(cause, "PowerDNS at %s has no zone %s: create it (pdnsutil create-zone %s), or correct powerdns.zone", c.server, c.zone, c.zone)
+	case code == http.StatusRequestTimeout || code == http.StatusTooManyRequests || code >= 500:
+		cause.Kind = Temporary
+		return failed(cause, "PowerDNS at %s fails with HTTP status %d: its log says why", c.server, code)
+	case code/100 == 3:
+		return failed(cause, "PowerDNS at %s sends its callers elsewhere (HTTP status %d): set powerdns.url to the address of the API itself", c.server, code)
+	default:
+		return failed(cause, "PowerDNS at %s refuses the change of zone %s with HTTP status %d: the log of this program has its reason", c.server, c.zone, code)
+	}
+}
+
+// reasonOf reads what PowerDNS says of an error: JSON, or text. It is for the log.
+func reasonOf(body io.Reader) string {
+	text, _ := io.ReadAll(io.LimitReader(body, 4<<10)) // what was read before an error is still a hint
+	var answer struct {
+		Error string `json:"error"`
+	}
+	if json.Unmarshal(text, &answer) == nil && answer.Error != "" {
+		text = []byte(answer.Error)
+	}
+	if len(text) > maxReason {
+		text = text[:maxReason]
+	}
+	return strings.ToValidUTF8(strings.TrimSpace(string(text)), "?")
+}
+
+// readKey reads the file that holds nothing but the key.
+func readKey(path string) (logging.Secret, error) {
+	f, err := os.Open(path)
+	if err != nil {
+		return logging.Secret{}, err
+	}
+	defer func() { _ = f.Close() }()
+	text, err := io.ReadAll(io.LimitReader(f, maxKey))
+	if err != nil {
+		return logging.Secret{}, err
+	}
+	key := strings.TrimSpace(string(text))
+	if key == "" || len(text) == maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
+		return logging.Secret{}, errors.New("it does not hold one line of printable characters")
+	}
+	return logging.NewSecret(key), nil
+}
