@@ -73,9 +73,13 @@ func (m Meta) Who() (actor, source string) { return m.Actor, m.Source }
 
 // Encode gives the bytes of a command.
 func Encode(c Command) ([]byte, error) {
+	head := []byte{byte(c.Type()), c.Version()}
+	if data, ok := appendFast(head, c); ok {
+		return data, nil
+	}
 	payload, err := json.Marshal(c)
 	if err != nil {
 		return nil, fmt.Errorf("cannot encode command %d: %w", c.Type(), err)
 	}
-	return append([]byte{byte(c.Type()), c.Version()}, payload...), nil
+	return append(head, payload...), nil
 }

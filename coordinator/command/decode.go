@@ -88,6 +88,10 @@ func Decode(data []byte) (Command, error) {
 
 func decode[C Command](payload []byte) (Command, error) {
 	var c C
+	if readFast(payload, &c) {
+		return c, nil
+	}
+	c = *new(C) // it may be read halfway
 	d := json.NewDecoder(bytes.NewReader(payload))
 	d.DisallowUnknownFields()
 	if err := d.Decode(&c); err != nil {
