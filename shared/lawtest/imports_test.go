@@ -140,6 +140,8 @@ const everywhere = ""
 var libraries = []library{
 	{module: "github.com/hashicorp/raft-wal", homes: []string{"coordinator/consensus"}},
 	{module: "github.com/hashicorp/raft", homes: []string{"coordinator/consensus", "coordinator/fsm"}, tests: true}, // fsm, and tests that drive it: the interface that it fulfils
+	{module: "github.com/hashicorp/serf", homes: []string{"shared/gossip"}},
+	{module: "github.com/hashicorp/memberlist", homes: []string{"shared/gossip"}},
 	{module: "github.com/hashicorp/go-metrics", homes: []string{"coordinator/consensus", "coordinator/metrics"}},
 	{module: "github.com/hashicorp/go-memdb", homes: []string{"coordinator/state"}},
 	{module: "github.com/hashicorp/go-hclog", homes: []string{everywhere}},

@@ -1,0 +1,149 @@
+// Package membership is the coordinator's view of who is alive. View keeps what the gossip says of hosts
+// and coordinators, with a channel to wait for changes; Judge, a pure function, weighs that against the
+// second signal. Neither acts: that is the host monitor's.
+package membership
+
+import (
+	"context"
+	"maps"
+	"sync"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/gossip"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// Pool is where members and their changes come from.
+type Pool interface {
+	// Members gives all that are known, this node too.
+	Members() []gossip.Member
+	// Changes tells what happens to the other members, and is closed when the pool ends.
+	Changes() <-chan gossip.Change
+}
+
+// Host is a host as the gossip knows its agent.
+type Host struct {
+	Status      gossip.Status // failed is a suspicion
+	Since       time.Time     // of the status
+	Flaps       int           // failures with return within gossip.FlapWindow
+	Run         string        // differs from start to start of the agent
+	Version     string
+	Digest      gossip.Digest
+	DigestError string // why there is none
+}
+
+// Snapshot is the view at one moment. It is shared and must not be changed.
+type Snapshot struct {
+	Hosts        map[id.Host]Host
+	Coordinators map[string]gossip.Member // by name, this one too
+	// Isolated: there are other members, and none of them is alive.
+	Isolated bool
+
+	changed chan struct{}
+}
+
+// Changed is closed when there is a newer snapshot.
+func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
+
+// Signals gives the gossip's part of what Judge needs of a host.
+func (s *Snapshot) Signals(h id.Host) Signals {
+	known := s.Hosts[h]
+	return Signals{Gossip: known.Status, GossipSince: known.Since, Flaps: known.Flaps, Isolated: s.Isolated}
+}
+
+// refresh is how often everything is read anew: the flaps of a host that is quiet now grow old.
+const refresh = 5 * time.Second
+
+// View follows the gossip.
+type View struct {
+	pool Pool
+
+	mu  sync.Mutex
+	now *Snapshot // guarded by mu
+}
+
+// New makes a View of the members that are known already. Run keeps it up to date.
+func New(pool Pool) *View {
+	v := &View{pool: pool}
+	v.now = take(pool.Members())
+	return v
+}
+
+// Run follows the pool until ctx ends or the pool does.
+func (v *View) Run(ctx context.Context) {
+	tick := time.NewTicker(refresh)
+	defer tick.Stop()
+	changes := v.pool.Changes()
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case _, ok := <-changes:
+			if !ok {
+				return
+			}
+		case <-tick.C:
+		}
+		v.renew()
+	}
+}
+
+// renew takes a new snapshot, if anything differs. A change only says that there is something to read: what
+// the members are now counts, so that no order of changes can leave the view wrong.
+func (v *View) renew() {
+	next := take(v.pool.Members())
+	v.mu.Lock()
+	before := v.now
+	if before.equal(next) {
+		v.mu.Unlock()
+		return
+	}
+	v.now = next
+	v.mu.Unlock()
+	close(before.changed)
+}
+
+// Snapshot gives the view as it is now.
+func (v *View) Snapshot() *Snapshot {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	return v.now
+}
+
+// take sorts members into a snapshot.
+func take(members []gossip.Member) *Snapshot {
+	s := &Snapshot{Hosts: map[id.Host]Host{}, Coordinators: map[string]gossip.Member{}, changed: make(chan struct{})}
+	others, alive := 0, 0
+	for _, m := range members {
+		if !m.Self && m.Status != gossip.StatusLeft {
+			others++
+			if m.Status == gossip.StatusAlive {
+				alive++
+			}
+		}
+		if m.Role == gossip.RoleCoordinator {
+			s.Coordinators[m.Name] = m
+			continue
+		}
+		s.Hosts[m.Host] = Host{
+			Status: m.Status, Since: m.Since, Flaps: m.Flaps, Run: m.Run, Version: m.Version,
+			Digest: m.Digest, DigestError: m.DigestError,
+		}
+	}
+	s.Isolated = others > 1 && alive == 0
+	return s
+}
+
+func (s *Snapshot) equal(o *Snapshot) bool {
+	return s.Isolated == o.Isolated &&
+		maps.EqualFunc(s.Hosts, o.Hosts, func(a, b Host) bool {
+			x, _ := a.Digest.Encode()
+			y, _ := b.Digest.Encode()
+			return x == y && a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run &&
+				a.Version == b.Version && a.DigestError == b.DigestError
+		}) &&
+		maps.EqualFunc(s.Coordinators, o.Coordinators, func(a, b gossip.Member) bool {
+			return a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run &&
+				a.Version == b.Version && a.Address == b.Address && maps.Equal(a.Tags, b.Tags)
+		})
+}
