@@ -66,6 +66,10 @@ func NewAuthority(o AuthorityOptions) (*Authority, error) {
 	template.MaxPathLen = 1 // a successor's cross-signed certificate, and nothing below it but leaves
 	// The serial is in the name, so that two roots of one cluster are never taken for each other.
 	template.Subject = pkix.Name{CommonName: fmt.Sprintf("Demiurge CA %x", serial.Bytes()[:4]), Organization: []string{o.Cluster}}
+	return selfSigned(template, key)
+}
+
+func selfSigned(template *x509.Certificate, key *ecdsa.PrivateKey) (*Authority, error) {
 	cert, err := sign(template, template, key, &key.PublicKey)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the root of the CA: %w", err)
