@@ -64,8 +64,8 @@ func refusals(t *testing.T, ca *pki.Authority) map[string]struct {
 		reason pki.Reason
 		asked  pki.Peer
 	}{
-		"other CA of the same cluster id": {member(t, authority(t, clusterA), pki.RoleCoordinator, "c9"), pki.OtherCA, coordinators},
-		"another cluster":                 {member(t, authority(t, clusterB), pki.RoleCoordinator, "c9"), pki.OtherCluster, coordinators},
+		"other CA of the same cluster id":                        {member(t, authority(t, clusterA), pki.RoleCoordinator, "c9"), pki.OtherCA, coordinators},
+		"another cluster":                                        {member(t, authority(t, clusterB), pki.RoleCoordinator, "c9"), pki.OtherCluster, coordinators},
 		"an agent's certificate where a coordinator's is needed": {member(t, ca, pki.RoleAgent, "host-1"), pki.WrongRole, coordinators},
 		"another host's certificate":                             {member(t, ca, pki.RoleCoordinator, "c9"), pki.WrongName, pki.Peer{Roles: coordinators.Roles, Name: "c2"}},
 		"an expired certificate":                                 {memberAt(t, ca, own, c9, noon.Add(-pki.DefaultLeafLife-time.Second)), pki.Expired, coordinators},
