@@ -1,0 +1,264 @@
+package dns
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// shelf is a provider in memory that can be made to fail.
+type shelf struct {
+	mu    sync.Mutex
+	zone  map[string]Record
+	fail  func(call, name string) error // nil: nothing fails
+	lists []time.Time
+	calls int // of Ensure and Remove
+}
+
+func (s *shelf) enter(call, name string) error {
+	if s.fail == nil {
+		return nil
+	}
+	return s.fail(call, name)
+}
+
+func (s *shelf) Ensure(_ context.Context, r Record) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	if err := s.enter("ensure", r.Name); err != nil {
+		return err
+	}
+	carryOut(s.zone, Action{Verb: Make, Record: r})
+	return nil
+}
+
+func (s *shelf) Remove(_ context.Context, name string, upTo id.Epoch) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.calls++
+	if err := s.enter("remove", name); err != nil {
+		return err
+	}
+	carryOut(s.zone, Action{Verb: Remove, Record: Record{Name: name}, UpTo: upTo})
+	return nil
+}
+
+func (s *shelf) List(context.Context) ([]Record, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lists = append(s.lists, time.Now())
+	if err := s.enter("list", ""); err != nil {
+		return nil, err
+	}
+	return values(s.zone), nil
+}
+
+func (s *shelf) do(f func()) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	f()
+}
+
+// wishes is what the state wants, with its notification.
+type wishes struct {
+	mu      sync.Mutex
+	wanted  []Wanted
+	changed chan struct{}
+}
+
+func (w *wishes) get() ([]Wanted, <-chan struct{}) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.wanted, w.changed
+}
+
+func (w *wishes) set(wanted ...Wanted) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	close(w.changed)
+	w.wanted, w.changed = wanted, make(chan struct{})
+}
+
+// inLoop runs a story with a loop in virtual time: its interval is a minute, it settles for five seconds.
+func inLoop(t *testing.T, limit int, story func(s *shelf, w *wishes, l *Loop)) {
+	t.Helper()
+	synctest.Test(t, func(t *testing.T) {
+		s := &shelf{zone: map[string]Record{}}
+		w := &wishes{changed: make(chan struct{})}
+		l := NewLoop(LoopOptions{Provider: s, Domain: testDomain, Wanted: w.get, Logger: hclog.NewNullLogger(), Now: time.Now, Limit: limit})
+		ctx, cancel := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { // waited for below
+			defer close(done)
+			l.Run(ctx)
+		}()
+		synctest.Wait()
+		story(s, w, l)
+		cancel()
+		<-done
+	})
+}
+
+func TestLoopFollowsChanges(t *testing.T) {
+	inLoop(t, 0, func(s *shelf, w *wishes, l *Loop) {
+		time.Sleep(30 * time.Second) // it has looked and rests
+		w.set(want(orgA, "192.0.2.1", 7))
+		synctest.Wait()
+		s.do(func() {
+			if r := s.zone[orgA]; !same(r, rec(orgA, "192.0.2.1", 7)) || len(s.lists) != 2 {
+				t.Errorf("after a change: %v, %d looks", r, len(s.lists))
+			}
+		})
+		for i := range 10 { // many changes at once are one look
+			w.set(want(orgA, fmt.Sprintf("192.0.2.%d", i+2), id.Epoch(i+8)))
+		}
+		synctest.Wait()
+		time.Sleep(10 * time.Second)
+		s.do(func() {
+			if r := s.zone[orgA]; !same(r, rec(orgA, "192.0.2.11", 17)) || len(s.lists) != 3 {
+				t.Errorf("after many changes: %v, %d looks", r, len(s.lists))
+			}
+		})
+		w.set()
+		time.Sleep(10 * time.Second)
+		s.do(func() {
+			if len(s.zone) != 0 {
+				t.Errorf("left over: %v", s.zone)
+			}
+		})
+		if st := l.Status(); st.Err != nil || st.Made != 2 || st.Removed != 1 || st.LastSuccess.IsZero() {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
+func TestLoopRepairsDriftAtItsInterval(t *testing.T) {
+	inLoop(t, 0, func(s *shelf, w *wishes, _ *Loop) {
+		w.set(want(orgA, "192.0.2.1", 7))
+		time.Sleep(6 * time.Second)
+		s.do(func() {
+			s.zone[orgA] = rec(orgA, "192.0.2.66", 7)
+			s.zone["www."+testDomain] = rec("www."+testDomain, "192.0.2.80", 0)
+		})
+		time.Sleep(time.Minute)
+		s.do(func() {
+			if r := s.zone[orgA]; !same(r, rec(orgA, "192.0.2.1", 7)) {
+				t.Errorf("not repaired: %v", r)
+			}
+			if _, there := s.zone["www."+testDomain]; !there {
+				t.Error("a name that is nobody's organization was removed")
+			}
+		})
+	})
+}
+
+func TestLoopGoesOnWhereOneLookWasNotEnough(t *testing.T) {
+	inLoop(t, 2, func(s *shelf, w *wishes, l *Loop) {
+		s.do(func() {
+			for range 5 {
+				for _, r := range both(id.Hostname(id.NewOrganization(), testDomain), "192.0.2.1", 3) {
+					s.zone[r.Name] = r
+				}
+			}
+		})
+		w.set()
+		time.Sleep(5*time.Second + time.Millisecond)
+		if st := l.Status(); st.Removed != 2 {
+			t.Errorf("removed %d in one look, the limit is 2", st.Removed)
+		}
+		time.Sleep(10 * time.Second)
+		if st := l.Status(); st.Removed != 5 {
+			t.Errorf("removed %d of 5", st.Removed)
+		}
+	})
+}
+
+func TestLoopBacksOff(t *testing.T) {
+	for kind, wantCalls := range map[Kind]int{Temporary: 1, Refused: maxRefusals, Lying: maxRefusals} {
+		t.Run(string(kind), func(t *testing.T) {
+			inLoop(t, 0, func(s *shelf, w *wishes, l *Loop) {
+				s.do(func() {
+					s.fail = func(call, _ string) error {
+						if call == "list" {
+							return nil
+						}
+						return failed(&Error{Kind: kind}, "cannot do it: mend it")
+					}
+				})
+				var wanted []Wanted
+				for range 10 {
+					wanted = append(wanted, want(id.Hostname(id.NewOrganization(), testDomain), "192.0.2.1", 7))
+				}
+				w.set(wanted...)
+				time.Sleep(5*time.Second + time.Millisecond)
+				s.do(func() {
+					if s.calls != wantCalls {
+						t.Errorf("%d calls in one look, want %d", s.calls, wantCalls)
+					}
+				})
+				if st := l.Status(); KindOf(st.Err) != kind || fault.CodeOf(st.Err) != fault.DNSFailed {
+					t.Errorf("status %+v", st)
+				}
+				time.Sleep(10 * time.Minute)
+				s.do(func() {
+					// Two looks before, then after 1, 2, 4, 8, 16, 32 seconds, and each minute.
+					if n := len(s.lists); n != 16 {
+						t.Errorf("%d looks in ten minutes of failure", n)
+					}
+					s.fail = nil
+				})
+				time.Sleep(time.Minute)
+				if st := l.Status(); st.Err != nil || st.Made != 10 {
+					t.Errorf("status %+v", st)
+				}
+			})
+		})
+	}
+}
+
+func TestLoopTakesALaterGrantForNoFailure(t *testing.T) {
+	inLoop(t, 0, func(s *shelf, w *wishes, l *Loop) {
+		s.do(func() {
+			s.fail = func(call, _ string) error {
+				if call == "ensure" {
+					return fault.New(fault.Superseded, "there is a later one")
+				}
+				return nil
+			}
+		})
+		w.set(want(orgA, "192.0.2.1", 7))
+		time.Sleep(6 * time.Second)
+		if st := l.Status(); st.Err != nil || st.Made != 0 {
+			t.Errorf("status %+v", st)
+		}
+	})
+}
+
+func TestLoopEndsWhereNothingIsKept(t *testing.T) {
+	for _, name := range []string{ProviderNone, ProviderEmbedded} {
+		p, err := New(Options{Config: Config{Provider: name}, Domain: testDomain, Logger: hclog.NewNullLogger()})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(p.Ensure(t.Context(), rec(orgA, "192.0.2.1", 7)), p.Remove(t.Context(), orgA, 7)); err != nil {
+			t.Error(err)
+		}
+		NewLoop(LoopOptions{Provider: p, Domain: testDomain, Logger: hclog.NewNullLogger(), Now: time.Now, Wanted: func() ([]Wanted, <-chan struct{}) {
+			t.Errorf("%s was held against the state", name)
+			return nil, nil
+		}}).Run(t.Context())
+	}
+	if _, err := New(Options{Config: Config{Provider: "route66"}}); err == nil {
+		t.Error("an unknown provider was made")
+	}
+}
