@@ -29,7 +29,8 @@ const (
 // ErrEmpty is what Load answers where nothing was saved yet: the program has to join first.
 var ErrEmpty = errors.New("no certificate is stored: join the cluster first")
 
-// Store keeps credentials in a directory of its own. One process writes; any number may read.
+// Store keeps credentials in a directory of its own. One process opens it (OpenStore clears what nobody
+// names); others read its files.
 type Store struct {
 	fs  fsx.FS
 	dir string
