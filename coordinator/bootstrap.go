@@ -22,6 +22,9 @@ const adminTokenFile = "admin.token"
 // directory that only its owner can read; in the log is its hash. The file is written first: a token
 // whose secret nobody has would lock everybody out.
 func (c *Coordinator) initialize(ctx context.Context) error {
+	if err := c.trust.Found(ctx, c.propose); err != nil {
+		return fmt.Errorf("cannot keep the cluster's certificates: %w", err)
+	}
 	if c.store.View().Cluster() != "" {
 		return nil
 	}
@@ -41,7 +44,7 @@ func (c *Coordinator) initialize(ctx context.Context) error {
 	if result.Err != nil {
 		return result.Err
 	}
-	if _, _, err = c.propose.Propose(ctx, command.InitCluster{Meta: meta, ClusterID: string(id.NewOrganization())}); err != nil {
+	if _, _, err = c.propose.Propose(ctx, command.InitCluster{Meta: meta, ClusterID: c.trust.Cluster()}); err != nil {
 		return err
 	}
 	c.log.Info("a new cluster; the first admin token is in a file", "file", path)

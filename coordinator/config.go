@@ -4,12 +4,14 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/consensus"
 	"github.com/demiurge-platform/demiurge/shared/config"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/logging"
 )
@@ -21,24 +23,44 @@ type Config struct {
 	Domain    string         `yaml:"domain"`     // organizations are served as org-<uuid>.<domain>
 	PublicURL string         `yaml:"public_url"` // of an organization; {hostname} stands for its name
 	API       APIConfig      `yaml:"api"`
+	Cluster   ClusterConfig  `yaml:"cluster"`
 	Raft      RaftConfig     `yaml:"raft"`
+	Gossip    GossipConfig   `yaml:"gossip"`
 	Hosts     HostConfig     `yaml:"hosts"`
 	Log       logging.Config `yaml:"log"`
 }
 
 // APIConfig is the HTTP API.
 type APIConfig struct {
-	Listen       string  `yaml:"listen"`
-	RateLimit    float64 `yaml:"rate_limit"`    // requests a second per token
-	RateBurst    int     `yaml:"rate_burst"`    // above that for a moment
-	AuthFailures float64 `yaml:"auth_failures"` // failed authentications a second per address
+	Listen       string   `yaml:"listen"`
+	Hosts        []string `yaml:"hosts"`         // names and addresses in its certificate, for HTTPS clients
+	RateLimit    float64  `yaml:"rate_limit"`    // requests a second per token
+	RateBurst    int      `yaml:"rate_burst"`    // above that for a moment
+	AuthFailures float64  `yaml:"auth_failures"` // failed authentications a second per address
 }
 
 // RaftConfig is the consensus between coordinators.
 type RaftConfig struct {
 	Listen    string `yaml:"listen"`
+	Advertise string `yaml:"advertise"` // where the other coordinators reach it; empty: listen
 	Profile   string `yaml:"profile"`   // default, fast or slow
-	Bootstrap bool   `yaml:"bootstrap"` // make a new cluster when the data directory is empty
+}
+
+// ClusterConfig is how this coordinator comes to its cluster.
+type ClusterConfig struct {
+	KeyFile         string        `yaml:"key_file"`         // the key that all coordinators share; empty: cluster.key in data_dir
+	BootstrapExpect int           `yaml:"bootstrap_expect"` // so many begin a new cluster together; 0: this one waits to be brought in
+	Join            []string      `yaml:"join"`             // gossip addresses of other members
+	DeadAfter       time.Duration `yaml:"dead_after"`       // a coordinator gone for so long is taken out, once its place is filled
+	MinVoters       int           `yaml:"min_voters"`       // so many stay, dead or alive
+}
+
+// GossipConfig is the pool of all coordinators and agents.
+type GossipConfig struct {
+	Listen    string   `yaml:"listen"`    // address and port, TCP and UDP
+	Advertise string   `yaml:"advertise"` // where the others reach it; empty: listen
+	Profile   string   `yaml:"profile"`   // default, slow or distant
+	Allowed   []string `yaml:"allowed"`   // networks that packets may come from; empty: any
 }
 
 // HostConfig is how long a host may be silent.
@@ -53,7 +75,9 @@ func DefaultConfig() *Config {
 		DataDir:   "/var/lib/demiurge/coordinator",
 		PublicURL: "https://{hostname}",
 		API:       APIConfig{Listen: "127.0.0.1:7400", RateLimit: 10000, RateBurst: 20000, AuthFailures: 10},
-		Raft:      RaftConfig{Listen: "127.0.0.1:7401", Profile: string(consensus.ProfileDefault), Bootstrap: true},
+		Raft:      RaftConfig{Listen: "127.0.0.1:7401", Profile: string(consensus.ProfileDefault)},
+		Cluster:   ClusterConfig{BootstrapExpect: 1, DeadAfter: 10 * time.Minute, MinVoters: 3},
+		Gossip:    GossipConfig{Listen: "127.0.0.1:7402", Profile: string(gossip.ProfileDefault)},
 		Hosts:     HostConfig{SilentAfter: 3 * time.Second, LostAfter: 30 * time.Second},
 		Log:       logging.DefaultConfig(),
 	}
@@ -85,6 +109,7 @@ func (c *Config) Validate() error {
 	default:
 		bad("raft.profile", fmt.Sprintf("there is no profile %q", c.Raft.Profile), "set default, fast or slow")
 	}
+	errs = append(errs, c.validateCluster()...)
 	for key, rate := range map[string]float64{"api.rate_limit": c.API.RateLimit, "api.rate_burst": float64(c.API.RateBurst), "api.auth_failures": c.API.AuthFailures} {
 		if rate <= 0 {
 			bad(key, fmt.Sprintf("%v would let nobody in", rate), "leave it out for the default, or set a number above 0")
@@ -95,6 +120,47 @@ func (c *Config) Validate() error {
 	}
 	errs = append(errs, c.Log.Validate("log"))
 	return errors.Join(errs...)
+}
+
+// validateCluster checks how the coordinator comes to its cluster.
+func (c *Config) validateCluster() []error {
+	var errs []error
+	bad := func(key, message, remedy string) { errs = append(errs, config.Invalid(key, message, remedy)) }
+	switch n := c.Cluster.BootstrapExpect; {
+	case n < 0 || n > 7 || n > 0 && n%2 == 0:
+		bad("cluster.bootstrap_expect", fmt.Sprintf("%d is not a useful number of coordinators", n), "set 1, 3 or 5, or 0 where a cluster exists already")
+	case n == 1 && len(c.Cluster.Join) > 0:
+		bad("cluster.bootstrap_expect", "1 begins a cluster of its own, and cluster.join names another one", "set 0 to be brought into that one, or 3 to begin one together with those")
+	case n != 1 && len(c.Cluster.Join) == 0:
+		bad("cluster.join", "it is empty, so this coordinator would never find the others", "list the gossip addresses of other coordinators, such as 192.0.2.1:7402")
+	}
+	for _, seed := range c.Cluster.Join {
+		if _, _, err := net.SplitHostPort(seed); err != nil {
+			bad("cluster.join", fmt.Sprintf("%q is not an address with a port", seed), "set it as in 192.0.2.1:7402")
+		}
+	}
+	if c.Cluster.DeadAfter < time.Minute {
+		bad("cluster.dead_after", "a coordinator would be taken out while it restarts", "set 1m or more")
+	}
+	if c.Cluster.MinVoters < 1 {
+		bad("cluster.min_voters", "a cluster needs at least one", "keep the default of 3")
+	}
+	for key, addr := range map[string]string{"gossip.listen": c.Gossip.Listen, "gossip.advertise": c.Gossip.Advertise} {
+		if _, err := netip.ParseAddrPort(addr); err != nil && (addr != "" || key == "gossip.listen") {
+			bad(key, fmt.Sprintf("%q is not an IP address with a port", addr), "set it as in 192.0.2.1:7402")
+		}
+	}
+	for _, network := range c.Gossip.Allowed {
+		if _, err := netip.ParsePrefix(network); err != nil {
+			bad("gossip.allowed", fmt.Sprintf("%q is not a network", network), "set it as in 192.0.2.0/24")
+		}
+	}
+	switch gossip.Profile(c.Gossip.Profile) {
+	case gossip.ProfileDefault, gossip.ProfileSlow, gossip.ProfileDistant:
+	default:
+		bad("gossip.profile", fmt.Sprintf("there is no profile %q", c.Gossip.Profile), "set default, slow or distant")
+	}
+	return errs
 }
 
 // publicURL is where an organization is reached.

@@ -17,14 +17,19 @@ import (
 
 	"github.com/demiurge-platform/demiurge/coordinator/agentlink"
 	"github.com/demiurge-platform/demiurge/coordinator/allocator"
+	"github.com/demiurge-platform/demiurge/coordinator/autopilot"
 	"github.com/demiurge-platform/demiurge/coordinator/consensus"
 	"github.com/demiurge-platform/demiurge/coordinator/events"
 	"github.com/demiurge-platform/demiurge/coordinator/fsm"
 	"github.com/demiurge-platform/demiurge/coordinator/hostmonitor"
 	"github.com/demiurge-platform/demiurge/coordinator/httpapi"
+	"github.com/demiurge-platform/demiurge/coordinator/membership"
 	"github.com/demiurge-platform/demiurge/coordinator/metrics"
+	"github.com/demiurge-platform/demiurge/coordinator/peerlink"
 	"github.com/demiurge-platform/demiurge/coordinator/poolkeeper"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/coordinator/trust"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
 )
 
@@ -56,6 +61,10 @@ type Coordinator struct {
 	link     *agentlink.Link
 	runner   *allocator.Runner
 	receiver *agentlink.Receiver
+	trust    *trust.Keeper
+	peers    *peerlink.Link
+	gossip   *gossip.Node
+	members  *membership.View
 	listener net.Listener
 	api      *httpapi.Server
 	failed   chan error
@@ -94,11 +103,17 @@ func (c *Coordinator) open() error {
 		return err
 	}
 	c.store = state.New()
+	if err = c.openTrust(); err != nil {
+		return err
+	}
+	if err = c.openPeers(); err != nil {
+		return err
+	}
 	machine := fsm.New(c.store, c.log.Named("fsm"))
 	c.node, err = consensus.Open(consensus.Options{
-		NodeID: cfg.NodeID, Dir: filepath.Join(cfg.DataDir, "raft"), Listen: cfg.Raft.Listen,
-		Profile: consensus.Profile(cfg.Raft.Profile), Bootstrap: cfg.Raft.Bootstrap,
-		FSM: machine, CheckSnapshot: fsm.Check, Logger: c.log.Named("raft"),
+		NodeID: cfg.NodeID, Dir: filepath.Join(cfg.DataDir, "raft"), Stream: c.peers.Raft(),
+		Profile: consensus.Profile(cfg.Raft.Profile),
+		FSM:     machine, CheckSnapshot: fsm.Check, Logger: c.log.Named("raft"),
 		Fence: func(reason string) {
 			c.log.Error("fenced: this coordinator ends, so that another one can lead", "reason", reason)
 			c.opts.Fence(reason)
@@ -109,6 +124,9 @@ func (c *Coordinator) open() error {
 	}
 	c.stack.Push("Raft node", c.node.Close)
 	c.propose = &proposer{c.node}
+	if err := c.openGossip(); err != nil {
+		return err
+	}
 	return c.wire()
 }
 
@@ -130,6 +148,7 @@ func (c *Coordinator) wire() error {
 	c.api, err = httpapi.New(httpapi.Options{
 		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, &c.reign},
 		Events: c.broker, Metrics: c.metrics, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
+		Peers: c.peers.Transport(),
 		Limits: httpapi.Limits{
 			Token:  httpapi.Rate{PerSecond: cfg.API.RateLimit, Burst: float64(cfg.API.RateBurst)},
 			Failed: httpapi.Rate{PerSecond: cfg.API.AuthFailures, Burst: 2 * cfg.API.AuthFailures},
@@ -144,10 +163,16 @@ func (c *Coordinator) Addr() net.Addr { return c.listener.Addr() }
 // Start begins to serve and to lead when elected.
 func (c *Coordinator) Start() {
 	c.stack.Go("memory", tuneMemory)
+	c.stack.Go("trust", c.trust.Run)
+	c.stack.Go("members", c.members.Run)
+	c.stack.Go("tags", c.tell)
+	c.stack.Go("joining the gossip", c.join)
+	c.stack.Go("forming the cluster", func(ctx context.Context) { autopilot.RunFormer(ctx, c.autopilot()) })
 	c.stack.Go("events", c.broker.Run)
 	c.stack.Go("leader loops", func(ctx context.Context) { c.node.RunWhileLeader(ctx, c.lead) })
 	server := c.api.HTTPServer()
 	c.stack.Go("API refusals", c.api.Run)
+	c.servePeers()
 	c.stack.Push("API", func(ctx context.Context) error {
 		err := server.Shutdown(ctx)
 		return errors.Join(err, ignoreClosed(server.Close()))
@@ -168,6 +193,7 @@ func (c *Coordinator) lead(ctx context.Context) {
 		c.log.Error("cannot initialize the cluster", "error", err)
 	}
 	var loops lifecycle.Stack
+	loops.Go("autopilot", func(ctx context.Context) { autopilot.RunPilot(ctx, c.autopilot()) })
 	loops.Go("allocator", c.runner.Run)
 	loops.Go("pool keeper", poolkeeper.New(poolkeeper.Options{
 		Store: c.store, Proposer: c.propose, Logger: c.log.Named("poolkeeper"), Now: c.opts.Now,

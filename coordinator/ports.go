@@ -66,6 +66,21 @@ func (c cluster) IsLeader() bool {
 	return reign != nil && (*reign).Err() == nil && c.Node.IsLeader()
 }
 
+// over is done.
+var over = func() context.Context {
+	ctx, cancel := context.WithCancel(context.Background())
+	cancel()
+	return ctx
+}()
+
+// Reign is done when this node no longer leads.
+func (c cluster) Reign() context.Context {
+	if reign := c.reign.Load(); reign != nil {
+		return *reign
+	}
+	return over
+}
+
 // Leader is the leader as far as known here, and empty while this node is it and cannot answer yet.
 func (c cluster) Leader() (nodeID, address string) {
 	if c.Node.IsLeader() && !c.IsLeader() {

@@ -28,6 +28,27 @@ func (n *Node) AddVoter(ctx context.Context, id, address string) error {
 	})
 }
 
+// AddNonvoter makes a node a member that gets the log and does not vote, or changes the address of one.
+// Only the leader can. A voter stays one.
+func (n *Node) AddNonvoter(ctx context.Context, id, address string) error {
+	return n.asLeader(ctx, "add coordinator "+id, func() error {
+		return n.raft.AddNonvoter(raft.ServerID(id), raft.ServerAddress(address), 0, n.opts.WriteTimeout).Error()
+	})
+}
+
+// Found begins a new cluster with these voters. Each of them must be told the same list. A node that has
+// a log already refuses.
+func (n *Node) Found(ctx context.Context, voters []Peer) error {
+	var first raft.Configuration
+	for _, p := range voters {
+		first.Servers = append(first.Servers, raft.Server{Suffrage: raft.Voter, ID: raft.ServerID(p.ID), Address: raft.ServerAddress(p.Address)})
+	}
+	return n.await(ctx, func() error { return n.raft.BootstrapCluster(first).Error() })
+}
+
+// Empty reports whether this node never was in a cluster.
+func (n *Node) Empty() bool { return n.raft.LastIndex() == 0 && len(n.peers()) == 0 }
+
 // RemovePeer takes a node out of the cluster. Only the leader can; it may remove itself unless it is the
 // last one. Removing a node that is no member succeeds.
 func (n *Node) RemovePeer(ctx context.Context, id string) error {

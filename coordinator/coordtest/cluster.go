@@ -39,7 +39,7 @@ func Start(t testing.TB) *Cluster {
 	t.Helper()
 	cfg := coordinator.DefaultConfig()
 	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = "c1", t.TempDir(), "example.org", "http://{hostname}"
-	cfg.API.Listen, cfg.Raft.Listen = FreeAddr(t), FreeAddr(t)
+	cfg.API.Listen, cfg.Raft.Listen, cfg.Gossip.Listen = FreeAddr(t), FreeAddr(t), FreeAddr(t)
 	cfg.API.RateLimit, cfg.API.RateBurst = 1e9, 1e9
 	logs := hclog.NewNullLogger()
 	if testing.Verbose() {

@@ -58,6 +58,9 @@ func (s *Server) agentStream(ctx context.Context, in *agentStreamInput) (*stream
 		r, w := humago.Unwrap(hc)
 		ctx, release := s.held(r.Context())
 		defer release()
+		// The next leader counts the hosts that are connected to it.
+		stop := context.AfterFunc(s.opts.Cluster.Reign(), release)
+		defer stop()
 		out := newLines(w, jsonLines)
 		err := s.opts.Agents.Stream(ctx, host, run, func(f api.AssignmentFrame) error {
 			line, err := json.Marshal(f)

@@ -37,6 +37,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if row != nil {
 		label = row.method + " " + row.path
 	}
+	if row != nil && s.elsewhere(row, r) {
+		s.forward(rec, r)
+		return
+	}
 	var c *caller
 	if f == nil {
 		c, f = s.admit(row, r)

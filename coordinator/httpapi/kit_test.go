@@ -269,7 +269,8 @@ type scriptedCluster struct {
 	barriers atomic.Int64
 }
 
-func (c *scriptedCluster) IsLeader() bool { return c.leader.Load() }
+func (c *scriptedCluster) IsLeader() bool         { return c.leader.Load() }
+func (c *scriptedCluster) Reign() context.Context { return context.Background() }
 func (c *scriptedCluster) Leader() (string, string) {
 	if c.leader.Load() {
 		return "c1", "127.0.0.1:7401"

@@ -46,6 +46,8 @@ type Proposer interface {
 // Cluster is this coordinator's place among the coordinators.
 type Cluster interface {
 	IsLeader() bool
+	// Reign is done when this coordinator no longer leads; at once when it does not.
+	Reign() context.Context
 	// Leader is the leader as far as known here; empty when there is none.
 	Leader() (nodeID, address string)
 	Peers() []api.Peer

@@ -87,7 +87,8 @@ func (s *Server) fresh(ctx context.Context, consistency string) error {
 	return nil
 }
 
-// atLeader refuses what only the leader can do. A follower's forwarding to the leader belongs here.
+// atLeader refuses what only the leader can do: a request that was passed on to a coordinator which no
+// longer leads, or one that arrived while leadership ended here.
 func (s *Server) atLeader() error {
 	if s.opts.Cluster.IsLeader() {
 		return nil

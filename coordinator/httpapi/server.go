@@ -40,6 +40,9 @@ type Options struct {
 	Domain string
 	// PublicURL makes the URL of an organization's host name.
 	PublicURL func(hostname string) string
+	// Peers reaches the coordinator at the host of a request's URL, which is its address as Cluster names
+	// it. Nil: there are no others.
+	Peers http.RoundTripper
 	// Limits has defaults field by field.
 	Limits Limits
 	// Heartbeat is how often a silent event stream says that it is alive; default 15 s.

@@ -1,0 +1,96 @@
+package httpapi
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httputil"
+	"net/netip"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/shared/fault"
+)
+
+// headerCaller carries the caller's network address from the coordinator that was asked to the one that
+// leads. It is believed on connections between coordinators and nowhere else.
+const headerCaller = "X-Demiurge-Caller"
+
+type forwardedKey struct{}
+
+// forwarded reports whether another coordinator passed this request on.
+func forwarded(ctx context.Context) bool { return ctx.Value(forwardedKey{}) != nil }
+
+// PeerHandler answers what the other coordinators pass on. It must be reachable for them alone: it
+// believes what they say of their caller's address.
+func (s *Server) PeerHandler() http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		caller, err := netip.ParseAddr(r.Header.Get(headerCaller))
+		if err != nil {
+			writeProblem(&recorder{ResponseWriter: w, control: http.NewResponseController(w)},
+				fault.New(fault.InvalidRequest, "cannot answer: this is where coordinators pass requests on to each other, and the request does not say whose it is"), 0)
+			return
+		}
+		r = r.WithContext(context.WithValue(r.Context(), forwardedKey{}, true))
+		r.RemoteAddr = netip.AddrPortFrom(caller, 0).String()
+		r.Header.Del(headerCaller)
+		s.ServeHTTP(w, r)
+	})
+}
+
+// PeerServer serves PeerHandler with the limits of the public one.
+func (s *Server) PeerServer() *http.Server {
+	srv := s.HTTPServer()
+	srv.Handler = s.PeerHandler()
+	return srv
+}
+
+// elsewhere reports whether a request is for the coordinator that leads, and this one does not. A
+// request that was passed on once is not passed on again: two coordinators that take each other for the
+// leader would never answer.
+func (s *Server) elsewhere(row *route, r *http.Request) bool {
+	if s.opts.Peers == nil || row.access&public != 0 || forwarded(r.Context()) || s.opts.Cluster.IsLeader() {
+		return false
+	}
+	return row.method != get || r.URL.Query().Get("consistency") != "stale"
+}
+
+// forward passes a request on to the leader as it is. The leader looks at its token: here a new one may
+// not be known yet.
+func (s *Server) forward(w *recorder, r *http.Request) {
+	_, leader := s.opts.Cluster.Leader()
+	if leader == "" {
+		writeProblem(w, noLeader(nil), 0)
+		return
+	}
+	ctx, release := s.held(r.Context())
+	defer release()
+	out := r.WithContext(ctx)
+	if r.Body != nil && r.Body != http.NoBody {
+		out.Body = &guardedBody{body: r.Body, control: w.control}
+	}
+	proxy := httputil.ReverseProxy{
+		Rewrite: func(p *httputil.ProxyRequest) {
+			p.Out.URL.Scheme, p.Out.URL.Host = "https", leader
+			p.Out.Header.Set(headerCaller, addressOf(r))
+		},
+		Transport:     s.opts.Peers,
+		FlushInterval: -1, // streams pass as they come
+		ErrorLog:      s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
+		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
+			var large *http.MaxBytesError
+			switch {
+			case errors.As(err, &large):
+				writeProblem(w, fault.Wrap(fault.TooLarge, err, "the body is larger than allowed"), 0)
+			case w.status == 0:
+				f := noLeader(err)
+				if r.Method != get {
+					f = fault.Wrap(fault.NoLeader, err, "the leader could not be asked, or did not answer, so it is not known whether the change took effect; make the same call again")
+					f.RetryAfter = noLeader(nil).RetryAfter
+				}
+				writeProblem(w, f, 0)
+			}
+		},
+	}
+	proxy.ServeHTTP(w, out)
+}
