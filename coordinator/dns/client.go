@@ -18,12 +18,13 @@ import (
 
 // Bounds of what is asked of PowerDNS at once and of what it may answer.
 const (
-	tries     = 3                      // of one request, when the failure is a temporary one
-	firstWait = 100 * time.Millisecond // before the second try, four times as long before the third
-	atOnce    = 8                      // requests; its web server and most of its databases take no more
-	maxAnswer = 64 << 20               // a zone with 100,000 organizations is about half of it
-	maxKey    = 4 << 10
-	maxReason = 300 // of an error's text
+	tries       = 3                      // of one request, when the failure is a temporary one
+	firstWait   = 100 * time.Millisecond // before the second try, four times as long before the third
+	readAtOnce  = 8                      // requests; its web server takes no more
+	writeAtOnce = 1                      // requests; of two at once, one fails where its database is SQLite
+	maxAnswer   = 64 << 20               // a zone with 100,000 organizations is about half of it
+	maxKey      = 4 << 10
+	maxReason   = 300 // of an error's text
 )
 
 // rrset is all records of one name and type, as the API of PowerDNS has them.
@@ -52,20 +53,23 @@ type client struct {
 	url     string // of the zone
 	keyFile string
 	timeout time.Duration
+	most    int64 // bytes of an answer
 	http    *http.Client
-	slots   chan struct{}
+	reads   chan struct{}
+	writes  chan struct{}
 }
 
-func newClient(cfg PowerDNSConfig, domain string) *client {
+func newClient(cfg PowerDNSConfig, domain string, most int64) *client {
 	server := strings.TrimRight(cfg.URL, "/")
 	zone := cfg.zone(domain)
 	return &client{
 		server: server, zone: zone, keyFile: cfg.KeyFile, timeout: cfg.Timeout,
-		url:   server + "/api/v1/servers/localhost/zones/" + url.PathEscape(zone+"."),
-		slots: make(chan struct{}, atOnce),
+		url:  server + "/api/v1/servers/localhost/zones/" + url.PathEscape(zone+"."),
+		most: most, reads: make(chan struct{}, readAtOnce), writes: make(chan struct{}, writeAtOnce),
 		http: &http.Client{
-			// The key is for this server alone: no proxy of the environment and no redirect gets it.
-			Transport:     &http.Transport{MaxIdleConnsPerHost: atOnce, IdleConnTimeout: time.Minute, MaxResponseHeaderBytes: 64 << 10},
+			// The key is for this server alone: no proxy of the environment and no redirect gets it. PowerDNS
+			// closes each connection after one answer, so there is nothing to keep and nothing to close.
+			Transport:     &http.Transport{DisableKeepAlives: true, MaxResponseHeaderBytes: 64 << 10},
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
@@ -95,9 +99,13 @@ func (c *client) change(ctx context.Context, changes []rrset) error {
 
 // call makes one request, several times when that may help.
 func (c *client) call(ctx context.Context, method, at string, body []byte, into any) error {
+	slots := c.reads
+	if method != http.MethodGet {
+		slots = c.writes
+	}
 	select {
-	case c.slots <- struct{}{}:
-		defer func() { <-c.slots }()
+	case slots <- struct{}{}:
+		defer func() { <-slots }()
 	case <-ctx.Done():
 		return c.unanswered(ctx.Err())
 	}
@@ -143,13 +151,13 @@ func (c *client) once(ctx context.Context, method, at string, body []byte, into 
 	if into == nil {
 		return nil
 	}
-	limited := &io.LimitedReader{R: resp.Body, N: maxAnswer}
+	limited := &io.LimitedReader{R: resp.Body, N: c.most}
 	err = json.NewDecoder(limited).Decode(into)
 	switch {
 	case err == nil:
 		return nil
 	case limited.N == 0:
-		return failed(&Error{Kind: Refused, Status: resp.StatusCode, Err: err}, "cannot read the zone %s: the answer of PowerDNS at %s is longer than %d MiB; give the organizations a zone of their own", c.zone, c.server, maxAnswer>>20)
+		return failed(&Error{Kind: Refused, Status: resp.StatusCode, Err: err}, "cannot read the zone %s: the answer of PowerDNS at %s is longer than %d bytes; give the organizations a zone of their own", c.zone, c.server, c.most)
 	case malformed(err):
 		return failed(&Error{Kind: Refused, Status: resp.StatusCode, Err: err}, "cannot understand what answers at %s: it is not the API of PowerDNS; correct powerdns.url", c.server)
 	}

@@ -37,7 +37,7 @@ func newPowerDNS(opts Options) (*powerDNS, error) {
 		return nil, fmt.Errorf("cannot use PowerDNS: %w", err)
 	}
 	p := &powerDNS{
-		api: newClient(opts.Config.PowerDNS, opts.Domain), domain: opts.Domain,
+		api: newClient(opts.Config.PowerDNS, opts.Domain, maxAnswer), domain: opts.Domain,
 		log: opts.Logger.Named("powerdns"), seed: maphash.MakeSeed(),
 	}
 	for i := range p.locks {
