@@ -17,9 +17,8 @@ import (
 )
 
 var (
-	anyRole    = pki.Peer{Roles: []pki.Role{pki.RoleCoordinator, pki.RoleAgent}}
-	bothUses   = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
-	clientOnly = []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	anyRole  = pki.Peer{Roles: []pki.Role{pki.RoleCoordinator, pki.RoleAgent}}
+	bothUses = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth, x509.ExtKeyUsageClientAuth}
 )
 
 func TestMutualTLSKnowsBothSides(t *testing.T) {
