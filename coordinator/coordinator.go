@@ -212,6 +212,17 @@ func (c *Coordinator) lead(ctx context.Context) {
 // would not help a minority.
 func (c *Coordinator) Healthy() bool { return !c.node.Stats().Fenced }
 
+// State is the index of the newest entry in this coordinator's state, and a digest of all records and
+// events: coordinators at the same index have the same. It reads everything.
+func (c *Coordinator) State() (index uint64, hash string) {
+	for {
+		index = c.store.View().Index()
+		if hash = c.store.Hash(); c.store.View().Index() == index {
+			return index, hash
+		}
+	}
+}
+
 // Failed gives the error of a part that ended by itself.
 func (c *Coordinator) Failed() <-chan error { return c.failed }
 

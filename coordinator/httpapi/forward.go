@@ -2,7 +2,6 @@ package httpapi
 
 import (
 	"context"
-	"errors"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
@@ -56,15 +55,21 @@ func (s *Server) elsewhere(row *route, r *http.Request) bool {
 }
 
 // forward passes a request on to the leader as it is. The leader looks at its token: here a new one may
-// not be known yet.
-func (s *Server) forward(w *recorder, r *http.Request) {
+// not be known yet. It reports false when nothing was answered and this coordinator shall answer, as it
+// can for the status.
+func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered bool) {
+	own := row.name == "get-status" // is asked for when there is no leader
 	_, leader := s.opts.Cluster.Leader()
+	if leader == "" && own {
+		return false
+	}
 	if leader == "" {
 		writeProblem(w, noLeader(nil), 0)
-		return
+		return true
 	}
 	ctx, release := s.held(r.Context())
 	defer release()
+	local := false
 	out := r.WithContext(ctx)
 	if r.Body != nil && r.Body != http.NoBody {
 		out.Body = &guardedBody{body: r.Body, control: w.control}
@@ -78,19 +83,20 @@ func (s *Server) forward(w *recorder, r *http.Request) {
 		FlushInterval: -1, // streams pass as they come
 		ErrorLog:      s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
-			var large *http.MaxBytesError
+			s.log.Debug("cannot pass a request on", "leader", leader, "error", err)
 			switch {
-			case errors.As(err, &large):
-				writeProblem(w, fault.Wrap(fault.TooLarge, err, "the body is larger than allowed"), 0)
-			case w.status == 0:
-				f := noLeader(err)
-				if r.Method != get {
-					f = fault.Wrap(fault.NoLeader, err, "the leader could not be asked, or did not answer, so it is not known whether the change took effect; make the same call again")
-					f.RetryAfter = noLeader(nil).RetryAfter
-				}
+			case w.status != 0: // begun; nothing can be said any more
+			case own:
+				local = true
+			case r.Method == get:
+				writeProblem(w, noLeader(nil), 0)
+			default:
+				f := fault.New(fault.NoLeader, "the leader could not be asked, or did not answer, so it is not known whether the change took effect; make the same call again")
+				f.RetryAfter = noLeader(nil).RetryAfter
 				writeProblem(w, f, 0)
 			}
 		},
 	}
 	proxy.ServeHTTP(w, out)
+	return !local
 }

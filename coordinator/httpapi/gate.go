@@ -37,8 +37,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if row != nil {
 		label = row.method + " " + row.path
 	}
-	if row != nil && s.elsewhere(row, r) {
-		s.forward(rec, r)
+	if row != nil && s.elsewhere(row, r) && s.forward(rec, r, row) {
 		return
 	}
 	var c *caller

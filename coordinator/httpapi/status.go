@@ -13,6 +13,10 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
+type statusInput struct {
+	Consistency string `query:"consistency" enum:"default,stale" doc:"default: the leader answers, if there is one; stale: the coordinator that is asked"`
+}
+
 type statusOutput struct {
 	Index uint64 `header:"X-Demiurge-Index"`
 	Body  api.Status
@@ -20,7 +24,7 @@ type statusOutput struct {
 
 // status sums up the system from what is known here; it is answered without a leader too, because that
 // is when it is asked for.
-func (s *Server) status(_ context.Context, _ *struct{}) (*statusOutput, error) {
+func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error) {
 	v := s.opts.Store.View()
 	conv := s.converter(v, nil)
 	cluster := s.opts.Cluster
