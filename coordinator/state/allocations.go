@@ -62,24 +62,23 @@ type Candidate struct {
 	Reason   string  `json:"reason,omitzero"`
 }
 
-const (
-	tableAllocations = "allocations"
-	indexLive        = "live" // the one live allocation of an organization
-	// indexPlace has the queued ones by their place in a pool's line, and the one that is being cleaned up
-	// on a gateway by that: two uses of one index, because each index costs every transaction.
-	indexPlace = "place"
-)
+// allocationTrees are partial but for the first one: an ended allocation is in no other.
+type allocationTrees struct {
+	allocations tree[Allocation] // by id
+	live        tree[Allocation] // the one live allocation of an organization, by that
+	line        tree[Allocation] // the queued ones by pool and place
+	ending      tree[Allocation] // the one that is being cleaned up on a gateway, by that
+}
 
-// allocationTable has partial indexes: an ended allocation is in the primary one only.
 func allocationTable() table {
 	return table{
 		kind: 7,
-		schema: tableOf(tableAllocations,
-			unique(indexID, func(a *Allocation) string { return string(a.ID) }),
-			unique(indexLive, liveKey),
-			unique(indexPlace, placeKey)),
-		save: saveAll[Allocation](tableAllocations),
-		restore: restoreInto(tableAllocations, func(_ *Txn, a *Allocation, in interner) error {
+		save: func(v View, put func(any) error) error { return saveTree(&v.trees.allocations, put) },
+		restore: restoreTree("allocations", func(t *Txn, a *Allocation, in interner) error {
+			if a.ID == "" {
+				return errNoKey
+			}
+			t.keep(t.Allocation(a.ID), a)
 			intern(in, &a.Pool)
 			intern(in, &a.Host)
 			intern(in, &a.State)
@@ -96,78 +95,85 @@ func liveKey(a *Allocation) string {
 	return ""
 }
 
-func placeKey(a *Allocation) string {
-	switch {
-	case a.State == AllocationQueued:
+func lineKey(a *Allocation) string {
+	if a.State == AllocationQueued {
 		return linePrefix(a.Pool) + ordered(a.QueueIndex) + ordered(uint64(a.QueueSeq))
-	case a.State.Ending():
-		return endingKey(a.Gateway)
 	}
 	return ""
 }
 
-func linePrefix(pool id.Pool) string { return "line\x00" + string(pool) + "\x00" }
+func linePrefix(pool id.Pool) string { return string(pool) + "\x00" }
 
-func endingKey(gateway id.Gateway) string { return "ending\x00" + string(gateway) }
+func endingKey(a *Allocation) string {
+	if a.State.Ending() {
+		return string(a.Gateway)
+	}
+	return ""
+}
+
+// keep puts an allocation where it is found, in the place of what it was before, which may be nil. A nil
+// after takes it out.
+func (t *Txn) keep(before, after *Allocation) {
+	rekey(&t.trees.allocations, before, after, func(a *Allocation) string { return string(a.ID) })
+	rekey(&t.trees.live, before, after, liveKey)
+	rekey(&t.trees.line, before, after, lineKey)
+	rekey(&t.trees.ending, before, after, endingKey)
+}
+
+// rekey is keep in one tree; "" keeps a record out of it. A key that another record has meanwhile is that one's.
+func rekey(in *tree[Allocation], before, after *Allocation, key func(*Allocation) string) {
+	next := ""
+	if after != nil {
+		next = key(after)
+	}
+	if before != nil {
+		if was := key(before); was != "" && was != next && in.get(nil, was) == before {
+			in.remove(was)
+		}
+	}
+	if next != "" {
+		in.put(next, after)
+	}
+}
 
 // Allocation gives an allocation; nil when it is unknown.
 func (v View) Allocation(ws WatchSet, allocation id.Allocation) *Allocation {
-	return first[Allocation](v, ws, tableAllocations, indexID, string(allocation))
+	return v.trees.allocations.get(ws, string(allocation))
 }
 
 // Allocations ranges over all allocations, ended ones too, by id.
 func (v View) Allocations(ws WatchSet) iter.Seq[*Allocation] {
-	return all[Allocation](v, ws, tableAllocations, indexID, "")
+	return v.trees.allocations.all(ws, "")
 }
 
 // LiveAllocations ranges over the live allocations by organization.
 func (v View) LiveAllocations(ws WatchSet) iter.Seq[*Allocation] {
-	return all[Allocation](v, ws, tableAllocations, indexLive, "")
+	return v.trees.live.all(ws, "")
 }
 
 // LiveAllocation gives the one live allocation of an organization; nil when it has none.
 func (v View) LiveAllocation(ws WatchSet, organization id.Organization) *Allocation {
-	return first[Allocation](v, ws, tableAllocations, indexLive, string(organization))
+	return v.trees.live.get(ws, string(organization))
 }
 
 // Line ranges over the allocations that wait for a gateway of a pool, in the order they are served in.
 func (v View) Line(ws WatchSet, pool id.Pool) iter.Seq[*Allocation] {
-	return all[Allocation](v, ws, tableAllocations, indexPlace, linePrefix(pool))
+	return v.trees.line.all(ws, linePrefix(pool))
 }
 
 // Ending gives the allocation that is being released or rolled back on a gateway; nil when there is none.
 func (v View) Ending(gateway id.Gateway) *Allocation {
-	return first[Allocation](v, nil, tableAllocations, indexPlace, endingKey(gateway))
-}
-
-// Ending gives the allocation that is being cleaned up on a gateway as this transaction left it.
-func (t *Txn) Ending(gateway id.Gateway) *Allocation {
-	a, ok := t.ending[gateway]
-	if !ok {
-		a = t.base.Ending(gateway)
-		t.ending[gateway] = a
-	}
-	return a
+	return v.trees.ending.get(nil, string(gateway))
 }
 
 // Allocation gives an allocation as this transaction left it; nil when it is unknown.
 func (t *Txn) Allocation(allocation id.Allocation) *Allocation {
-	a, ok := t.allocations[allocation]
-	if !ok {
-		a = t.base.Allocation(nil, allocation)
-		t.allocations[allocation] = a
-	}
-	return a
+	return t.View.Allocation(nil, allocation)
 }
 
 // LiveAllocation gives the one live allocation of an organization as this transaction left it.
 func (t *Txn) LiveAllocation(organization id.Organization) *Allocation {
-	a, ok := t.live[organization]
-	if !ok {
-		a = t.base.LiveAllocation(nil, organization)
-		t.live[organization] = a
-	}
-	return a
+	return t.View.LiveAllocation(nil, organization)
 }
 
 // Head is the first in a pool's line; nil when nobody waits.
@@ -186,18 +192,7 @@ func (t *Txn) PutAllocation(next Allocation, reason string) *Allocation {
 	if before == nil {
 		a.CreatedAt, a.CreateIndex, a.Actor = t.at, t.about.Index, t.actor
 	}
-	t.insert(tableAllocations, a)
-	t.allocations[a.ID] = a
-	if a.State.Ending() {
-		t.ending[a.Gateway] = a
-	} else if before != nil && before.State.Ending() {
-		t.ending[a.Gateway] = nil
-	}
-	if a.State.Live() {
-		t.live[a.Organization] = a
-	} else if live := t.LiveAllocation(a.Organization); live != nil && live.ID == a.ID {
-		t.live[a.Organization] = nil
-	}
+	t.keep(before, a)
 	if before == nil || before.State != a.State {
 		t.allocationMoved(before, a, reason)
 	}
@@ -223,6 +218,5 @@ func (t *Txn) allocationMoved(before, after *Allocation, reason string) {
 
 // RemoveAllocation forgets an ended allocation.
 func (t *Txn) RemoveAllocation(a *Allocation) {
-	t.remove(tableAllocations, a)
-	t.allocations[a.ID] = nil
+	t.keep(t.Allocation(a.ID), nil)
 }

@@ -171,7 +171,7 @@ func (c *checker) tallies() {
 		}
 	}
 	hosts := 0
-	for t := range all[tally](c.View, nil, tableTallies, indexID, "") {
+	for t := range c.trees.tallies.all(nil, "") {
 		hosts++
 		if t.host != c.Host(nil, t.host.ID) {
 			c.failf("the tally of host %s has an old record of it", t.host.ID)

@@ -59,16 +59,16 @@ type GatewayObserved struct {
 	Stale       bool       `json:"stale,omitzero"` // the host was lost since; true until the next report
 }
 
-const tableGateways = "gateways"
-
-// gatewayTable has the primary index only: a host's and a pool's gateways and the ready ones are found
-// through the tallies.
+// gatewayTable has no other tree: a host's and a pool's gateways and the ready ones are found through the
+// tallies.
 func gatewayTable() table {
 	return table{
-		kind:   8,
-		schema: tableOf(tableGateways, unique(indexID, func(g *Gateway) string { return string(g.ID) })),
-		save:   saveAll[Gateway](tableGateways),
-		restore: restoreInto(tableGateways, func(t *Txn, g *Gateway, in interner) error {
+		kind: 8,
+		save: func(v View, put func(any) error) error { return saveTree(&v.trees.gateways, put) },
+		restore: restoreTree("gateways", func(t *Txn, g *Gateway, in interner) error {
+			if g.ID == "" {
+				return errNoKey
+			}
 			intern(in, &g.Pool)
 			intern(in, &g.Host)
 			intern(in, &g.State)
@@ -81,6 +81,7 @@ func gatewayTable() table {
 			if c == nil {
 				return fmt.Errorf("gateway %s is on host %s, which does not exist", g.ID, g.Host)
 			}
+			t.trees.gateways.put(string(g.ID), g)
 			t.count(c, nil, g)
 			c.since = max(c.since, g.Desired.Index)
 			return nil
@@ -90,23 +91,16 @@ func gatewayTable() table {
 
 // Gateway gives a gateway; nil when it is unknown.
 func (v View) Gateway(ws WatchSet, gateway id.Gateway) *Gateway {
-	return first[Gateway](v, ws, tableGateways, indexID, string(gateway))
+	return v.trees.gateways.get(ws, string(gateway))
 }
 
 // Gateways ranges over all gateways by id.
 func (v View) Gateways(ws WatchSet) iter.Seq[*Gateway] {
-	return all[Gateway](v, ws, tableGateways, indexID, "")
+	return v.trees.gateways.all(ws, "")
 }
 
 // Gateway gives a gateway as this transaction left it; nil when it is unknown.
-func (t *Txn) Gateway(gateway id.Gateway) *Gateway {
-	g, ok := t.gateways[gateway]
-	if !ok {
-		g = t.base.Gateway(nil, gateway)
-		t.gateways[gateway] = g
-	}
-	return g
-}
+func (t *Txn) Gateway(gateway id.Gateway) *Gateway { return t.View.Gateway(nil, gateway) }
 
 // PutGateway stores a gateway. Its state follows from the rest of the record, its host and its allocation,
 // so those are put first. The host must exist.
@@ -128,8 +122,7 @@ func (t *Txn) PutGateway(next Gateway, reason string) *Gateway {
 	if g.State == GatewayReady && was != GatewayReady {
 		g.ReadyIndex = t.about.Index
 	}
-	t.insert(tableGateways, g)
-	t.gateways[g.ID] = g
+	t.trees.gateways.put(string(g.ID), g)
 	t.count(c, before, g)
 	if before == nil || before.Desired.Index != g.Desired.Index {
 		c.noteDesired(g)
@@ -164,8 +157,7 @@ func (t *Txn) gatewayMoved(before, after *Gateway, reason string) {
 
 // RemoveGateway forgets a gateway.
 func (t *Txn) RemoveGateway(g *Gateway, reason string) {
-	t.remove(tableGateways, g)
-	t.gateways[g.ID] = nil
+	t.trees.gateways.remove(string(g.ID))
 	t.count(t.tallyOf(g.Host), g, nil)
 	t.Emit(Event{
 		Type: "gateway.removed", Gateway: g.ID, Host: g.Host, Pool: g.Pool, Reason: reason,

@@ -22,25 +22,28 @@ type Organization struct {
 	ModifyIndex uint64            `json:"modify_index,omitzero"`
 }
 
-const tableOrganizations = "organizations"
-
 func organizationTable() table {
 	return table{
-		kind:    4,
-		schema:  tableOf(tableOrganizations, unique(indexID, func(o *Organization) string { return string(o.ID) })),
-		save:    saveAll[Organization](tableOrganizations),
-		restore: restoreInto[Organization](tableOrganizations, nil),
+		kind: 4,
+		save: func(v View, put func(any) error) error { return saveTree(&v.trees.organizations, put) },
+		restore: restoreTree("organizations", func(t *Txn, o *Organization, _ interner) error {
+			if o.ID == "" {
+				return errNoKey
+			}
+			t.trees.organizations.put(string(o.ID), o)
+			return nil
+		}),
 	}
 }
 
 // Organization gives an organization; nil when it is unknown.
 func (v View) Organization(ws WatchSet, organization id.Organization) *Organization {
-	return first[Organization](v, ws, tableOrganizations, indexID, string(organization))
+	return v.trees.organizations.get(ws, string(organization))
 }
 
 // Organizations ranges over all organizations by id.
 func (v View) Organizations(ws WatchSet) iter.Seq[*Organization] {
-	return all[Organization](v, ws, tableOrganizations, indexID, "")
+	return v.trees.organizations.all(ws, "")
 }
 
 // PutOrganization stores an organization.
@@ -51,12 +54,12 @@ func (t *Txn) PutOrganization(next Organization) *Organization {
 		o.CreatedAt, o.CreateIndex = t.at, t.about.Index
 	}
 	o.UpdatedAt = t.at
-	t.insert(tableOrganizations, o)
+	t.trees.organizations.put(string(o.ID), o)
 	return o
 }
 
 // RemoveOrganization forgets an organization.
-func (t *Txn) RemoveOrganization(o *Organization) { t.remove(tableOrganizations, o) }
+func (t *Txn) RemoveOrganization(o *Organization) { t.trees.organizations.remove(string(o.ID)) }
 
 func compareMembers(a, b command.Member) int { return strings.Compare(string(a.User), string(b.User)) }
 

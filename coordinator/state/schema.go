@@ -6,10 +6,8 @@ import (
 
 // table is one table with the way it goes into a snapshot and comes back.
 type table struct {
-	// kind marks the table's records in a snapshot; zero: derived from the others and not in there. The
-	// values are stored: never reorder or reuse one.
-	kind    byte
-	schema  *memdb.TableSchema
+	kind    byte               // marks the table's records in a snapshot, so never reorder or reuse one
+	schema  *memdb.TableSchema // nil: its records are in trees
 	save    func(View, func(record any) error) error
 	restore func(*Txn, []byte, interner) error
 }
@@ -27,14 +25,15 @@ func tables() []table {
 		enrolmentTable(),
 		allocationTable(),
 		gatewayTable(),
-		tallyTable(),
 	}
 }
 
 func schema() *memdb.DBSchema {
 	s := &memdb.DBSchema{Tables: map[string]*memdb.TableSchema{}}
 	for _, t := range tables() {
-		s.Tables[t.schema.Name] = t.schema
+		if t.schema != nil {
+			s.Tables[t.schema.Name] = t.schema
+		}
 	}
 	return s
 }

@@ -47,9 +47,6 @@ func (c Checkpoint) Save(w io.Writer) error {
 		return err
 	}
 	for _, t := range tables() {
-		if t.kind == 0 {
-			continue
-		}
 		if err := t.save(c.View, func(record any) error { return put(t.kind, record) }); err != nil {
 			return err
 		}
@@ -76,9 +73,7 @@ func Load(r io.Reader) (*Store, error) {
 	}
 	byKind := map[byte]table{}
 	for _, t := range tables() {
-		if t.kind != 0 {
-			byKind[t.kind] = t
-		}
+		byKind[t.kind] = t
 	}
 	s := New()
 	l := loader{txn: s.Begin(), byKind: byKind, strings: interner{}}

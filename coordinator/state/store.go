@@ -1,5 +1,6 @@
-// Package state is what the Raft log has built up so far: go-memdb tables of immutable records, one table
-// per file, read through consistent views with watch channels, and a bounded feed of events.
+// Package state is what the Raft log has built up so far: tables of immutable records, one table per file,
+// read through consistent views with watch channels, and a bounded feed of events. What every allocation
+// reads and writes is in trees of our own, the rest in go-memdb.
 //
 // Only the state machine writes, through one Txn at a time. Records are never modified after they were put:
 // whoever wants a change puts a changed copy. There is no clock, no randomness and no side effect in here,
@@ -26,7 +27,7 @@ type Store struct {
 
 // contents is what a restore replaces as a whole.
 type contents struct {
-	db       *memdb.MemDB
+	db       *memdb.MemDB         // the tables that are not in trees
 	view     atomic.Pointer[View] // of the last commit
 	feed     *feed
 	restored chan struct{}
@@ -39,7 +40,7 @@ func New() *Store {
 		panic("cannot make the tables, their schema is wrong: " + err.Error())
 	}
 	c := &contents{db: db, feed: newFeed(), restored: make(chan struct{})}
-	c.view.Store(&View{txn: db.Txn(false)})
+	c.view.Store(&View{txn: db.Txn(false), trees: newTrees()})
 	s := &Store{}
 	s.current.Store(c)
 	return s

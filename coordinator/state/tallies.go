@@ -9,8 +9,6 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-const tableTallies = "tallies"
-
 // tally is what is derived from a host's gateways: how many are in which state, which they are, and which
 // are ready, each by pool. Choosing a gateway looks at the tallies only, so its cost is in the number of
 // hosts; and one tally for a host instead of three index entries for a gateway is what keeps a hundred
@@ -72,10 +70,6 @@ func compareReady(a, b readyKey) int {
 	return strings.Compare(string(a.gateway), string(b.gateway))
 }
 
-func tallyTable() table {
-	return table{schema: tableOf(tableTallies, unique(indexID, func(c *tally) string { return string(c.host.ID) }))}
-}
-
 func (c *tally) pool(pool id.Pool) *poolTally {
 	for i := range c.pools {
 		if c.pools[i].pool == pool {
@@ -96,7 +90,7 @@ func (c *tally) total() Counts {
 // Counts is how many gateways of a pool are in each state.
 func (v View) Counts(ws WatchSet, pool id.Pool) Counts {
 	var sum Counts
-	for c := range all[tally](v, ws, tableTallies, indexID, "") {
+	for c := range v.trees.tallies.all(ws, "") {
 		if p := c.pool(pool); p != nil {
 			sum.merge(p.counts)
 		}
@@ -106,7 +100,7 @@ func (v View) Counts(ws WatchSet, pool id.Pool) Counts {
 
 // CountsOfHost is how many gateways of a pool on a host are in each state.
 func (v View) CountsOfHost(ws WatchSet, pool id.Pool, host id.Host) Counts {
-	if c := first[tally](v, ws, tableTallies, indexID, string(host)); c != nil {
+	if c := v.trees.tallies.get(ws, string(host)); c != nil {
 		if p := c.pool(pool); p != nil {
 			return p.counts
 		}
@@ -116,7 +110,7 @@ func (v View) CountsOfHost(ws WatchSet, pool id.Pool, host id.Host) Counts {
 
 // HostCounts is how many gateways of a host are in each state, over all pools.
 func (v View) HostCounts(ws WatchSet, host id.Host) Counts {
-	if c := first[tally](v, ws, tableTallies, indexID, string(host)); c != nil {
+	if c := v.trees.tallies.get(ws, string(host)); c != nil {
 		return c.total()
 	}
 	return Counts{}
@@ -124,7 +118,7 @@ func (v View) HostCounts(ws WatchSet, host id.Host) Counts {
 
 // GatewaysOfHost ranges over a host's gateways by id.
 func (v View) GatewaysOfHost(ws WatchSet, host id.Host) iter.Seq[*Gateway] {
-	c := first[tally](v, ws, tableTallies, indexID, string(host))
+	c := v.trees.tallies.get(ws, string(host))
 	return func(yield func(*Gateway) bool) {
 		if c == nil {
 			return
@@ -140,7 +134,7 @@ func (v View) GatewaysOfHost(ws WatchSet, host id.Host) iter.Seq[*Gateway] {
 // DesiredSince lists the gateways of a host whose desired part changed after an index, by id. ok is false
 // when that is not known any more: then all of them have to be read.
 func (v View) DesiredSince(ws WatchSet, host id.Host, index uint64) (changed []*Gateway, ok bool) {
-	c := first[tally](v, ws, tableTallies, indexID, string(host))
+	c := v.trees.tallies.get(ws, string(host))
 	if c == nil {
 		return nil, true
 	}
@@ -163,7 +157,7 @@ func (v View) DesiredSince(ws WatchSet, host id.Host, index uint64) (changed []*
 
 // GatewaysOfPool ranges over a pool's gateways by id.
 func (v View) GatewaysOfPool(ws WatchSet, pool id.Pool) iter.Seq[*Gateway] {
-	tallies := all[tally](v, ws, tableTallies, indexID, "")
+	tallies := v.trees.tallies.all(ws, "")
 	return func(yield func(*Gateway) bool) {
 		var ids []id.Gateway
 		for c := range tallies {
@@ -194,7 +188,7 @@ type HostLoad struct {
 // HostLoads ranges over the hosts, by id, with what they have ready in a pool.
 func (t *Txn) HostLoads(pool id.Pool) iter.Seq[HostLoad] {
 	return func(yield func(HostLoad) bool) {
-		for c := range all[tally](t.View, nil, tableTallies, indexID, "") {
+		for c := range t.trees.tallies.all(nil, "") {
 			l := HostLoad{Host: c.host, InUse: c.total().InUse()}
 			if p := c.pool(pool); p != nil {
 				l.Ready = len(p.ready)
@@ -208,10 +202,7 @@ func (t *Txn) HostLoads(pool id.Pool) iter.Seq[HostLoad] {
 
 // FirstReady is the ready gateway of a pool on a host that is given out next; nil when there is none.
 func (t *Txn) FirstReady(pool id.Pool, host id.Host) *Gateway {
-	c := t.tallies[host]
-	if c == nil {
-		c = first[tally](t.base, nil, tableTallies, indexID, string(host))
-	}
+	c := t.trees.tallies.get(nil, string(host))
 	if c == nil {
 		return nil
 	}
@@ -228,7 +219,7 @@ func (t *Txn) tallyOf(host id.Host) *tally {
 	if c := t.tallies[host]; c != nil {
 		return c
 	}
-	old := first[tally](t.base, nil, tableTallies, indexID, string(host))
+	old := t.trees.tallies.get(nil, string(host))
 	if old == nil {
 		return nil
 	}
@@ -236,36 +227,32 @@ func (t *Txn) tallyOf(host id.Host) *tally {
 	for i := range c.pools {
 		c.pools[i].owned = false
 	}
-	t.tallies[host] = c
-	t.insert(tableTallies, c)
+	t.putTally(c)
 	return c
+}
+
+func (t *Txn) putTally(c *tally) {
+	t.tallies[c.host.ID] = c
+	t.trees.tallies.put(string(c.host.ID), c)
 }
 
 // setTallyHost makes the tally follow the host's record; nil ends it.
 func (t *Txn) setTallyHost(host id.Host, record *Host) {
 	c := t.tallyOf(host)
 	switch {
-	case record == nil && c != nil:
-		t.remove(tableTallies, c)
-		t.tallies[host] = &tally{host: c.host} // empty, so that it is not looked up in the state before
-	case c != nil && len(c.pools) == 0:
-		c.host = record // it may have been removed in this transaction
-		t.insert(tableTallies, c)
+	case record == nil:
+		t.trees.tallies.remove(string(host))
+		delete(t.tallies, host)
 	case c != nil:
 		c.host = record
-	case record != nil:
-		c = &tally{host: record}
-		t.tallies[host] = c
-		t.insert(tableTallies, c)
+	default:
+		t.putTally(&tally{host: record})
 	}
 }
 
 // HostGateways lists a host's gateways by id.
 func (t *Txn) HostGateways(host id.Host) []*Gateway {
-	c := t.tallies[host]
-	if c == nil {
-		c = first[tally](t.base, nil, tableTallies, indexID, string(host))
-	}
+	c := t.trees.tallies.get(nil, string(host))
 	if c == nil {
 		return nil
 	}
@@ -279,7 +266,7 @@ func (t *Txn) HostGateways(host id.Host) []*Gateway {
 // PoolGateways lists a pool's gateways by id.
 func (t *Txn) PoolGateways(pool id.Pool) []*Gateway {
 	var ids []id.Gateway
-	for c := range all[tally](t.View, nil, tableTallies, indexID, "") {
+	for c := range t.trees.tallies.all(nil, "") {
 		if p := c.pool(pool); p != nil {
 			ids = append(ids, p.ids...)
 		}

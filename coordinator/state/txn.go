@@ -14,20 +14,13 @@ import (
 // Txn is the one writer of a store, for one batch of log entries. It is not safe for concurrent use. Either
 // Commit or Abort ends it.
 //
-// Its reads see its own writes. memdb can do that too, but pays for each such read with copies of whole
-// paths at the next write. So the records that commands read and write over and over are kept aside, by
-// what they are looked up by; nil is known not to be there, and what is not aside is as it was before.
+// Its reads see its own writes.
 type Txn struct {
-	View // memdb's own view of the transaction, for ranges and rare reads
+	View // of the transaction
 
-	store       *Store
-	base        View // before this transaction
-	gateways    map[id.Gateway]*Gateway
-	allocations map[id.Allocation]*Allocation
-	live        map[id.Organization]*Allocation
-	ending      map[id.Gateway]*Allocation
-	tallies     map[id.Host]*tally // made by this transaction, so they may be modified until it commits
-	events      [][]Event          // in pieces, so that a big entry does not copy them over and over
+	store   *Store
+	tallies map[id.Host]*tally // made by this transaction, so they may be modified until it commits
+	events  [][]Event          // in pieces, so that a big entry does not copy them over and over
 
 	seq    int
 	at     time.Time
@@ -41,16 +34,10 @@ type Txn struct {
 func (s *Store) Begin() *Txn {
 	base := s.View()
 	return &Txn{
-		store: s,
-		base:  base,
-		View:  View{txn: s.current.Load().db.Txn(true), about: base.about},
-
-		gateways:    map[id.Gateway]*Gateway{},
-		allocations: map[id.Allocation]*Allocation{},
-		live:        map[id.Organization]*Allocation{},
-		ending:      map[id.Gateway]*Allocation{},
-		tallies:     map[id.Host]*tally{},
-		granted:     map[id.Pool]bool{},
+		store:   s,
+		View:    View{txn: s.current.Load().db.Txn(true), trees: base.trees.begin(), about: base.about},
+		tallies: map[id.Host]*tally{},
+		granted: map[id.Pool]bool{},
 	}
 }
 
@@ -81,9 +68,11 @@ func (t *Txn) Commit() {
 	t.store.publish.Lock()
 	c := t.store.current.Load()
 	t.txn.Commit()
-	c.view.Store(&View{txn: c.db.Txn(false), about: t.about})
+	t.trees.publish()
+	c.view.Store(&View{txn: c.db.Txn(false), trees: t.trees, about: t.about})
 	c.feed.append(t.events)
 	t.store.publish.Unlock()
+	t.trees.notify()
 }
 
 // Abort drops everything.

@@ -10,6 +10,7 @@ import (
 // modify a record.
 type View struct {
 	txn   *memdb.Txn
+	trees *trees
 	about cluster
 }
 
