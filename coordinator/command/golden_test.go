@@ -32,6 +32,7 @@ const (
 	host       = id.Host("host-1")
 	pool       = id.Pool("default")
 	token      = id.Token("tk-abcdefghij")
+	join       = id.JoinToken("jt-abcdefghij")
 )
 
 // samples has every command of the newest version with every field set.
@@ -100,10 +101,10 @@ func samples() map[string]command.Command {
 		"record_events": command.RecordEvents{Meta: meta, Events: []command.Event{event}},
 		"put_trust":     command.PutTrust{Meta: meta, Base: 5, Bundle: []byte("roots"), Authority: []byte("sealed"), Keyring: []byte("keys"), Reason: "rotation"},
 		"put_join_token": command.PutJoinToken{
-			Meta: meta, Token: token, Role: "agent", Name: "host-1", Hash: strings.Repeat("ab", 32), ExpiresAt: at, Key: "k3", Digest: "d",
+			Meta: meta, Token: join, Role: "agent", Name: "host-1", Hash: strings.Repeat("ab", 32), ExpiresAt: at, Key: "k3", Digest: "d",
 		},
-		"delete_join_token": command.DeleteJoinToken{Meta: meta, Token: token},
-		"enroll":            command.Enroll{Meta: meta, Token: token, Name: "host-1"},
+		"delete_join_token": command.DeleteJoinToken{Meta: meta, Token: join},
+		"enroll":            command.Enroll{Meta: meta, Token: join, Name: "host-1", PublicKey: strings.Repeat("cd", 32)},
 		"delete_enrolment":  command.DeleteEnrolment{Meta: meta, Role: "agent", Name: "host-1", Reason: "stolen"},
 	}
 }

@@ -20,26 +20,28 @@ type PutTrust struct {
 // PutJoinToken lets one program join once. Only the SHA-256 of the secret is in the log.
 type PutJoinToken struct {
 	Meta
-	Token     id.Token  `json:"token"`
-	Role      string    `json:"role"` // agent or coordinator
-	Name      string    `json:"name,omitempty"`
-	Hash      string    `json:"hash"` // hexadecimal SHA-256 of the secret
-	ExpiresAt time.Time `json:"expires_at"`
-	Key       string    `json:"key,omitempty"`
-	Digest    string    `json:"digest,omitempty"`
+	Token     id.JoinToken `json:"token"`
+	Role      string       `json:"role"` // agent or coordinator
+	Name      string       `json:"name,omitempty"`
+	Hash      string       `json:"hash"` // hexadecimal SHA-256 of the secret
+	ExpiresAt time.Time    `json:"expires_at"`
+	Key       string       `json:"key,omitempty"`
+	Digest    string       `json:"digest,omitempty"`
 }
 
 // DeleteJoinToken takes a join token back.
 type DeleteJoinToken struct {
 	Meta
-	Token id.Token `json:"token"`
+	Token id.JoinToken `json:"token"`
 }
 
-// Enroll uses a join token up and lets the program in. The secret was compared before.
+// Enroll uses a join token up and lets the program in. The secret was compared before. A program whose
+// answer was lost asks again with the same key and name, and is answered again.
 type Enroll struct {
 	Meta
-	Token id.Token `json:"token"`
-	Name  string   `json:"name"` // host id, or node id of a coordinator
+	Token     id.JoinToken `json:"token"`
+	Name      string       `json:"name"`       // host id, or node id of a coordinator
+	PublicKey string       `json:"public_key"` // hexadecimal SHA-256 of the key that a certificate is asked for
 }
 
 // DeleteEnrolment ends the enrolment of a program: its certificates are refused from then on.

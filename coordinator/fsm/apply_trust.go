@@ -52,31 +52,44 @@ func putJoinToken(t *state.Txn, c command.PutJoinToken) command.Result {
 func deleteJoinToken(t *state.Txn, c command.DeleteJoinToken) command.Result {
 	k := t.JoinToken(nil, c.Token)
 	if k == nil {
-		return refuse(fault.NotFound, "join token %s does not exist, or was used", c.Token)
+		return refuse(fault.NotFound, "join token %s does not exist, or has expired", c.Token)
 	}
 	t.RemoveJoinToken(k)
 	t.Emit(state.Event{Type: "join_token.deleted", Before: string(k.ID)})
 	return command.Result{Count: 1}
 }
 
-// enroll uses the token up whatever name it is used for, except one that it is not for: two joins at once
-// with one token let one program in.
+// enroll uses the token up: two joins at once with one token let one program in. The one that was let in
+// may ask again with the same key, until the token expires or the program is expelled.
 func enroll(t *state.Txn, c command.Enroll) command.Result {
 	k := t.JoinToken(nil, c.Token)
 	switch {
 	case k == nil || !t.Now().Before(k.ExpiresAt):
-		return refuse(fault.Unauthenticated, "this join token is unknown, was used or has expired; make a new one (`demiurge host join-token`)")
+		return refuseToken()
+	case c.Name == "" || c.PublicKey == "":
+		return refuse(fault.InvalidRequest, "a program that joins needs a name and a key")
+	case k.Used():
+		e := t.Enrolment(nil, k.Role, c.Name)
+		if k.UsedKey != c.PublicKey || k.UsedBy != c.Name || e == nil || e.JoinToken != k.ID {
+			return refuseToken()
+		}
+		return command.Result{Existing: true, Object: k.Role}
 	case k.Name != "" && k.Name != c.Name:
 		return refuse(fault.Forbidden, "this join token is for %s %q and not for %q", k.Role, k.Name, c.Name)
-	case c.Name == "":
-		return refuse(fault.InvalidRequest, "a program that joins needs a name")
 	case k.Name == "" && t.Enrolment(nil, k.Role, c.Name) != nil:
 		return refuse(fault.Conflict, "there is a %s %q already; join under another name, or make a join token for this name to replace it", k.Role, c.Name)
 	}
-	t.RemoveJoinToken(k)
+	next := *k
+	next.UsedBy, next.UsedKey = c.Name, c.PublicKey
+	t.UseJoinToken(next)
 	t.PutEnrolment(state.Enrolment{Role: k.Role, Name: c.Name, JoinToken: k.ID, ValidFrom: t.Now()})
 	t.Emit(state.Event{Type: k.Role + ".enrolled", Host: hostOf(k.Role, c.Name), Reason: "join token " + string(k.ID), After: c.Name})
 	return command.Result{Object: k.Role}
+}
+
+// refuseToken is the same whatever is wrong with the token, so that nothing can be learned from it.
+func refuseToken() command.Result {
+	return refuse(fault.Unauthenticated, "this join token is unknown, was used or has expired; make a new one (`demiurge host join-token`)")
 }
 
 // hostOf is the host of an event about a program; none for a coordinator.

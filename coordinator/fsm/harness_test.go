@@ -151,6 +151,7 @@ func coded(n, width int) string {
 
 func gwID(n int) id.Gateway    { return id.Gateway("gw-" + coded(n, 10)) }
 func alID(n int) id.Allocation { return id.Allocation("al-" + coded(n, 16)) }
+func jtID(n int) id.JoinToken  { return id.JoinToken("jt-" + coded(n, 10)) }
 func tkID(n int) id.Token      { return id.Token("tk-" + coded(n, 10)) }
 
 func (m *machine) org(n int) id.Organization {

@@ -242,9 +242,9 @@ func (w *world) upkeep() {
 		}
 		w.run(command.PutTrust{Meta: w.meta(), Base: base, Bundle: []byte{byte(w.next)}, Authority: []byte("a"), Keyring: []byte("k")})
 	case 6:
-		w.run(command.PutJoinToken{Meta: w.meta(), Token: tkID(w.pick("join", 3)), Role: "agent", Hash: "h", ExpiresAt: w.now.Add(time.Duration(w.pick("age", 20)) * time.Second)})
+		w.run(command.PutJoinToken{Meta: w.meta(), Token: jtID(w.pick("join", 3)), Role: "agent", Hash: "h", ExpiresAt: w.now.Add(time.Duration(w.pick("age", 20)) * time.Second)})
 	case 7:
-		w.run(command.Enroll{Meta: w.meta(), Token: tkID(w.pick("join", 3)), Name: fmt.Sprint("h", w.pick("host", 3))})
+		w.run(command.Enroll{Meta: w.meta(), Token: jtID(w.pick("join", 3)), Name: fmt.Sprint("h", w.pick("host", 3)), PublicKey: fmt.Sprint("k", w.pick("key", 2))})
 	case 8:
 		w.run(command.DeleteEnrolment{Meta: w.meta(), Role: "agent", Name: fmt.Sprint("h", w.pick("host", 3))})
 	}

@@ -17,26 +17,33 @@ type Trust struct {
 	ModifyIndex uint64    `json:"modify_index,omitzero"` // the version: a change names the one it is based on
 }
 
-// JoinToken lets one program in, once. Only the hash of its secret is kept.
+// JoinToken lets one program in, once. Only the hash of its secret is kept. One that was used stays until
+// it expires: the program that used it may not have got its answer.
 type JoinToken struct {
-	ID          id.Token  `json:"id,omitzero"`
-	Role        string    `json:"role,omitzero"` // agent or coordinator
-	Name        string    `json:"name,omitzero"` // the only name it may be used for; empty: any that is not taken
-	Hash        string    `json:"hash,omitzero"` // hexadecimal SHA-256
-	CreatedAt   time.Time `json:"created_at,omitzero"`
-	ExpiresAt   time.Time `json:"expires_at,omitzero"`
-	CreateIndex uint64    `json:"create_index,omitzero"`
-	ModifyIndex uint64    `json:"modify_index,omitzero"`
+	ID          id.JoinToken `json:"id,omitzero"`
+	Role        string       `json:"role,omitzero"` // agent or coordinator
+	Name        string       `json:"name,omitzero"` // the only name it may be used for; empty: any that is not taken
+	Hash        string       `json:"hash,omitzero"` // hexadecimal SHA-256
+	CreatedAt   time.Time    `json:"created_at,omitzero"`
+	ExpiresAt   time.Time    `json:"expires_at,omitzero"`
+	UsedAt      time.Time    `json:"used_at,omitzero"`  // zero: not used yet
+	UsedBy      string       `json:"used_by,omitzero"`  // the name that it was used for
+	UsedKey     string       `json:"used_key,omitzero"` // hexadecimal SHA-256 of the public key that it was used with
+	CreateIndex uint64       `json:"create_index,omitzero"`
+	ModifyIndex uint64       `json:"modify_index,omitzero"`
 }
+
+// Used reports whether the token has let its program in.
+func (k *JoinToken) Used() bool { return k.UsedKey != "" }
 
 // Enrolment is a program that was let in. Its certificates are good while the record is there.
 type Enrolment struct {
-	Role        string    `json:"role,omitzero"`
-	Name        string    `json:"name,omitzero"`
-	JoinToken   id.Token  `json:"join_token,omitzero"` // that it used
-	ValidFrom   time.Time `json:"valid_from,omitzero"` // certificates from before belong to an enrolment that has ended
-	CreateIndex uint64    `json:"create_index,omitzero"`
-	ModifyIndex uint64    `json:"modify_index,omitzero"`
+	Role        string       `json:"role,omitzero"`
+	Name        string       `json:"name,omitzero"`
+	JoinToken   id.JoinToken `json:"join_token,omitzero"` // that it used
+	ValidFrom   time.Time    `json:"valid_from,omitzero"` // certificates from before belong to an enrolment that has ended
+	CreateIndex uint64       `json:"create_index,omitzero"`
+	ModifyIndex uint64       `json:"modify_index,omitzero"`
 }
 
 const (
@@ -80,8 +87,8 @@ func (v View) Trust(ws WatchSet) *Trust {
 	return first[Trust](v, ws, tableTrust, indexID, theTrust)
 }
 
-// JoinToken gives a join token; nil when it is unknown or was used.
-func (v View) JoinToken(ws WatchSet, token id.Token) *JoinToken {
+// JoinToken gives a join token; nil when it is unknown.
+func (v View) JoinToken(ws WatchSet, token id.JoinToken) *JoinToken {
 	return first[JoinToken](v, ws, tableJoinTokens, indexID, string(token))
 }
 
@@ -109,6 +116,12 @@ func (t *Txn) PutTrust(next Trust) {
 // PutJoinToken stores a new join token.
 func (t *Txn) PutJoinToken(next JoinToken) {
 	next.CreatedAt, next.CreateIndex, next.ModifyIndex = t.at, t.about.Index, t.about.Index
+	t.insert(tableJoinTokens, &next)
+}
+
+// UseJoinToken notes that a join token has let a program in.
+func (t *Txn) UseJoinToken(next JoinToken) {
+	next.UsedAt, next.ModifyIndex = t.at, t.about.Index
 	t.insert(tableJoinTokens, &next)
 }
 

@@ -401,3 +401,19 @@ func TestJoinGivesUp(t *testing.T) {
 		t.Errorf("the time is up: %v", err)
 	}
 }
+
+// TestRequestKeyIsOfTheKey: the same request has the same key, another one has another, and without proof
+// there is none.
+func TestRequestKeyIsOfTheKey(t *testing.T) {
+	first, second := must[*pki.Enrolment](t)(pki.NewEnrolment()), must[*pki.Enrolment](t)(pki.NewEnrolment())
+	key := must[string](t)(pki.RequestKey(first.Request()))
+	if len(key) != 64 || key != must[string](t)(pki.RequestKey(first.Request())) {
+		t.Errorf("the key is %q", key)
+	}
+	if key == must[string](t)(pki.RequestKey(second.Request())) {
+		t.Error("two requests have one key")
+	}
+	if _, err := pki.RequestKey("-----BEGIN CERTIFICATE REQUEST-----\nAAAA\n-----END CERTIFICATE REQUEST-----\n"); err == nil {
+		t.Error("what is no request has a key")
+	}
+}

@@ -6,7 +6,9 @@ import (
 	"crypto/ed25519"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"fmt"
 	"net/url"
 	"time"
@@ -36,6 +38,21 @@ func parseRequest(text string) (crypto.PublicKey, error) {
 		return nil, because(Mismatch, err, "cannot accept the signing request: it is not signed with the key that it names")
 	}
 	return request.PublicKey, nil
+}
+
+// RequestKey is the SHA-256 of the public key that a signing request proves to be its maker's, in
+// hexadecimal digits: by it a coordinator knows the same request again.
+func RequestKey(request string) (string, error) {
+	public, err := parseRequest(request)
+	if err != nil {
+		return "", err
+	}
+	der, err := x509.MarshalPKIXPublicKey(public)
+	if err != nil {
+		return "", because(Malformed, err, "cannot read the public key of the signing request")
+	}
+	sum := sha256.Sum256(der)
+	return hex.EncodeToString(sum[:]), nil
 }
 
 // checkStrength accepts a closed list of keys: what is not on it is weak, slow, or never used here.
