@@ -152,11 +152,8 @@ func (a *actor) take() {
 		Organization: w.organization, Allocation: w.allocation, Epoch: w.epoch, Version: w.version,
 	}
 	a.ob.Epoch, a.ob.Change, a.retries = w.epoch, steps.New(takeSteps...), 0
-	err := a.o.Journal.PutBody(a.id, a.body)
-	if err == nil {
-		err = a.save()
-	}
-	if err != nil {
+	// The grant itself goes on record with the beginning of its first step.
+	if err := a.o.Journal.PutBody(a.id, a.body); err != nil {
 		a.failStep(steps.Action{Step: api.StepActivate}, steps.Refused, a.o.Now(), unwritten(err))
 	}
 }
@@ -221,9 +218,9 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 	if err := a.ob.Change.Report(act, steps.Succeeded, end); err != nil {
 		a.logger.Error("a step was out of order", "error", err)
 	}
-	_ = a.save()
 	a.chain.add(a.stepReport(act.Step, begun, end, nil))
 	if a.ob.Change.Complete() {
+		_ = a.save() // an end before goes on record with the beginning of the next step
 		a.ob.Message = ""
 		a.chain.end()
 	}

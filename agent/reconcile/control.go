@@ -1,6 +1,7 @@
 package reconcile
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
@@ -12,6 +13,7 @@ import (
 	"os"
 	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -21,39 +23,15 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// HTTPControl is the Control over the gateways' unix sockets. One transport serves all gateways. Every
-// call dials anew, because who listens is part of the question: the kernel tells which process it was.
+// HTTPControl is the Control over the gateways' unix sockets. Every call dials anew, because who listens is
+// part of the question: the kernel tells which process it was. A call is one connection and no goroutine,
+// because hundreds of gateways are asked for their health all the time: net/http's client takes three.
 type HTTPControl struct {
-	client *http.Client
+	socket func(id.Gateway) string
 }
-
-type processKey struct{}
 
 // NewHTTPControl makes the Control for the sockets that a function names.
-func NewHTTPControl(socket func(id.Gateway) string) *HTTPControl {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		p, ok := ctx.Value(processKey{}).(driver.Process)
-		if !ok {
-			return nil, errors.New("cannot dial a gateway: no process is named")
-		}
-		conn, err := new(net.Dialer).DialContext(ctx, "unix", socket(p.Gateway))
-		if err != nil {
-			return nil, err
-		}
-		if err := listenedBy(conn, p.PID); err != nil {
-			_ = conn.Close()
-			return nil, err
-		}
-		return conn, nil
-	}
-	return &HTTPControl{client: &http.Client{
-		Transport: &http.Transport{
-			DialContext: dial, DisableKeepAlives: true, DisableCompression: true,
-			MaxResponseHeaderBytes: 64 << 10, ReadBufferSize: 2 << 10, WriteBufferSize: 2 << 10,
-		},
-		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
-	}}
-}
+func NewHTTPControl(socket func(id.Gateway) string) *HTTPControl { return &HTTPControl{socket: socket} }
 
 // Health implements Control.
 func (c *HTTPControl) Health(ctx context.Context, p driver.Process) (api.GatewayHealth, error) {
@@ -92,40 +70,74 @@ func (c *HTTPControl) call(ctx context.Context, p driver.Process, method, path s
 		}
 		r = bytes.NewReader(b)
 	}
-	ctx = context.WithValue(ctx, processKey{}, p)
-	// The host name is of no use on a unix socket; it keeps connections to different processes apart.
-	u := fmt.Sprintf("http://%s.%d.%d%s", p.Gateway, p.PID, p.StartTime, path)
-	req, err := http.NewRequestWithContext(ctx, method, u, r)
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+string(p.Gateway)+path, r)
 	if err != nil {
 		return nil, err
 	}
+	req.Close = true
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	resp, err := c.client.Do(req)
+	conn, err := c.dial(ctx, p)
 	if err != nil {
 		return nil, err
 	}
-	defer func() { _ = resp.Body.Close() }()
-	b, err := io.ReadAll(io.LimitReader(resp.Body, maxAnswer))
+	defer func() { _ = conn.Close() }()
+	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
+	defer stop()
+	status, b, err := roundTrip(conn, req)
 	if err != nil {
-		return nil, fmt.Errorf("the answer to %s %s broke off: %w", method, path, err)
+		if ctx.Err() != nil {
+			err = ctx.Err()
+		}
+		return nil, fmt.Errorf("cannot %s %s: %w", method, path, err)
 	}
-	if resp.StatusCode/100 != 2 {
-		return nil, refused(resp, b)
+	if status/100 != 2 {
+		return nil, refused(status, b)
 	}
 	return b, nil
 }
 
+// dial connects to the gateway's socket and makes sure that it is the process's.
+func (c *HTTPControl) dial(ctx context.Context, p driver.Process) (net.Conn, error) {
+	conn, err := new(net.Dialer).DialContext(ctx, "unix", c.socket(p.Gateway))
+	if err != nil {
+		return nil, err
+	}
+	if err := listenedBy(conn, p.PID); err != nil {
+		_ = conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// roundTrip sends the request and reads the whole answer. A redirect is an answer like any other. A gateway
+// may refuse before it has read everything: then it is its answer that counts.
+func roundTrip(conn net.Conn, req *http.Request) (status int, body []byte, err error) {
+	w := bufio.NewWriterSize(conn, 2<<10)
+	sent := errors.Join(req.Write(w), w.Flush())
+	r := bufio.NewReaderSize(io.LimitReader(conn, maxAnswer), 2<<10)
+	resp, err := http.ReadResponse(r, req)
+	for err == nil && resp.StatusCode/100 == 1 && resp.StatusCode != http.StatusSwitchingProtocols {
+		resp, err = http.ReadResponse(r, req)
+	}
+	if err != nil {
+		return 0, nil, errors.Join(sent, err)
+	}
+	defer func() { _ = resp.Body.Close() }()
+	body, err = io.ReadAll(resp.Body)
+	return resp.StatusCode, body, err
+}
+
 // refused keeps the stable code of a gateway's refusal, when it gives one.
-func refused(resp *http.Response, body []byte) error {
+func refused(status int, body []byte) error {
 	var p api.Problem
 	if json.Unmarshal(body, &p) == nil && p.Code != "" {
 		if _, known := fault.Codes()[fault.Code(p.Code)]; known {
 			return fault.New(fault.Code(p.Code), "the gateway refuses: %s", clip(p.Detail))
 		}
 	}
-	return fmt.Errorf("the gateway answers %s", resp.Status)
+	return fmt.Errorf("the gateway answers %d %s", status, http.StatusText(status))
 }
 
 // listenedBy makes sure that the process, or one of its session, is who listens on the other side.

@@ -45,6 +45,7 @@ type Engine struct {
 	actors   map[id.Gateway]*actor
 	spawn    func(*actor) // starts an actor's goroutine; nil before Run and after its end
 	slots    []Slot       // as given to nginx
+	stale    bool         // slots may not be what the actors need
 	index    uint64       // highest of a frame
 	seenAt   time.Time    // of that frame, or a later one
 	mismatch string       // why frames are not followed; empty: they are
@@ -202,7 +203,9 @@ func (e *Engine) Apply(f api.AssignmentFrame) error {
 	if f.Full {
 		e.dropUnnamed(named)
 	}
-	e.setSlots()
+	if e.stale { // most frames are grants, and looking at every actor for each is not for free
+		e.setSlots()
+	}
 	for _, v := range f.Verify {
 		e.ask(v)
 	}
@@ -239,12 +242,13 @@ func (e *Engine) assign(g api.GatewayAssignment) (id.Gateway, error) {
 	a := e.actors[gw]
 	switch {
 	case a != nil:
+		e.stale = e.stale || a.maxBody() != w.Limits.BodyBytes
 		a.want(w)
 	case w.Target == api.TargetGone: // said again, because the last report of it was lost
 		e.o.Sink.Observe(api.Observation{Gateways: []api.GatewayReport{goneReport(gw, w.Incarnation)}})
 	default:
 		a = newActor(e.o, journal.Entry{Gateway: journal.Gateway{Gateway: gw, Wanted: w.Wanted}}, w)
-		e.actors[gw] = a
+		e.actors[gw], e.stale = a, true
 		if e.spawn != nil {
 			e.spawn(a)
 		}
@@ -296,6 +300,7 @@ func (e *Engine) left(a *actor) {
 // setSlots tells nginx the gateways it must name. A gateway keeps its slot until nothing of it is left,
 // so that its routes go first. mu is held.
 func (e *Engine) setSlots() {
+	e.stale = false
 	slots := make([]Slot, 0, len(e.actors))
 	for gw, a := range e.actors {
 		slots = append(slots, Slot{Gateway: gw, MaxBody: a.maxBody()})

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"io/fs"
+	"math/rand/v2"
 	"os"
 	"path/filepath"
 	"strings"
@@ -235,7 +236,7 @@ func (a *actor) probe(ctx context.Context) {
 		return
 	}
 	a.misses++
-	a.ob.probeAt = now.Add(t.HealthEvery)
+	a.ob.probeAt = now.Add(t.AskAgain)
 	if a.misses >= t.Misses {
 		a.ob.healthy, a.ob.hung = false, true
 		a.ob.Message = clip(fmt.Sprintf("no healthy answer %d times in a row: %v", a.misses, err))
@@ -250,10 +251,20 @@ func (a *actor) well(now time.Time, bootID string) {
 	}
 	a.ob.healthy, a.ob.everUp, a.bootID = true, true, bootID
 	a.misses, a.probes = 0, 0
-	a.ob.probeAt = now.Add(a.o.Timing.HealthEvery)
+	a.ob.probeAt = now.Add(a.nextLook())
 	if a.ob.failures > 0 && now.Sub(a.upSince) >= a.o.Timing.Stable {
 		a.ob.failures = 0
 	}
+}
+
+// nextLook is when a healthy process is asked again. Gateways that were started or granted together are not
+// asked together for ever: the answers of hundreds at one moment would hold up everything else.
+func (a *actor) nextLook() time.Duration {
+	every := a.o.Timing.IdleEvery
+	if a.ob.Grant != nil {
+		every = a.o.Timing.HealthEvery
+	}
+	return every - every/4 + rand.N(every/2+1)
 }
 
 // recycle ends the process and wipes what it left, and looks again whether it is gone.

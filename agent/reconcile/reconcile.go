@@ -73,7 +73,9 @@ type Layout interface {
 type Timing struct {
 	StartTimeout    time.Duration // from start to the first healthy answer; default 10s
 	ProbeEvery      time.Duration // between questions to a starting process; default 10ms, growing to 10 times that
-	HealthEvery     time.Duration // between questions to a healthy one; default 1s
+	HealthEvery     time.Duration // between questions to a process that serves, about; default 2s
+	IdleEvery       time.Duration // the same of one that serves nobody; default 5s
+	AskAgain        time.Duration // after a missed answer; default 250ms
 	HealthTimeout   time.Duration // for one answer; default 2s
 	Misses          int           // after which a process is hung; default 3
 	BackOff         time.Duration // before the second restart; doubles; default 50ms
@@ -96,7 +98,9 @@ func (t Timing) withDefaults() Timing {
 	}
 	set(&t.StartTimeout, 10*time.Second)
 	set(&t.ProbeEvery, 10*time.Millisecond)
-	set(&t.HealthEvery, time.Second)
+	set(&t.HealthEvery, 2*time.Second)
+	set(&t.IdleEvery, 5*time.Second)
+	set(&t.AskAgain, 250*time.Millisecond)
 	set(&t.HealthTimeout, 2*time.Second)
 	set(&t.BackOff, 50*time.Millisecond)
 	set(&t.MaxBackOff, 10*time.Second)

@@ -202,9 +202,9 @@ func (s *system) watchGateways(ctx context.Context) {
 			continue
 		}
 		s.noteGateways(items)
-		select { // many changes at once are one
+		select { // many changes at once are one, and a look at many gateways is not for free
 		case <-ctx.Done():
-		case <-time.After(50 * time.Millisecond):
+		case <-time.After(50*time.Millisecond + time.Duration(len(items))*time.Millisecond):
 		}
 	}
 }
