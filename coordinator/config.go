@@ -131,7 +131,7 @@ func (c *Config) validateCluster() []error {
 		bad("cluster.bootstrap_expect", fmt.Sprintf("%d is not a useful number of coordinators", n), "set 1, 3 or 5, or 0 where a cluster exists already")
 	case n == 1 && len(c.Cluster.Join) > 0:
 		bad("cluster.bootstrap_expect", "1 begins a cluster of its own, and cluster.join names another one", "set 0 to be brought into that one, or 3 to begin one together with those")
-	case n != 1 && len(c.Cluster.Join) == 0:
+	case n > 1 && len(c.Cluster.Join) == 0:
 		bad("cluster.join", "it is empty, so this coordinator would never find the others", "list the gossip addresses of other coordinators, such as 192.0.2.1:7402")
 	}
 	for _, seed := range c.Cluster.Join {

@@ -43,6 +43,12 @@ type Peer struct {
 	Voter   bool   // filled by Stats; every peer given to Options votes
 }
 
+// Streams accepts connections of other members and makes connections to them.
+type Streams interface {
+	net.Listener
+	Dial(address string, timeout time.Duration) (net.Conn, error)
+}
+
 // Store is what the node keeps on its disk besides snapshots: the log, the term and the vote.
 type Store interface {
 	raft.LogStore
@@ -57,11 +63,11 @@ type Options struct {
 	Dir    string // required; made if missing; one node, one running process
 
 	// How the members reach this node. Exactly one of Listen, Listener, Stream and Transport.
-	Listen    string           // TCP address to bind
-	Listener  net.Listener     // an open listener, plain TCP
-	Stream    raft.StreamLayer // an own stream layer, such as mutual TLS
-	Transport raft.Transport   // a whole transport, for tests in memory; must support pre-vote
-	Advertise string           // host:port for the other members; default: the listener's address
+	Listen    string         // TCP address to bind
+	Listener  net.Listener   // an open listener, plain TCP
+	Stream    Streams        // an own stream layer, such as mutual TLS
+	Transport raft.Transport // a whole transport, for tests in memory; must support pre-vote
+	Advertise string         // host:port for the other members; default: the listener's address
 
 	Profile Profile
 
@@ -76,6 +82,9 @@ type Options struct {
 	// without changing FSM. RestoreSnapshot asks it first, because the library ends the process when
 	// FSM.Restore fails. Nil: only the envelope is checked.
 	CheckSnapshot func(io.Reader) error
+	// ConvertSnapshot is CheckSnapshot for a state machine that does not restore all of a snapshot as it is:
+	// it reads the payload to its end and writes what takes its place. Nil: the payload itself.
+	ConvertSnapshot func(in io.Reader, out io.Writer) error
 
 	Logger hclog.Logger // default: silent
 

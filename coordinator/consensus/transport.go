@@ -158,14 +158,13 @@ func newTransport(o *Options) (raft.Transport, error) {
 	}
 	stream := o.Stream
 	if stream == nil {
-		layer, err := newTCP(o)
-		if err != nil {
+		var err error
+		if stream, err = newTCP(o); err != nil {
 			return nil, err
 		}
-		stream = layer
 	}
 	return raft.NewNetworkTransportWithConfig(&raft.NetworkTransportConfig{
-		Logger: o.Logger.Named("transport"), Stream: stream, MaxPool: poolSize, Timeout: rpcTimeout,
+		Logger: o.Logger.Named("transport"), Stream: streamLayer{stream}, MaxPool: poolSize, Timeout: rpcTimeout,
 	}), nil
 }
 
@@ -205,7 +204,15 @@ func newTCP(o *Options) (*tcp, error) {
 // Addr implements net.Listener with the advertised address.
 func (t *tcp) Addr() net.Addr { return textAddr(t.advertise) }
 
+// Dial implements Streams.
+func (t *tcp) Dial(address string, timeout time.Duration) (net.Conn, error) {
+	return net.DialTimeout("tcp", address, timeout)
+}
+
+// streamLayer is Streams as the library wants it.
+type streamLayer struct{ Streams }
+
 // Dial implements raft.StreamLayer.
-func (t *tcp) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
-	return net.DialTimeout("tcp", string(address), timeout)
+func (s streamLayer) Dial(address raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+	return s.Streams.Dial(string(address), timeout)
 }

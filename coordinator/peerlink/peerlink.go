@@ -15,7 +15,6 @@ import (
 	"time"
 
 	"github.com/hashicorp/go-hclog"
-	"github.com/hashicorp/raft"
 )
 
 // The protocols of a connection.
@@ -99,7 +98,7 @@ func (l *Link) Transport() http.RoundTripper { return l.transport }
 func (l *Link) APIListener() net.Listener { return l.api }
 
 // Raft is the stream layer for the Raft node, which closes it with itself.
-func (l *Link) Raft() raft.StreamLayer { return streams{l.raft} }
+func (l *Link) Raft() Streams { return Streams{l.raft} }
 
 // Close ends the port and what has not been taken from it.
 func (l *Link) Close() error {
@@ -224,11 +223,11 @@ func (q *queue) Close() error {
 // Addr implements net.Listener.
 func (q *queue) Addr() net.Addr { return q.link.advertise }
 
-// streams is Raft's side.
-type streams struct{ *queue }
+// Streams is Raft's side: a listener that dials too.
+type Streams struct{ *queue }
 
-// Dial implements raft.StreamLayer.
-func (s streams) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn, error) {
+// Dial connects to the Raft node of the coordinator at an address.
+func (s Streams) Dial(addr string, timeout time.Duration) (net.Conn, error) {
 	select {
 	case <-s.closed:
 		return nil, net.ErrClosed
@@ -239,7 +238,7 @@ func (s streams) Dial(addr raft.ServerAddress, timeout time.Duration) (net.Conn,
 	}
 	ctx, cancel := context.WithTimeout(s.link.stopped, timeout)
 	defer cancel()
-	return s.link.dial(ctx, string(addr), protocolRaft)
+	return s.link.dial(ctx, addr, protocolRaft)
 }
 
 // address is an advertised host:port.

@@ -53,9 +53,10 @@ func findPrograms(executable string) (programs, error) {
 
 // ports are the addresses that a system listens on.
 type ports struct {
-	API   string `json:"api"`
-	Raft  string `json:"raft"`
-	Nginx string `json:"nginx"`
+	API    string `json:"api"`
+	Raft   string `json:"raft"`
+	Gossip string `json:"gossip"`
+	Nginx  string `json:"nginx"`
 }
 
 // choosePorts checks that the wanted addresses are free before anything starts, and chooses those that
@@ -96,12 +97,18 @@ func choosePorts(opts Options, earlier ports) (ports, error) {
 	if err != nil {
 		return p, err
 	}
-	beside := ""
-	if n, err := strconv.Atoi(port); err == nil && n < 65535 {
-		beside = net.JoinHostPort(host, strconv.Itoa(n+1))
+	beside := func(by int) string {
+		n, err := strconv.Atoi(port)
+		if err != nil || n > 65535-by {
+			return ""
+		}
+		return net.JoinHostPort(host, strconv.Itoa(n+by))
 	}
-	if p.Raft, err = take(earlier.Raft, beside, net.JoinHostPort(host, "0")); err != nil {
+	if p.Raft, err = take(earlier.Raft, beside(1), net.JoinHostPort(host, "0")); err != nil {
 		return p, fmt.Errorf("cannot find a free port on %s for Raft: %w", host, err)
+	}
+	if p.Gossip, err = take(earlier.Gossip, beside(2), net.JoinHostPort(host, "0")); err != nil {
+		return p, fmt.Errorf("cannot find a free port on %s for the gossip: %w", host, err)
 	}
 	return p, nil
 }

@@ -81,11 +81,12 @@ api:
 raft:
   listen: %q
   profile: default
-  bootstrap: true
+gossip:
+  listen: %q
 log:
   level: info
   format: text
-`, nodeID, s.home.coordinatorData(), s.opts.Domain, webPort, s.ports.API, s.ports.Raft)
+`, nodeID, s.home.coordinatorData(), s.opts.Domain, webPort, s.ports.API, s.ports.Raft, s.ports.Gossip)
 	agent := fmt.Sprintf(`# Written by demiurge dev at every start.
 host_id: %s
 coordinators: ["http://%s"]
