@@ -148,15 +148,11 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	if !n.IsLeader() {
 		return n.noLeader(nil, "this coordinator does not lead")
 	}
-	// Without a name, so that nothing is left over and two restores do not meet.
-	f, err := os.CreateTemp(n.dir.path, restoreFile)
+	f, err := n.scratch()
 	if err != nil {
-		return n.dir.refused("cannot copy the snapshot to", err)
+		return err
 	}
 	defer func() { _ = f.Close() }()
-	if err := os.Remove(f.Name()); err != nil {
-		return n.dir.refused("cannot copy the snapshot to", err)
-	}
 	header, err := readEnvelope(readerUntil{ctx, r}, f)
 	if err != nil {
 		return err
@@ -165,6 +161,20 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		if err := n.opts.CheckSnapshot(io.NewSectionReader(f, 0, header.Size)); err != nil {
 			return badSnapshot(err, "this program cannot read its content; use the program version that saved it")
 		}
+	}
+	if n.opts.ConvertSnapshot != nil {
+		converted, err := n.scratch()
+		if err != nil {
+			return err
+		}
+		defer func() { _ = converted.Close() }()
+		if err := n.opts.ConvertSnapshot(io.NewSectionReader(f, 0, header.Size), converted); err != nil {
+			return badSnapshot(err, "its content does not fit: "+err.Error())
+		}
+		if header.Size, err = converted.Seek(0, io.SeekCurrent); err != nil {
+			return n.dir.refused("cannot copy the snapshot to", err)
+		}
+		f = converted
 	}
 	meta := &raft.SnapshotMeta{
 		Version: raft.SnapshotVersionMax, ID: filepath.Base(f.Name()),
@@ -175,6 +185,18 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	return n.asLeader(context.WithoutCancel(ctx), "restore the snapshot", func() error {
 		return n.raft.Restore(meta, io.NewSectionReader(f, 0, header.Size), n.opts.WriteTimeout)
 	})
+}
+
+// scratch makes a file without a name, so that nothing is left over and two restores do not meet.
+func (n *Node) scratch() (*os.File, error) {
+	f, err := os.CreateTemp(n.dir.path, restoreFile)
+	if err != nil {
+		return nil, n.dir.refused("cannot copy the snapshot to", err)
+	}
+	if err := os.Remove(f.Name()); err != nil {
+		return nil, errors.Join(n.dir.refused("cannot copy the snapshot to", err), f.Close())
+	}
+	return f, nil
 }
 
 // readerUntil is a reader that fails once ctx has ended.
