@@ -88,7 +88,7 @@ func (s *signal) fire(next *chan struct{}) {
 func newTree[T any]() tree[T] { return tree[T]{home: &home[T]{seed: maphash.MakeSeed()}} }
 
 // begin makes a published version the beginning of a transaction's.
-func (t *tree[T]) begin() { t.owner = &owner{} }
+func (t *tree[T]) begin(o *owner) { t.owner = o }
 
 // publish ends the transaction: from here on this version is the newest one.
 func (t *tree[T]) publish() {

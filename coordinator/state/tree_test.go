@@ -73,7 +73,7 @@ func TestTreeIsAMap(t *testing.T) {
 		var versions []version
 		for range 60 {
 			next := version{tree: now.tree, want: maps.Clone(now.want), ws: map[string]WatchSet{}}
-			next.tree.begin()
+			next.tree.begin(&owner{})
 			changed := map[string]bool{}
 			for range r.IntN(12) {
 				key := treeKey(r)
@@ -131,13 +131,13 @@ func TestTreeIsAMap(t *testing.T) {
 // TestTreeWatchesOfOldVersions: who begins to wait on an old version is told at once of what is no longer so.
 func TestTreeWatchesOfOldVersions(t *testing.T) {
 	old := newTree[int]()
-	old.begin()
+	old.begin(&owner{})
 	old.put("stays", new(int))
 	old.put("goes", new(int))
 	old.publish()
 	old.notify()
 	next := old
-	next.begin()
+	next.begin(&owner{})
 	next.remove("goes")
 	next.put("comes", new(int))
 	next.publish()

@@ -27,23 +27,21 @@ func newTrees() *trees {
 }
 
 // each lists the trees as what a transaction does with all of them.
-func (t *trees) each() []interface {
-	begin()
+func (t *trees) each() [7]anyTree {
+	return [...]anyTree{&t.organizations, &t.gateways, &t.allocations, &t.live, &t.line, &t.ending, &t.tallies}
+}
+
+type anyTree interface {
+	begin(*owner)
 	publish()
 	notify()
-} {
-	return []interface {
-		begin()
-		publish()
-		notify()
-	}{&t.organizations, &t.gateways, &t.allocations, &t.live, &t.line, &t.ending, &t.tallies}
 }
 
 // begin gives the trees of a new transaction; these stay as they are.
 func (t *trees) begin() *trees {
-	next := *t
+	next, o := *t, &owner{}
 	for _, one := range next.each() {
-		one.begin()
+		one.begin(o)
 	}
 	return &next
 }
