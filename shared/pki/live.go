@@ -65,7 +65,7 @@ func (l *Live) Replace(next *Credentials) error {
 // can never be replayed to another one.
 //
 // Sessions are never resumed: a resumed one would carry a decision of before a rotation or of another
-// listener, and a full handshake costs well under a millisecond.
+// listener, and a full handshake costs about a millisecond of processor on each side.
 func (l *Live) Server(peer Peer, protocols ...string) (*tls.Config, error) {
 	if err := peer.valid(); err != nil {
 		return nil, err

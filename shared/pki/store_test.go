@@ -304,9 +304,10 @@ func TestWatchFollowsTheStore(t *testing.T) {
 	watching(t, store, l)
 
 	writer := openStore(t, dir) // as another process
+	renewed := memberAt(t, r.old, r.oldBundle, host, noon)
 	for _, next := range []*pki.Credentials{
-		memberAt(t, r.old, r.oldBundle, host, noon),                                                        // renewed
-		must[*pki.Credentials](t)(l.Current().WithBundle(r.nextBundle, noon)),                              // only the roots change
+		renewed, // the certificate changes
+		must[*pki.Credentials](t)(renewed.WithBundle(r.nextBundle, noon)),                                  // only the roots change
 		memberAt(t, r.next, r.nextBundle, host, noon),                                                      // a new CA's
 		must[*pki.Credentials](t)(member(t, r.old, pki.RoleAgent, "host-1").WithBundle(r.oldBundle, noon)), // and back
 	} {
