@@ -84,15 +84,28 @@ func BenchmarkEmbedded(b *testing.B) {
 	b.ReportMetric(float64(all[len(all)*99/100].Microseconds()), "p99-µs")
 }
 
-// BenchmarkPowerDNS makes the record of one organization after another in a real PowerDNS with SQLite:
-// look, write, and read back.
+// BenchmarkPowerDNS makes the records of organizations in a real PowerDNS with SQLite, each with a look, a
+// write and a look back: one after another, and many at once.
 func BenchmarkPowerDNS(b *testing.B) {
-	server := startPowerDNS(b)
-	p := provider(b, server.config())
-	b.ResetTimer()
-	for i := range b.N {
-		if err := p.Ensure(b.Context(), record(host(numbered(i)), 7, "192.0.2.1")); err != nil {
-			b.Fatal(err)
-		}
+	for _, callers := range []int{1, 64} {
+		b.Run(fmt.Sprintf("%d", callers), func(b *testing.B) {
+			server := startPowerDNS(b)
+			p := provider(b, server.config())
+			var next atomic.Int64
+			var all sync.WaitGroup
+			b.ResetTimer()
+			for range callers {
+				all.Go(func() {
+					for i := next.Add(1); i <= int64(b.N); i = next.Add(1) {
+						if err := p.Ensure(b.Context(), record(host(numbered(int(i))), 7, "192.0.2.1")); err != nil {
+							b.Error(err)
+							return
+						}
+					}
+				})
+			}
+			all.Wait()
+			b.ReportMetric(float64(b.N)/b.Elapsed().Seconds(), "records/s")
+		})
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
-	"fmt"
 	"io"
 	"net/http"
 	"net/url"
@@ -18,13 +17,12 @@ import (
 
 // Bounds of what is asked of PowerDNS at once and of what it may answer.
 const (
-	tries       = 3                      // of one request, when the failure is a temporary one
-	firstWait   = 100 * time.Millisecond // before the second try, four times as long before the third
-	readAtOnce  = 8                      // requests; its web server takes no more
-	writeAtOnce = 1                      // requests; of two at once, one fails where its database is SQLite
-	maxAnswer   = 64 << 20               // a zone with 100,000 organizations is about half of it
-	maxKey      = 4 << 10
-	maxReason   = 300 // of an error's text
+	tries      = 3                      // of one request, when the failure is a temporary one
+	firstWait  = 100 * time.Millisecond // before the second try, four times as long before the third
+	readAtOnce = 8                      // requests; its web server takes no more
+	maxAnswer  = 64 << 20               // a zone with 100,000 organizations is about half of it
+	maxKey     = 4 << 10
+	maxReason  = 300 // of an error's text
 )
 
 // rrset is all records of one name and type, as the API of PowerDNS has them.
@@ -56,16 +54,16 @@ type client struct {
 	most    int64 // bytes of an answer
 	http    *http.Client
 	reads   chan struct{}
-	writes  chan struct{}
+	writes  *writes
 }
 
 func newClient(cfg PowerDNSConfig, domain string, most int64) *client {
 	server := strings.TrimRight(cfg.URL, "/")
 	zone := cfg.zone(domain)
-	return &client{
+	c := &client{
 		server: server, zone: zone, keyFile: cfg.KeyFile, timeout: cfg.Timeout,
 		url:  server + "/api/v1/servers/localhost/zones/" + url.PathEscape(zone+"."),
-		most: most, reads: make(chan struct{}, readAtOnce), writes: make(chan struct{}, writeAtOnce),
+		most: most, reads: make(chan struct{}, readAtOnce),
 		http: &http.Client{
 			// The key is for this server alone: no proxy of the environment and no redirect gets it. PowerDNS
 			// closes each connection after one answer, so there is nothing to keep and nothing to close.
@@ -73,6 +71,8 @@ func newClient(cfg PowerDNSConfig, domain string, most int64) *client {
 			CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 		},
 	}
+	c.writes = newWrites(c.patch)
+	return c
 }
 
 // sets returns the records of one name, or of the whole zone when the name is empty.
@@ -80,6 +80,12 @@ func (c *client) sets(ctx context.Context, name string) ([]rrset, error) {
 	at := c.url
 	if name != "" {
 		at += "?rrset_name=" + url.QueryEscape(name+".")
+	}
+	select {
+	case c.reads <- struct{}{}:
+		defer func() { <-c.reads }()
+	case <-ctx.Done():
+		return nil, c.unanswered(ctx.Err())
 	}
 	var z zone
 	if err := c.call(ctx, http.MethodGet, at, nil, &z); err != nil {
@@ -90,25 +96,24 @@ func (c *client) sets(ctx context.Context, name string) ([]rrset, error) {
 
 // change carries out all changes, or none of them.
 func (c *client) change(ctx context.Context, changes []rrset) error {
+	err := c.writes.do(ctx, changes)
+	if err != nil && KindOf(err) == "" {
+		return c.unanswered(err) // the caller's time was up before it was sent
+	}
+	return err
+}
+
+// patch sends changes, of which all are carried out or none.
+func (c *client) patch(ctx context.Context, changes []rrset) error {
 	body, err := json.Marshal(zone{RRsets: changes})
 	if err != nil {
-		return fmt.Errorf("cannot encode a change for PowerDNS: %w", err)
+		return failed(&Error{Kind: Refused, Err: err}, "cannot encode a change for PowerDNS")
 	}
 	return c.call(ctx, http.MethodPatch, c.url, body, nil)
 }
 
 // call makes one request, several times when that may help.
 func (c *client) call(ctx context.Context, method, at string, body []byte, into any) error {
-	slots := c.reads
-	if method != http.MethodGet {
-		slots = c.writes
-	}
-	select {
-	case slots <- struct{}{}:
-		defer func() { <-slots }()
-	case <-ctx.Done():
-		return c.unanswered(ctx.Err())
-	}
 	wait := firstWait
 	for try := 1; ; try++ {
 		err := c.once(ctx, method, at, body, into)

@@ -317,6 +317,7 @@ func TestServerFreesItsAddress(t *testing.T) {
 			t.Fatalf("the address is not free: %v", err)
 		}
 		ctx, cancel := context.WithCancel(t.Context())
+		defer cancel()
 		if cancelled {
 			cancel() // before it has started
 		}
