@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/consensus"
+	"github.com/demiurge-platform/demiurge/coordinator/membership"
 	"github.com/demiurge-platform/demiurge/shared/config"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -33,7 +34,8 @@ type Config struct {
 // APIConfig is the HTTP API.
 type APIConfig struct {
 	Listen       string   `yaml:"listen"`
-	Hosts        []string `yaml:"hosts"`         // names and addresses in its certificate, for HTTPS clients
+	Advertise    string   `yaml:"advertise"`     // where agents reach it; empty: listen
+	Hosts        []string `yaml:"hosts"`         // names and addresses in its certificate, for HTTPS clients; empty: those of listen and advertise
 	RateLimit    float64  `yaml:"rate_limit"`    // requests a second per token
 	RateBurst    int      `yaml:"rate_burst"`    // above that for a moment
 	AuthFailures float64  `yaml:"auth_failures"` // failed authentications a second per address
@@ -99,8 +101,8 @@ func (c *Config) Validate() error {
 	if !strings.Contains(c.PublicURL, "{hostname}") {
 		bad("public_url", "it does not contain {hostname}", `set it as in "https://{hostname}"`)
 	}
-	for key, addr := range map[string]string{"api.listen": c.API.Listen, "raft.listen": c.Raft.Listen} {
-		if _, _, err := net.SplitHostPort(addr); err != nil {
+	for key, addr := range map[string]string{"api.listen": c.API.Listen, "api.advertise": c.API.Advertise, "raft.listen": c.Raft.Listen} {
+		if _, _, err := net.SplitHostPort(addr); err != nil && (addr != "" || key != "api.advertise") {
 			bad(key, fmt.Sprintf("%q is not an address with a port", addr), "set it as in 127.0.0.1:7400")
 		}
 	}
@@ -120,6 +122,13 @@ func (c *Config) Validate() error {
 	}
 	errs = append(errs, c.Log.Validate("log"))
 	return errors.Join(errs...)
+}
+
+// thresholds are the measures by which hosts are found to be lost.
+func (c *Config) thresholds() membership.Thresholds {
+	t := membership.DefaultThresholds()
+	t.SilentAfter, t.LostAfter = c.Hosts.SilentAfter, c.Hosts.LostAfter
+	return t
 }
 
 // validateCluster checks how the coordinator comes to its cluster.

@@ -148,7 +148,7 @@ func (c *Coordinator) wire() error {
 	c.api, err = httpapi.New(httpapi.Options{
 		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, &c.reign},
 		Events: c.broker, Metrics: c.metrics, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
-		Peers: c.peers.Transport(),
+		Peers: c.peers.Transport(), Trust: joins{c.trust, c},
 		Limits: httpapi.Limits{
 			Token:  httpapi.Rate{PerSecond: cfg.API.RateLimit, Burst: float64(cfg.API.RateBurst)},
 			Failed: httpapi.Rate{PerSecond: cfg.API.AuthFailures, Burst: 2 * cfg.API.AuthFailures},
@@ -199,8 +199,8 @@ func (c *Coordinator) lead(ctx context.Context) {
 		Store: c.store, Proposer: c.propose, Logger: c.log.Named("poolkeeper"), Now: c.opts.Now,
 	}).Run)
 	loops.Go("host monitor", hostmonitor.New(hostmonitor.Options{
-		Store: c.store, Proposer: c.propose, Liveness: c.link, Logger: c.log.Named("hostmonitor"), Now: c.opts.Now,
-		SilentAfter: c.opts.Config.Hosts.SilentAfter, LostAfter: c.opts.Config.Hosts.LostAfter,
+		Store: c.store, Proposer: c.propose, Agents: agents{c.link}, Members: c.members.Snapshot,
+		Thresholds: c.opts.Config.thresholds(), Logger: c.log.Named("hostmonitor"), Now: c.opts.Now,
 	}).Run)
 	<-ctx.Done()
 	if err := loops.Stop(context.Background()); err != nil {

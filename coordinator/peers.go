@@ -12,6 +12,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/coordinator/agentlink"
 	"github.com/demiurge-platform/demiurge/coordinator/autopilot"
 	"github.com/demiurge-platform/demiurge/coordinator/consensus"
 	"github.com/demiurge-platform/demiurge/coordinator/membership"
@@ -19,6 +20,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/trust"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
+	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
@@ -27,6 +29,7 @@ import (
 const (
 	tagRaft   = "r" // address of the port of the coordinators
 	tagExpect = "x" // how many it begins a new cluster with
+	tagAPI    = "a" // address of the API, for agents
 	tagState  = "s" // one of the following
 	stateNew  = "n" // it never was in a cluster
 	stateFit  = "f" // it has what the leader has
@@ -63,7 +66,7 @@ func (c *Coordinator) openTrust() error {
 		return err
 	}
 	c.trust, err = trust.Open(trust.Options{
-		FS: files, Dir: cfg.DataDir, NodeID: cfg.NodeID, Key: key, Hosts: cfg.API.Hosts, Store: c.store,
+		FS: files, Dir: cfg.DataDir, NodeID: cfg.NodeID, Key: key, Hosts: certifiedHosts(cfg), Store: c.store,
 		Logger: c.log.Named("trust"), Now: c.opts.Now,
 	})
 	return err
@@ -140,7 +143,7 @@ func (c *Coordinator) gossipTags() map[string]string {
 		fitness = stateFit
 	}
 	return map[string]string{
-		tagRaft: c.peers.Addr().String(), tagExpect: strconv.Itoa(c.opts.Config.Cluster.BootstrapExpect), tagState: fitness,
+		tagRaft: c.peers.Addr().String(), tagAPI: c.apiAddress(), tagExpect: strconv.Itoa(c.opts.Config.Cluster.BootstrapExpect), tagState: fitness,
 	}
 }
 
@@ -191,6 +194,15 @@ func (c *Coordinator) autopilot() autopilot.Options {
 		Rules:  autopilot.Rules{Settle: 2 * time.Second, DeadAfter: cfg.Cluster.DeadAfter, MinVoters: cfg.Cluster.MinVoters},
 		Logger: c.log.Named("autopilot"), Now: c.opts.Now,
 	}
+}
+
+// agents is the agents' own connections as the host monitor sees them.
+type agents struct{ *agentlink.Link }
+
+// Signals is what is known of a host over its agent's connection.
+func (a agents) Signals(h id.Host) membership.Signals {
+	c := a.Contact(h)
+	return membership.Signals{Heard: c.Heard, Open: c.Open, Ended: c.Ended, Asked: c.Asked}
 }
 
 // raftNode is the node as the autopilot sees it.

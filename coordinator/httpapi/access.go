@@ -24,6 +24,7 @@ const (
 	reader
 	agent
 	public // anyone on the listener's network, without a token
+	joiner // a program with a join token
 )
 
 // The sets of the routes table. An admin may do everything but speak for a host: an observation has one
@@ -35,6 +36,7 @@ const (
 	forOperators  = admin | operator
 	forAdmins     = admin
 	forHostsAgent = agent
+	forJoiners    = joiner
 )
 
 // roleOf maps a role of a token to its bit. A role that is not here opens nothing.
@@ -62,12 +64,17 @@ func (a access) names() []string {
 			out = append(out, r)
 		}
 	}
+	if a&joiner != 0 {
+		out = append(out, "join token")
+	}
 	return out
 }
 
 // caller is who sent a request.
 type caller struct {
-	token   *state.Token // nil on public routes
+	token   *state.Token     // of a person or the platform; or nil
+	join    *state.JoinToken // of a program that joins; or nil
+	agent   *identity        // of a host's agent; or nil
 	address string
 	route   *route
 	readKey string // names the reading that a GET asks for
@@ -75,10 +82,16 @@ type caller struct {
 
 // actor names the caller in events.
 func (c *caller) actor() string {
-	if c == nil || c.token == nil {
-		return "anonymous"
+	switch {
+	case c == nil:
+	case c.token != nil:
+		return string(c.token.ID)
+	case c.join != nil:
+		return string(c.join.ID)
+	case c.agent != nil:
+		return string(c.agent.who.Role()) + "/" + c.agent.who.Name()
 	}
-	return string(c.token.ID)
+	return "anonymous"
 }
 
 type callerKey struct{}
@@ -102,37 +115,46 @@ func (s *Server) admit(row *route, r *http.Request) (*caller, *fault.Error) {
 	if row.access&public != 0 {
 		return c, s.limits.anonymous(c.address)
 	}
-	token, f := s.authenticate(r)
-	if f != nil {
-		if f.Code != fault.Unauthenticated {
-			return c, f
-		}
+	var f *fault.Error
+	switch _, certified := identityOf(r); {
+	case row.access&joiner != 0:
+		f = s.admitJoiner(c, r)
+	case row.access&agent != 0 && certified:
+		f = s.admitAgent(c, r)
+	default:
+		f = s.admitToken(c, r)
+	}
+	if f != nil && f.Code == fault.Unauthenticated {
 		if limited := s.limits.failed(c.address); limited != nil {
 			return c, limited
 		}
-		return c, f
+	}
+	return c, f
+}
+
+// admitToken lets the holder of an API token through.
+func (s *Server) admitToken(c *caller, r *http.Request) *fault.Error {
+	token, f := s.authenticate(r)
+	if f != nil {
+		return f
 	}
 	c.token = token
 	if f := s.limits.token(string(token.ID)); f != nil {
-		return c, f
+		return f
 	}
-	if row.access&roleOf(token.Role) == 0 {
-		return c, fault.New(fault.Forbidden, "a token of role %q may not do this; it takes one of: %s", token.Role, strings.Join(row.access.names(), ", "))
+	if access := c.route.access; access&roleOf(token.Role) == 0 {
+		return fault.New(fault.Forbidden, "a token of role %q may not do this; it takes one of: %s", token.Role, strings.Join(access.names(), ", "))
 	}
-	return c, nil
+	return nil
 }
 
 // authenticate finds the token of a request. The answers to an unknown and to an expired token are the
 // same, so that nothing can be learned from them.
 func (s *Server) authenticate(r *http.Request) (*state.Token, *fault.Error) {
 	refused := fault.New(fault.Unauthenticated, "the token is not valid or has expired; ask an admin for a new one (`demiurge token create`)")
-	headers := r.Header.Values("Authorization")
-	if len(headers) == 0 {
-		return nil, fault.New(fault.Unauthenticated, "this call needs a token: send the header \"Authorization: Bearer <token>\"")
-	}
-	scheme, secret, ok := strings.Cut(headers[0], " ")
-	if len(headers) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || secret == "" || len(secret) > 4096 {
-		return nil, refused
+	secret, f := bearerOf(r, refused)
+	if f != nil {
+		return nil, f
 	}
 	sum := sha256.Sum256([]byte(secret))
 	hash := hex.EncodeToString(sum[:])
@@ -147,4 +169,17 @@ func (s *Server) authenticate(r *http.Request) (*state.Token, *fault.Error) {
 		return nil, refused
 	}
 	return token, nil
+}
+
+// bearerOf is what the caller sent to prove who it is; refused is the answer to what cannot be one.
+func bearerOf(r *http.Request, refused *fault.Error) (string, *fault.Error) {
+	headers := r.Header.Values("Authorization")
+	if len(headers) == 0 {
+		return "", fault.New(fault.Unauthenticated, "this call needs a token: send the header \"Authorization: Bearer <token>\"")
+	}
+	scheme, secret, ok := strings.Cut(headers[0], " ")
+	if len(headers) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || secret == "" || len(secret) > 4096 {
+		return "", refused
+	}
+	return secret, nil
 }

@@ -22,8 +22,15 @@ func ownHost(ctx context.Context, c *checks, location, raw string) (id.Host, err
 	if err := c.err(); err != nil {
 		return "", err
 	}
-	if bound := callerOf(ctx).token.Host; bound != host {
-		return "", fault.New(fault.Forbidden, "this token is for the agent of host %q and may not speak for host %q", bound, host)
+	caller := callerOf(ctx)
+	bound := ""
+	if caller.agent != nil {
+		bound = caller.agent.who.Name()
+	} else {
+		bound = string(caller.token.Host)
+	}
+	if bound != string(host) {
+		return "", fault.New(fault.Forbidden, "this is the agent of host %q and may not speak for host %q", bound, host)
 	}
 	return host, nil
 }
@@ -58,6 +65,8 @@ func (s *Server) agentStream(ctx context.Context, in *agentStreamInput) (*stream
 		r, w := humago.Unwrap(hc)
 		ctx, release := s.held(r.Context())
 		defer release()
+		ctx, expelled := s.whileEnrolled(ctx, callerOf(r.Context()).agent)
+		defer expelled()
 		// The next leader counts the hosts that are connected to it.
 		stop := context.AfterFunc(s.opts.Cluster.Reign(), release)
 		defer stop()

@@ -21,7 +21,7 @@ type forwardedKey struct{}
 func forwarded(ctx context.Context) bool { return ctx.Value(forwardedKey{}) != nil }
 
 // PeerHandler answers what the other coordinators pass on. It must be reachable for them alone: it
-// believes what they say of their caller's address.
+// believes what they say of their caller's address and certificate.
 func (s *Server) PeerHandler() http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		caller, err := netip.ParseAddr(r.Header.Get(headerCaller))
@@ -30,9 +30,20 @@ func (s *Server) PeerHandler() http.Handler {
 				fault.New(fault.InvalidRequest, "cannot answer: this is where coordinators pass requests on to each other, and the request does not say whose it is"), 0)
 			return
 		}
-		r = r.WithContext(context.WithValue(r.Context(), forwardedKey{}, true))
+		ctx := context.WithValue(r.Context(), forwardedKey{}, true)
+		if text := r.Header.Get(headerIdentity); text != "" {
+			who, err := parseIdentity(text)
+			if err != nil {
+				writeProblem(&recorder{ResponseWriter: w, control: http.NewResponseController(w)},
+					fault.New(fault.InvalidRequest, "cannot answer: the identity that another coordinator passed on cannot be read"), 0)
+				return
+			}
+			ctx = context.WithValue(ctx, identityKey{}, who)
+		}
+		r = r.WithContext(ctx)
 		r.RemoteAddr = netip.AddrPortFrom(caller, 0).String()
 		r.Header.Del(headerCaller)
+		r.Header.Del(headerIdentity)
 		s.ServeHTTP(w, r)
 	})
 }
@@ -78,6 +89,10 @@ func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered boo
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host = "https", leader
 			p.Out.Header.Set(headerCaller, addressOf(r))
+			p.Out.Header.Del(headerIdentity) // a caller can write anything there
+			if who, ok := identityOf(r); ok {
+				p.Out.Header.Set(headerIdentity, who.header())
+			}
 		},
 		Transport:     s.opts.Peers,
 		FlushInterval: -1, // streams pass as they come

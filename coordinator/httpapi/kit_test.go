@@ -45,6 +45,7 @@ type kit struct {
 	allocs  *scriptedAllocations
 	agents  *scriptedAgents
 	metrics *countingMetrics
+	trust   *ownTrust
 	tokens  map[string]string // secrets by role
 	host    id.Host
 	offset  atomic.Int64 // of the clock, in nanoseconds
@@ -61,8 +62,9 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 	k.cluster.leader.Store(true)
 	k.allocs = &scriptedAllocations{kit: k}
 	k.agents = &scriptedAgents{}
+	k.trust = newTrust(t)
 	opts := Options{
-		Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics,
+		Trust: k.trust, Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics,
 		Events: events.New(events.Options{Store: k.store, Logger: hclog.NewNullLogger()}),
 		Logger: hclog.NewNullLogger(), Now: k.now, Domain: "example.test",
 		PublicURL: func(h string) string { return "http://" + h + ":7480/" },

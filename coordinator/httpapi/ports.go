@@ -11,6 +11,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 // Allocations starts and ends allocations. Errors are faults for the caller.
@@ -57,6 +58,16 @@ type Cluster interface {
 	Barrier(ctx context.Context) error
 	// VerifyLeader asks a majority whether this coordinator still leads.
 	VerifyLeader(ctx context.Context) error
+}
+
+// Trust is the cluster's CA and what a program that joins has to know.
+type Trust interface {
+	// Pin names the CA that signs now.
+	Pin() pki.Pin
+	// Issue makes a certificate for a signing request. It answers the certificate and whom to trust, PEM.
+	Issue(request string, role pki.Role, name string, now time.Time) (certificate, ca string, err error)
+	// Cluster is where the others are and, as far as the role needs them, the secrets of the cluster.
+	Cluster(role pki.Role) api.JoinCluster
 }
 
 // Events follows the event feed.

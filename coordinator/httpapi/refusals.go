@@ -114,9 +114,11 @@ func (rf *refusals) record(ctx context.Context) {
 	}
 }
 
-// noteHandler counts a refusal that only a handler could see: an agent that speaks for another host.
+// noteHandler counts a refusal that only a handler could see: an agent that speaks for another host, a join
+// token that was used.
 func (s *Server) noteHandler(ctx context.Context, err error) {
-	if f := fault.From(err); f.Code == fault.Forbidden {
+	switch f := fault.From(err); f.Code {
+	case fault.Forbidden, fault.Unauthenticated, fault.RateLimited:
 		c := callerOf(ctx)
 		s.opts.Metrics.Refused(f.Code)
 		s.refusals.add(refusal{f.Code, c.route.method + " " + c.route.path, c.actor(), c.address})

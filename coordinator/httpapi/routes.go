@@ -69,11 +69,17 @@ func routes() []route {
 		{get, "/v1/tokens", forAdmins, on((*Server).listTokens), "list-tokens", "List API tokens, without secrets", ok, none},
 		{del, "/v1/tokens/{id}", forAdmins, on((*Server).deleteToken), "delete-token", "Revoke an API token", empty, missing},
 
+		{post, "/v1/join-tokens", forOperators, on((*Server).createJoinToken), "create-join-token", "Make a token that lets one program join, once; its text is in this answer only", []int{201, 200}, conflicting},
+		{get, "/v1/join-tokens", forOperators, on((*Server).listJoinTokens), "list-join-tokens", "List join tokens, without their texts", ok, none},
+		{del, "/v1/join-tokens/{id}", forOperators, on((*Server).deleteJoinToken), "delete-join-token", "Take a join token back", empty, missing},
+		{post, "/v1/join", forJoiners, on((*Server).join), "join", "Join the cluster with a join token, and get a certificate", ok, conflicting},
+
 		{post, "/gateway/start", forPlatform, on((*Server).gatewayStart), "gateway-start", "The platform's old name of starting", ok, startFaults},
 		{post, "/gateway/stop", forPlatform, on((*Server).gatewayStop), "gateway-stop", "The platform's old name of releasing", ok, releaseFaults},
 
 		{get, "/v1/agent/stream", forHostsAgent, on((*Server).agentStream), "agent-stream", "The assignment of a host, as JSON lines", ok, none},
 		{post, "/v1/agent/observations", forHostsAgent, on((*Server).agentObserve), "agent-observe", "Report what a host's agent saw", ok, conflicting},
+		{post, "/v1/agent/certificate", forHostsAgent, on((*Server).renewCertificate), "renew-certificate", "Get the next certificate of the host that the caller has one of", ok, none},
 
 		{get, "/healthz", forAnyone, on((*Server).healthz), "healthz", "Does this coordinator answer", ok, none},
 		{get, "/readyz", forAnyone, on((*Server).readyz), "readyz", "Can this coordinator take calls: does it know a leader", ok, []fault.Code{fault.NoLeader}},

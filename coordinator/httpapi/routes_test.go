@@ -13,6 +13,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 // openapi is what the tests read of the document.
@@ -137,8 +138,13 @@ func (k *kit) callers() map[string]string {
 	k.tokens["bad"] = "0000"
 	k.tokens["expired"] = k.makeToken(api.RoleAdmin, time.Now().Add(-time.Second))
 	k.tokens["unknown role"] = k.makeToken("nothing", time.Time{})
+	out["join token"] = joinCaller
+	k.tokens["join token"] = k.joinToken(pki.RoleAgent, "").Secret
 	return out
 }
+
+// joinCaller is the kind of caller that has a join token.
+const joinCaller = "join token"
 
 func TestEveryRouteForEveryCaller(t *testing.T) {
 	k := newKit(t, func(o *Options) { o.Limits.Failed = Rate{1e6, 1e6} })
@@ -162,7 +168,9 @@ func TestEveryRouteForEveryCaller(t *testing.T) {
 				if got.status != http.StatusOK {
 					t.Errorf("%s: %d %s", name, got.status, got.body)
 				}
-			case role == "":
+			case rt.access == forJoiners && role == joinCaller:
+				wantProblem(t, got, fault.InvalidRequest)
+			case role == "", role == joinCaller, rt.access == forJoiners:
 				wantProblem(t, got, fault.Unauthenticated)
 			case rt.access&roleOf(role) == 0:
 				wantProblem(t, got, fault.Forbidden)
@@ -189,7 +197,9 @@ func TestRolesOfTheContract(t *testing.T) {
 		"recycle-gateway": "admin operator", "list-hosts": "admin operator platform reader", "cordon-host": "admin operator",
 		"create-token": "admin", "list-tokens": "admin", "delete-token": "admin", "list-events": "admin operator platform reader",
 		"get-status": "admin operator platform reader", "agent-stream": "agent", "agent-observe": "agent",
-		"gateway-start": "admin operator platform", "gateway-stop": "admin operator platform", "healthz": "", "metrics": "",
+		"renew-certificate": "agent", "join": "join token", "create-join-token": "admin operator", "list-join-tokens": "admin operator",
+		"delete-join-token": "admin operator",
+		"gateway-start":     "admin operator platform", "gateway-stop": "admin operator platform", "healthz": "", "metrics": "",
 	}
 	for _, rt := range routes() {
 		if names, ok := want[rt.name]; ok {

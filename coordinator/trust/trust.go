@@ -29,6 +29,7 @@ import (
 
 const (
 	recordFile    = "trust.json"
+	bundleFile    = "ca.pem"
 	recordVersion = 1
 	// retry is the pause after something could not be done.
 	retry = time.Second
@@ -46,7 +47,7 @@ type Options struct {
 	NodeID string
 	Key    pki.Key
 	Hosts  []string      // names and addresses of the API, for callers without the cluster's own check
-	Life   time.Duration // of own certificates; default pki.DefaultLeafLife
+	Life   time.Duration // of certificates; default pki.DefaultLeafLife
 	Store  *state.Store
 	Logger hclog.Logger
 	Now    func() time.Time
@@ -102,7 +103,12 @@ func Open(o Options) (*Keeper, error) {
 		return nil, err
 	}
 	k.live = pki.NewLive(own, pki.LiveOptions{Now: o.Now})
-	return k, nil
+	return k, k.writeBundle()
+}
+
+// writeBundle puts the trusted CAs where people's tools can read them (`demiurge --ca-cert`).
+func (k *Keeper) writeBundle() error {
+	return fsx.WriteAtomic(k.opts.FS, "trust.bundle", filepath.Join(k.opts.Dir, bundleFile), []byte(k.Bundle().PEM()), 0o644)
 }
 
 // Cluster is the id of the cluster.
@@ -135,8 +141,11 @@ func (k *Keeper) Record() Record {
 	return k.record
 }
 
+// Pin names the CA that signs now.
+func (k *Keeper) Pin() pki.Pin { return k.Bundle().Pin() }
+
 // Issue makes a certificate for a signing request. It answers the certificate and whom to trust, both PEM.
-func (k *Keeper) Issue(request string, role pki.Role, name string, life time.Duration) (certificate, ca string, err error) {
+func (k *Keeper) Issue(request string, role pki.Role, name string, now time.Time) (certificate, ca string, err error) {
 	who, err := pki.NewIdentity(k.cluster, role, name)
 	if err != nil {
 		return "", "", err
@@ -144,7 +153,7 @@ func (k *Keeper) Issue(request string, role pki.Role, name string, life time.Dur
 	k.mu.Lock()
 	authority, bundle := k.ca, k.bundle
 	k.mu.Unlock()
-	certificate, err = authority.Issue(request, pki.Grant{Identity: who, Life: life, Now: k.opts.Now()})
+	certificate, err = authority.Issue(request, pki.Grant{Identity: who, Life: k.opts.Life, Now: now})
 	return certificate, bundle.PEM(), err
 }
 
@@ -302,7 +311,7 @@ func (k *Keeper) adopt(next Record) error {
 	if before.Equal(k.Bundle()) {
 		return nil
 	}
-	return k.renew()
+	return errors.Join(k.renew(), k.writeBundle())
 }
 
 func (k *Keeper) renew() error {

@@ -155,6 +155,29 @@ func (c *Client) DeleteToken(ctx context.Context, token string, opts ...CallOpti
 	return err
 }
 
+// CreateJoinToken makes a join token; the answer is the only place where its text is shown.
+func (c *Client) CreateJoinToken(ctx context.Context, in api.CreateJoinToken, opts ...CallOption) (api.CreatedJoinToken, error) {
+	return do[api.CreatedJoinToken](ctx, c, create(in, "v1", "join-tokens"), opts)
+}
+
+// ListJoinTokens lists the join tokens, without their texts.
+func (c *Client) ListJoinTokens(ctx context.Context, opts ...CallOption) ([]api.JoinToken, error) {
+	return all[api.JoinToken](ctx, c, get("v1", "join-tokens"), opts)
+}
+
+// DeleteJoinToken takes a join token back by its public id.
+func (c *Client) DeleteJoinToken(ctx context.Context, token string, opts ...CallOption) error {
+	_, err := do[nothing](ctx, c, remove("v1", "join-tokens", token), opts)
+	return err
+}
+
+// RenewCertificate asks for the next certificate of the host that this client has one of.
+func (c *Client) RenewCertificate(ctx context.Context, in api.JoinRequest, opts ...CallOption) (api.JoinAnswer, error) {
+	rq := post("v1", "agent", "certificate")
+	rq.body = in
+	return do[api.JoinAnswer](ctx, c, rq, opts)
+}
+
 // Status reads the state of the whole system. It is answered without a leader too.
 func (c *Client) Status(ctx context.Context, opts ...CallOption) (api.Status, error) {
 	return do[api.Status](ctx, c, get("v1", "status"), opts)
