@@ -34,6 +34,7 @@ type Queue struct {
 	events   []api.AgentEvent
 	host     *api.HostReport
 	full     bool
+	asked    bool // a coordinator waits for any word
 	dropped  int
 	told     map[string]uint64 // incarnation of a gateway whose undo was acknowledged
 }
@@ -77,6 +78,14 @@ func (q *Queue) wantFull() {
 	q.mu.Lock()
 	defer q.mu.Unlock()
 	q.full = true
+	q.poke()
+}
+
+// answer has a report go out though nothing is new.
+func (q *Queue) answer() {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	q.asked = true
 	q.poke()
 }
 
@@ -162,7 +171,9 @@ func (q *Queue) take(src Source) (o batch, more bool) {
 	if len(q.steps)+len(q.events)+len(q.gateways) > 0 {
 		q.poke()
 	}
-	return o, o.Full || o.Host != nil || len(o.Gateways)+len(o.Steps)+len(o.Events)+o.dropped > 0
+	asked := q.asked
+	q.asked = false
+	return o, asked || o.Full || o.Host != nil || len(o.Gateways)+len(o.Steps)+len(o.Events)+o.dropped > 0
 }
 
 // body is the observation as it is sent.

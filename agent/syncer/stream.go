@@ -79,6 +79,9 @@ func (s *Syncer) stream(ctx context.Context, base *url.URL) (frames int, err err
 		if err := s.o.Follower.Apply(f); err != nil {
 			return frames, err
 		}
+		if f.Ask {
+			s.o.Queue.answer()
+		}
 		frames++
 		if frames == 1 {
 			s.logger.Info("following a coordinator", "coordinator", base.String(), "index", f.Index)

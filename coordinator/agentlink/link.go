@@ -53,6 +53,9 @@ type hostLink struct {
 	streams uint64             // opened so far: the number of the newest
 	cancel  context.CancelFunc // of the newest stream; nil when it has ended
 	seen    time.Time
+	asked   time.Time // when the latest question was sent; zero: never
+	ask     bool      // a question goes out with the next frame
+	ended   bool      // the other end closed the newest stream: the machine lives, its agent does not
 	nginx   api.NginxStatus
 	verify  []api.VerifyRequest // to be sent with the next frame
 	wake    chan struct{}       // closed and replaced when verify was added to
@@ -95,18 +98,20 @@ func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func
 	}
 	hl.streams++
 	own := hl.streams
-	hl.cancel, hl.seen = cancel, l.opts.Now()
+	hl.cancel, hl.seen, hl.ended = cancel, l.opts.Now(), false
 	l.mu.Unlock()
 	l.opts.Logger.Info("agent connected", "host", h, "instance", instance)
+	var err error
 	defer func() {
 		l.mu.Lock()
 		if hl.streams == own { // else the agent, of the same run even, has come back before this one ended
-			hl.cancel, hl.seen = nil, l.opts.Now()
+			hl.cancel, hl.ended = nil, err == nil
 		}
 		l.mu.Unlock()
 		l.opts.Logger.Info("agent disconnected", "host", h, "instance", instance)
 	}()
-	return l.feed(ctx, h, hl, send)
+	err = l.feed(ctx, h, hl, send)
+	return err
 }
 
 // feed is the loop of a stream.
@@ -119,8 +124,8 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 		view := l.opts.Store.View()
 		frame := l.frame(view, ws, h, sent, full)
 		var wake <-chan struct{}
-		frame.Verify, wake = l.takeVerify(hl)
-		if frame.Full || len(frame.Gateways) > 0 || len(frame.Verify) > 0 {
+		frame.Verify, frame.Ask, wake = l.takeQuestions(hl)
+		if frame.Full || len(frame.Gateways) > 0 || len(frame.Verify) > 0 || frame.Ask {
 			if err := send(frame); err != nil {
 				return err
 			}
@@ -153,12 +158,13 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 	}
 }
 
-func (l *Link) takeVerify(hl *hostLink) ([]api.VerifyRequest, <-chan struct{}) {
+// takeQuestions takes what the next frame asks for.
+func (l *Link) takeQuestions(hl *hostLink) (verify []api.VerifyRequest, ask bool, wake <-chan struct{}) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	out := hl.verify
-	hl.verify = nil
-	return out, hl.wake
+	verify, ask = hl.verify, hl.ask
+	hl.verify, hl.ask = nil, false
+	return verify, ask, hl.wake
 }
 
 // frame is the assignment of a host: all of it, or the gateways whose desired part changed after index
@@ -237,8 +243,32 @@ func (l *Link) Verify(ctx context.Context, h id.Host, req api.VerifyRequest) err
 	}
 }
 
-// Seen is when a host's agent was last heard of, and whether its stream is open.
-func (l *Link) Seen(h id.Host) (at time.Time, connected bool) {
-	_, at, connected = l.Ephemeral(h)
-	return at, connected
+// Contact is what this coordinator has of a host's agent over its own connection.
+type Contact struct {
+	Heard time.Time // anything from the agent; zero: never
+	Asked time.Time // the latest question; zero: never
+	Open  bool      // its stream is open as far as this end knows
+	// Ended: the other end closed the stream. The machine and what it serves may well live on.
+	Ended bool
+}
+
+// Contact tells when a host's agent was last heard of.
+func (l *Link) Contact(h id.Host) Contact {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hl := l.hosts[h]
+	if hl == nil {
+		return Contact{}
+	}
+	return Contact{Heard: hl.seen, Asked: hl.asked, Open: hl.cancel != nil, Ended: hl.ended}
+}
+
+// Ask sends a question down a host's stream, to which any agent that lives answers at once.
+func (l *Link) Ask(h id.Host) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hl := l.hostLocked(h)
+	hl.ask, hl.asked = true, l.opts.Now()
+	close(hl.wake)
+	hl.wake = make(chan struct{})
 }

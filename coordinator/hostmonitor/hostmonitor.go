@@ -1,5 +1,6 @@
-// Package hostmonitor decides whether hosts are alive, silent or lost. Plan is the decision, pure; Monitor
-// is the loop that asks it and proposes.
+// Package hostmonitor acts on what is found of hosts: alive, silent or lost. The finding itself is
+// membership.Judge, pure; Monitor is the loop that collects its two signals, asks the question, and
+// proposes.
 package hostmonitor
 
 import (
@@ -9,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/membership"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -19,71 +21,81 @@ type Proposer interface {
 	Propose(ctx context.Context, c command.Command) (command.Result, uint64, error)
 }
 
-// Liveness tells when a host's agent was last heard of by this coordinator, and whether it is connected.
-type Liveness interface {
-	Seen(id.Host) (at time.Time, connected bool)
+// Agents is the own connections of this coordinator to the agents.
+type Agents interface {
+	// Signals gives what is known of a host over its own connection: Heard, Open, Ended and Asked.
+	Signals(id.Host) membership.Signals
+	// Ask has the agent answer at once.
+	Ask(id.Host)
 }
 
 // Options configure a Monitor. All fields are needed.
 type Options struct {
-	Store       *state.Store
-	Proposer    Proposer
-	Liveness    Liveness
-	SilentAfter time.Duration // without connection: no new allocations there
-	LostAfter   time.Duration // without connection: its gateways are given up
-	Logger      hclog.Logger
-	Now         func() time.Time
+	Store      *state.Store
+	Proposer   Proposer
+	Agents     Agents
+	Members    func() *membership.Snapshot
+	Thresholds membership.Thresholds
+	Logger     hclog.Logger
+	Now        func() time.Time
 }
 
-// Monitor watches the agents' connections while this coordinator leads.
+// Monitor watches the hosts while this coordinator leads.
 type Monitor struct{ opts Options }
 
 // New makes a Monitor.
 func New(opts Options) *Monitor { return &Monitor{opts} }
 
-// look is how often hosts are looked at.
-const look = 250 * time.Millisecond
+// look is how often hosts are looked at, if the gossip says nothing new.
+const look = 100 * time.Millisecond
 
-// Run looks at all hosts at a steady rate until ctx ends. A new leader gives every host the whole
-// patience again, because it has heard of none.
+// Run looks at all hosts at a steady rate, and when the gossip has news, until ctx ends.
 func (m *Monitor) Run(ctx context.Context) {
 	began := m.opts.Now()
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	for {
+		members := m.opts.Members()
+		for h := range m.opts.Store.View().Hosts(nil) {
+			m.judge(ctx, h, members, began)
+		}
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		case <-members.Changed():
 		}
-		for h := range m.opts.Store.View().Hosts(nil) {
-			seen, connected := m.opts.Liveness.Seen(h.ID)
-			if seen.Before(began) {
-				seen = began
-			}
-			status, reason := m.Plan(h.Status, m.opts.Now().Sub(seen), connected)
-			if status == h.Status {
-				continue
-			}
-			if _, _, err := m.opts.Proposer.Propose(ctx, command.SetHostStatus{
-				Meta: command.Meta{At: m.opts.Now(), Actor: "hostmonitor"}, Host: h.ID, Status: status, Reason: reason,
-			}); err != nil {
-				m.opts.Logger.Warn("cannot record the status of a host now", "host", h.ID, "status", status, "error", err)
-			}
-		}
+	}
+}
+
+func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.Snapshot, began time.Time) {
+	own, s := m.opts.Agents.Signals(h.ID), members.Signals(h.ID)
+	s.Heard, s.Open, s.Ended, s.Asked, s.LeadsSince = own.Heard, own.Open, own.Ended, own.Asked, began
+	v := membership.Judge(s, m.opts.Now(), m.opts.Thresholds)
+	if v.Ask {
+		m.opts.Agents.Ask(h.ID)
+	}
+	next, reason := Plan(h.Status, v)
+	if next == h.Status {
+		return
+	}
+	if _, _, err := m.opts.Proposer.Propose(ctx, command.SetHostStatus{
+		Meta: command.Meta{At: m.opts.Now(), Actor: "hostmonitor"}, Host: h.ID, Status: next, Reason: reason,
+	}); err != nil && ctx.Err() == nil {
+		m.opts.Logger.Warn("cannot record the status of a host now", "host", h.ID, "status", next, "error", err)
 	}
 }
 
 // Plan is the status a host should have. It only ever gets worse here: a host comes back by reporting,
 // because what it reports has to be looked at first.
-func (m *Monitor) Plan(status string, silence time.Duration, connected bool) (next, reason string) {
-	switch {
-	case connected:
-		return status, ""
-	case silence >= m.opts.LostAfter:
-		return api.HostLost, "its agent has not been heard of for " + m.opts.LostAfter.String()
-	case silence >= m.opts.SilentAfter && status == api.HostAlive:
-		return api.HostSilent, "its agent has not been heard of for " + m.opts.SilentAfter.String()
+func Plan(status string, v membership.Verdict) (next, reason string) {
+	switch v.Status {
+	case membership.Lost:
+		return api.HostLost, v.Reason
+	case membership.Suspect, membership.Left:
+		if status == api.HostAlive {
+			return api.HostSilent, v.Reason
+		}
 	}
 	return status, ""
 }

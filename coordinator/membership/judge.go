@@ -32,6 +32,9 @@ type Signals struct {
 	Heard time.Time
 	// Open: the agent's stream is open as far as this end knows. A host without power leaves one too.
 	Open bool
+	// Ended: the agent's end closed the stream. A machine that is gone closes nothing, so this one lives, and
+	// its nginx and gateways serve without the agent, which is being restarted or upgraded.
+	Ended bool
 	// Asked is when the latest question was sent down the stream. Zero: never. One that was answered is
 	// followed by a later Heard.
 	Asked time.Time
@@ -47,7 +50,7 @@ type Signals struct {
 type Thresholds struct {
 	SilentAfter time.Duration // without stream, gossip well: nothing new is placed there
 	LostAfter   time.Duration // without stream, gossip well or unknown: lost
-	Confirm     time.Duration // without stream, gossip failed: lost
+	Confirm     time.Duration // stream broken, gossip failed: lost. One that the agent's end closed: LostAfter
 	Answer      time.Duration // stream open, gossip failed: how long a question may stay unanswered
 	Grace       time.Duration // of a new leader: how long the agents may take to find it, gossip failed
 }
@@ -87,6 +90,9 @@ func Judge(s Signals, now time.Time, t Thresholds) Verdict {
 		if s.Open || met && s.Heard.After(s.GossipSince) {
 			return Verdict{Status: Suspect, Reason: "it left the pool, and still reports"}
 		}
+		if silence >= t.LostAfter {
+			return Verdict{Status: Lost, Reason: "it left the pool"}
+		}
 		return Verdict{Status: Left, Reason: "it left the pool"}
 	}
 	switch {
@@ -117,8 +123,11 @@ func confirm(s Signals, now time.Time, silence time.Duration, met bool, t Thresh
 		return Verdict{Status: Suspect, Reason: "the pool holds it for failed; its stream is open", Ask: due(s, now, t)}
 	}
 	patience := t.Confirm
-	if !met {
+	switch {
+	case !met:
 		patience = t.Grace
+	case s.Ended:
+		patience = t.LostAfter
 	}
 	if silence >= patience {
 		return Verdict{Status: Lost, Reason: fmt.Sprintf("the pool holds it for failed, and its agent has not been heard of for %v", patience)}

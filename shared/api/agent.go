@@ -14,6 +14,7 @@ type AssignmentFrame struct {
 	Domain   string              `json:"domain,omitempty"` // in full frames
 	Gateways []GatewayAssignment `json:"gateways,omitempty"`
 	Verify   []VerifyRequest     `json:"verify,omitempty"`
+	Ask      bool                `json:"ask,omitempty"` // report at once, even if there is nothing new: is anybody there?
 }
 
 // Targets of a gateway.
