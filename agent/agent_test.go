@@ -120,10 +120,16 @@ func logger() hclog.Logger {
 // start starts an agent on the host; it is stopped with the test.
 func (h *host) start() {
 	h.t.Helper()
-	a, err := agent.New(agent.Options{
-		Config: h.config, Logger: logger(), FS: h.fs,
-		Timing: reconcile.Timing{HealthEvery: 100 * time.Millisecond}, Sync: syncer.Timing{FullEvery: time.Second},
+	h.runWith(agent.Options{
+		Timing: reconcile.Timing{HealthEvery: 100 * time.Millisecond, IdleEvery: 100 * time.Millisecond}, Sync: syncer.Timing{FullEvery: time.Second},
 	})
+}
+
+// runWith is start with options; configuration, logger and file system are the host's.
+func (h *host) runWith(o agent.Options) {
+	h.t.Helper()
+	o.Config, o.Logger, o.FS = h.config, logger(), h.fs
+	a, err := agent.New(o)
 	if err != nil {
 		h.t.Fatal(err)
 	}

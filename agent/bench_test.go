@@ -5,10 +5,13 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/agent"
 	"github.com/demiurge-platform/demiurge/agent/agenttest"
+	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
@@ -62,6 +65,72 @@ func BenchmarkGrantToServed(b *testing.B) {
 	b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
 	b.ReportMetric(resident(b, p.cmd.Process.Pid), "MiB-after")
 	agenttest.Wait(b, "no route left", func() bool { return h.c.Host().Nginx.Routes == 0 })
+}
+
+// BenchmarkFirstByteByRoutes measures the host's part of an allocation on a host with 200 gateways and so many
+// routes: from the frame with the grant to the first byte on the organization's host name, which is asked for
+// when the coordinator has the report. Grants come at 100 a second, open loop, to gateways that are ready; it
+// prints the medians of five such rounds. Routes without a gateway of their own lead to the first one.
+func BenchmarkFirstByteByRoutes(b *testing.B) {
+	for _, routes := range []int{100, 10000} {
+		b.Run(fmt.Sprintf("routes=%d", routes), func(b *testing.B) {
+			const gateways, rounds = 200, 5
+			h := newHost(b)
+			h.runWith(agent.Options{})
+			gws := h.c.Run(gateways)
+			more := make(map[id.Organization]nginx.Target)
+			for _, g := range gws {
+				h.c.WaitPhase(b, g, api.PhaseReady, 1)
+			}
+			for i := range routes {
+				more[id.NewOrganization()] = nginx.Target{Gateway: gws[0], Epoch: id.Epoch(1_000_000 + i)}
+			}
+			h.agent.AddRoutes(more)
+			agenttest.Wait(b, "all routes", func() bool { return h.c.Host().Nginx.Routes == routes })
+			var p50, p99 []float64
+			for range b.N {
+				for range rounds {
+					took := h.openLoop(gws, 100)
+					p50 = append(p50, ms(took[len(took)/2]))
+					p99 = append(p99, ms(took[len(took)*99/100]))
+					for _, g := range gws {
+						h.c.Recycle(g)
+					}
+					for _, g := range gws {
+						h.c.WaitPhase(b, g, api.PhaseReady, h.c.Wanted(g).Incarnation)
+					}
+				}
+			}
+			slices.Sort(p50)
+			slices.Sort(p99)
+			b.ReportMetric(0, "ns/op")
+			b.ReportMetric(p50[len(p50)/2], "p50-ms")
+			b.ReportMetric(p99[len(p99)/2], "p99-ms")
+		})
+	}
+}
+
+// openLoop grants every gateway an organization at a rate and returns how long each took, sorted.
+func (h *host) openLoop(gws []id.Gateway, rate int) []time.Duration {
+	took := make([]time.Duration, len(gws))
+	var turns sync.WaitGroup
+	begun := time.Now()
+	for i, g := range gws {
+		due := begun.Add(time.Duration(i) * time.Second / time.Duration(rate))
+		time.Sleep(time.Until(due))
+		org := id.NewOrganization()
+		epoch := h.c.Grant(g, org)
+		turns.Go(func() {
+			for h.c.Report(g).Epoch != epoch {
+				time.Sleep(200 * time.Microsecond)
+			}
+			pollServed(h, org, epoch)
+			took[i] = time.Since(due)
+		})
+	}
+	turns.Wait()
+	slices.Sort(took)
+	return took
 }
 
 // pollServed asks until the gateway answers. The parts that are measured need the processor as well, so it

@@ -42,7 +42,7 @@ type World struct {
 	processes map[int]*process
 	exited    chan struct{} // closed and replaced when a process ends
 	routes    map[id.Organization]reconcile.Route
-	slots     map[id.Gateway]bool
+	slots     map[id.Gateway]reconcile.Slot
 	faults    []string
 }
 
@@ -60,7 +60,7 @@ type process struct {
 func NewWorld() *World {
 	return &World{
 		Fail: make(map[string]Script), pid: 1000, processes: make(map[int]*process), exited: make(chan struct{}),
-		routes: make(map[id.Organization]reconcile.Route), slots: make(map[id.Gateway]bool),
+		routes: make(map[id.Organization]reconcile.Route), slots: make(map[id.Gateway]reconcile.Slot),
 	}
 }
 
@@ -97,6 +97,14 @@ func (w *World) Route(org id.Organization) (reconcile.Route, bool) {
 	defer w.mu.Unlock()
 	r, ok := w.routes[org]
 	return r, ok
+}
+
+// Slot is what nginx was told of a gateway last.
+func (w *World) Slot(g id.Gateway) (reconcile.Slot, bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	s, ok := w.slots[g]
+	return s, ok
 }
 
 // Routes is how many organizations are routed.
@@ -201,7 +209,7 @@ func (l Life) SetSlots(slots []reconcile.Slot) {
 	defer l.mu.Unlock()
 	clear(l.slots)
 	for _, s := range slots {
-		l.slots[s.Gateway] = true
+		l.slots[s.Gateway] = s
 	}
 }
 
@@ -211,7 +219,7 @@ func (l Life) WaitSlot(ctx context.Context, g id.Gateway) error {
 		return err
 	}
 	defer l.mu.Unlock()
-	if !l.slots[g] {
+	if _, ok := l.slots[g]; !ok {
 		return fmt.Errorf("no slot of %s", g)
 	}
 	return nil
@@ -223,7 +231,7 @@ func (l Life) Route(ctx context.Context, org id.Organization, to reconcile.Route
 		return err
 	}
 	defer l.mu.Unlock()
-	if !l.slots[to.Gateway] {
+	if _, ok := l.slots[to.Gateway]; !ok {
 		l.breach("route to %s, which has no slot", to.Gateway)
 	}
 	l.routes[org] = to

@@ -70,6 +70,24 @@ func TestMembersReachTheServingGateway(t *testing.T) {
 	})
 }
 
+func TestNginxIsToldOfEveryGatewayAndItsLimit(t *testing.T) {
+	story(t, func(t *testing.T, h *agenttest.Host) {
+		g, other := ready(h), h.NewGateway()
+		h.WaitPhase(other, api.PhaseReady, 1)
+		w := h.Wanted(g)
+		w.Limits.BodyBytes = 7 << 20
+		h.Assign(w)
+		h.Until("the new limit", func() bool { s, _ := h.Slot(g); return s.MaxBody == 7<<20 })
+		w = h.Wanted(other)
+		w.Target = api.TargetGone
+		h.Assign(w)
+		h.Until("one slot fewer", func() bool { _, ok := h.Slot(other); return !ok })
+		if s, ok := h.Slot(g); !ok || s.MaxBody != 7<<20 {
+			t.Fatalf("slot %+v %v", s, ok)
+		}
+	})
+}
+
 func TestWhatIsNotAssignedAnyMoreEnds(t *testing.T) {
 	story(t, func(t *testing.T, h *agenttest.Host) {
 		g, kept := ready(h), h.NewGateway()

@@ -3,6 +3,7 @@ package reconcile_test
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"os"
@@ -107,5 +108,41 @@ func TestRefusalsOfAGatewayKeepTheirCode(t *testing.T) {
 	status, body = 500, ""
 	if err := c.Deactivate(ctx, me, api.Deactivate{Epoch: 4}); err == nil {
 		t.Error("no error")
+	}
+}
+
+// A program of somebody else may answer before it has read a long activation, and may say first that it goes on.
+func TestAnEarlyRefusalOfALongBodyCounts(t *testing.T) {
+	c := reconcile.NewHTTPControl(serveSocket(t, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.WriteHeader(http.StatusEarlyHints)
+		w.Header().Set("Connection", "close")
+		w.WriteHeader(http.StatusRequestEntityTooLarge)
+		_, _ = w.Write([]byte(`{"code":"too_large","detail":"that is too long"}`))
+	})))
+	ctx, cancel := context.WithTimeout(context.Background(), agenttest.Patience)
+	defer cancel()
+	me := driver.Process{Gateway: "gw-aaaaaaaaaa", PID: os.Getpid()}
+	for _, length := range []int{10, 8 << 20} {
+		err := c.Activate(ctx, me, &api.Activate{Epoch: 4, Name: strings.Repeat("x", length)})
+		if !fault.Is(err, fault.TooLarge) || !strings.Contains(err.Error(), "that is too long") {
+			t.Errorf("%d bytes: %v", length, err)
+		}
+	}
+}
+
+func TestACallEndsWithItsContext(t *testing.T) {
+	asked, over := make(chan struct{}), make(chan struct{})
+	c := reconcile.NewHTTPControl(serveSocket(t, http.HandlerFunc(func(http.ResponseWriter, *http.Request) {
+		close(asked)
+		<-over
+	})))
+	defer close(over)
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() { // ends when the question has arrived
+		<-asked
+		cancel()
+	}()
+	if _, err := c.Health(ctx, driver.Process{Gateway: "gw-aaaaaaaaaa", PID: os.Getpid()}); !errors.Is(err, context.Canceled) {
+		t.Fatalf("%v", err)
 	}
 }

@@ -1,0 +1,15 @@
+package agent
+
+import (
+	"maps"
+
+	"github.com/demiurge-platform/demiurge/agent/nginx"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// AddRoutes gives the host routes beside those of its gateways, as if it had that many more gateways.
+func (a *Agent) AddRoutes(more map[id.Organization]nginx.Target) {
+	every := a.nginx.Routes()
+	maps.Copy(every, more)
+	a.nginx.Retain(every)
+}
