@@ -30,14 +30,26 @@ func (g gate) NotifyMerge(members []*serf.Member) error {
 			}
 			continue
 		}
-		if m.Name == poolName(n.opts.Role, n.opts.Name) && parsed.Address != n.self && n.self.IsValid() {
-			n.mu.Lock()
-			n.contested, n.claimant = time.Now(), parsed.Address
-			n.mu.Unlock()
-			n.refusals.note(parsed.Address.String(), "another member of this node's name")
-		}
+		n.meet(parsed)
 	}
 	return nil
+}
+
+// meet looks whether a name is claimed from two addresses. The library keeps the first as long as it lives;
+// it may be the past of the second, whose end nobody has noticed yet.
+func (n *Node) meet(m Member) {
+	n.mu.Lock()
+	self := m.id() == n.track.self
+	known, ok := n.track.members[m.id()]
+	taken := ok && known.member.Status == StatusAlive && known.member.Address != m.Address
+	if self && m.Address != n.self {
+		taken = true
+		n.contested, n.claimant = time.Now(), m.Address
+	}
+	n.mu.Unlock()
+	if taken && m.Status != StatusLeft {
+		n.refusals.note(m.Address.String(), "it has the name of the live member "+m.id())
+	}
 }
 
 const (

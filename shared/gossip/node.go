@@ -92,7 +92,7 @@ func (n *Node) start() error {
 	if err != nil {
 		return err
 	}
-	conf.Tags = first
+	conf.Tags = maps.Clone(first)
 	if err := n.listen(conf.MemberlistConfig); err != nil {
 		return err
 	}
@@ -110,7 +110,7 @@ func (n *Node) start() error {
 	n.stack.Go("gossip changes", func(ctx context.Context) { n.feed.run(ctx.Done()) })
 	n.stack.Go("gossip events", func(context.Context) { n.watch(events) }) // ends with the library, which stops first
 	n.stack.Push("gossip", n.shutdown)
-	n.stack.Go("gossip tags", n.publisher)
+	n.stack.Go("gossip tags", func(ctx context.Context) { n.publisher(ctx, first) })
 	n.stack.Go("gossip seeds", n.rejoin)
 	n.log.Info("gossip started", "name", poolName(n.opts.Role, n.opts.Name), "address", n.self, "encrypted", n.ring != nil)
 	return nil
@@ -151,7 +151,7 @@ func (n *Node) listen(conf *memberlist.Config) error {
 	if err != nil {
 		return fmt.Errorf("cannot bind the gossip to %s: %w", n.opts.Bind, err)
 	}
-	n.transport = newTransport(inner, n.opts.Allowed, func(from net.Addr, reason string) { n.refusals.note(hostOf(from), reason) })
+	n.transport = newTransport(inner, n.opts.Bind.Addr(), n.opts.Allowed, func(from net.Addr, reason string) { n.refusals.note(hostOf(from), reason) })
 	n.stack.PushClose("gossip sockets", n.transport.Shutdown) // of a start that failed; else the library has done it
 	conf.Transport = n.transport
 	n.self = netip.AddrPortFrom(n.opts.Bind.Addr(), uint16(inner.GetAutoBindPort()))

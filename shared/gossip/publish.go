@@ -54,12 +54,12 @@ const (
 	look = 200 * time.Millisecond
 )
 
-// publisher keeps the keys durable and the tags up to date. It is the only goroutine that does either.
-func (n *Node) publisher(ctx context.Context) {
+// publisher keeps the keys durable and the tags up to date, of which last are out already. It is the only
+// goroutine that does either.
+func (n *Node) publisher(ctx context.Context, last map[string]string) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	bucket := newBucket(n.opts.TagInterval, time.Now())
-	var last map[string]string
 	for {
 		select {
 		case <-ctx.Done():
@@ -76,14 +76,12 @@ func (n *Node) publisher(ctx context.Context) {
 		if err != nil || maps.Equal(next, last) || n.serf.State() != serf.SerfAlive || !bucket.take(time.Now()) {
 			continue
 		}
-		if last != nil { // the first were given at the start
-			if err := n.serf.SetTags(next); err != nil {
-				n.log.Info("new tags reach the pool late", "error", err) // the next exchange of all states has them
-			}
-			n.mu.Lock()
-			n.published++
-			n.mu.Unlock()
+		if err := n.serf.SetTags(next); err != nil {
+			n.log.Info("new tags reach the pool late", "error", err) // the next exchange of all states has them
 		}
+		n.mu.Lock()
+		n.published++
+		n.mu.Unlock()
 		last = next
 	}
 }

@@ -98,16 +98,15 @@ func (n *Node) InstallKey(ctx context.Context, key Key) (KeyReport, error) {
 }
 
 // UseKey has the whole pool encrypt with a key that was installed, and returns when every live member does.
-// It refuses while a known member does not have the key, a failed one too unless force is given: such a
+// It refuses if a known member does not have the key, a failed one too unless force is given: such a
 // member can come back only after it was given the keys again.
 func (n *Node) UseKey(ctx context.Context, key Fingerprint, force bool) (KeyReport, error) {
 	k, err := n.own(key)
 	if err != nil {
 		return KeyReport{}, fmt.Errorf("cannot use the gossip key: %w", err)
 	}
-	alive, failed := n.Keys().Without(key)
-	if len(alive) > 0 || len(failed) > 0 && !force {
-		return n.Keys(), fmt.Errorf("cannot use %s: %s would be cut off, for lack of it; install it first", k, strings.Join(append(alive, failed...), ", "))
+	if off := n.cutOff(ctx, force, func(r KeyReport) (alive, failed []string) { return r.Without(key) }); len(off) > 0 {
+		return n.Keys(), fmt.Errorf("cannot use %s: %s would be cut off, for lack of it; install it first", k, strings.Join(off, ", "))
 	}
 	report, err := n.everywhere(ctx, func(m *serf.KeyManager, o *serf.KeyRequestOptions) error {
 		_, err := m.UseKeyWithOptions(k.Text(), o)
@@ -120,7 +119,7 @@ func (n *Node) UseKey(ctx context.Context, key Fingerprint, force bool) (KeyRepo
 }
 
 // RemoveKey takes a key that nobody uses any more from the whole pool, and returns when no live member has
-// it. It refuses while a known member may still use it, a failed one only unless force is given.
+// it. It refuses if a known member may still use it, a failed one only unless force is given.
 func (n *Node) RemoveKey(ctx context.Context, key Fingerprint, force bool) (KeyReport, error) {
 	ring := n.Keyring()
 	if len(ring) == 0 {
@@ -134,9 +133,8 @@ func (n *Node) RemoveKey(ctx context.Context, key Fingerprint, force bool) (KeyR
 	if err != nil {
 		return n.Keys(), fmt.Errorf("cannot remove the gossip key: %w", err)
 	}
-	alive, failed := n.Keys().NotUsing(used)
-	if len(alive) > 0 || len(failed) > 0 && !force {
-		return n.Keys(), fmt.Errorf("cannot remove %s: %s would be cut off, not using %s yet", k, strings.Join(append(alive, failed...), ", "), used)
+	if off := n.cutOff(ctx, force, func(r KeyReport) (alive, failed []string) { return r.NotUsing(used) }); len(off) > 0 {
+		return n.Keys(), fmt.Errorf("cannot remove %s: %s would be cut off, not using %s yet", k, strings.Join(off, ", "), used)
 	}
 	report, err := n.everywhere(ctx, func(m *serf.KeyManager, o *serf.KeyRequestOptions) error {
 		_, err := m.RemoveKeyWithOptions(k.Text(), o)
@@ -146,6 +144,32 @@ func (n *Node) RemoveKey(ctx context.Context, key Fingerprint, force bool) (KeyR
 		return report, fmt.Errorf("cannot remove %s everywhere: %w", k, err)
 	}
 	return report, nil
+}
+
+// settle is how long a member may take to tell of keys that it has already.
+const settle = 10 * time.Second
+
+// cutOff lists the members that stand against a change of keys. Live ones get time: what another node was
+// told may not have reached this one.
+func (n *Node) cutOff(ctx context.Context, force bool, against func(KeyReport) (alive, failed []string)) []string {
+	ctx, cancel := context.WithTimeout(ctx, settle)
+	defer cancel()
+	for {
+		alive, failed := against(n.Keys())
+		if force {
+			failed = nil
+		}
+		if len(alive) == 0 {
+			return failed
+		}
+		select {
+		case <-ctx.Done():
+			return append(alive, failed...)
+		case <-n.loops:
+			return append(alive, failed...)
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // own finds a key in this node's ring.
@@ -185,11 +209,7 @@ func (n *Node) everywhere(ctx context.Context, ask func(*serf.KeyManager, *serf.
 			if !n.begin() {
 				return report, errors.New("the node is stopping")
 			}
-			options := &serf.KeyRequestOptions{}
-			if len(report.Members) > relays { // the library wants that many others
-				options.RelayFactor = relays
-			}
-			if err := ask(n.serf.KeyManager(), options); err != nil {
+			if err := ask(n.serf.KeyManager(), &serf.KeyRequestOptions{RelayFactor: relays}); err != nil {
 				n.log.Debug("not every member answered about keys yet", "error", err)
 			}
 			n.joins.Done()

@@ -23,6 +23,7 @@ const (
 // than it has to be, and no dial or connection that outlives Shutdown.
 type transport struct {
 	*memberlist.NetTransport
+	from    netip.Addr // bound
 	allowed []netip.Prefix
 	note    func(from net.Addr, reason string) // of what was refused
 
@@ -41,9 +42,9 @@ type transport struct {
 	sent, sentBytes, received, receivedBytes atomic.Uint64 // datagrams
 }
 
-func newTransport(inner *memberlist.NetTransport, allowed []netip.Prefix, note func(net.Addr, string)) *transport {
+func newTransport(inner *memberlist.NetTransport, from netip.Addr, allowed []netip.Prefix, note func(net.Addr, string)) *transport {
 	t := &transport{
-		NetTransport: inner, allowed: allowed, note: note, done: make(chan struct{}),
+		NetTransport: inner, from: from, allowed: allowed, note: note, done: make(chan struct{}),
 		packets: make(chan *memberlist.Packet), streams: make(chan net.Conn), conns: map[*conn]bool{},
 	}
 	t.ctx, t.cancel = context.WithCancel(context.Background())
@@ -149,6 +150,9 @@ func (t *transport) DialTimeout(addr string, timeout time.Duration) (net.Conn, e
 // DialAddressTimeout opens a connection. Shutdown ends it, and the dialling.
 func (t *transport) DialAddressTimeout(a memberlist.Address, timeout time.Duration) (net.Conn, error) {
 	dialer := net.Dialer{Timeout: timeout}
+	if !t.from.IsUnspecified() { // like the datagrams: the other side looks at where it comes from
+		dialer.LocalAddr = net.TCPAddrFromAddrPort(netip.AddrPortFrom(t.from, 0))
+	}
 	raw, err := dialer.DialContext(t.ctx, "tcp", a.Addr)
 	if err != nil {
 		return nil, err
