@@ -117,13 +117,11 @@ func (h *host) openLoop(gws []id.Gateway, rate int) []time.Duration {
 	begun := time.Now()
 	for i, g := range gws {
 		due := begun.Add(time.Duration(i) * time.Second / time.Duration(rate))
-		time.Sleep(time.Until(due))
+		<-time.After(time.Until(due))
 		org := id.NewOrganization()
 		epoch := h.c.Grant(g, org)
 		turns.Go(func() {
-			for h.c.Report(g).Epoch != epoch {
-				time.Sleep(200 * time.Microsecond)
-			}
+			pollReported(h, g, epoch)
 			pollServed(h, org, epoch)
 			took[i] = time.Since(due)
 		})
@@ -131,6 +129,13 @@ func (h *host) openLoop(gws []id.Gateway, rate int) []time.Duration {
 	turns.Wait()
 	slices.Sort(took)
 	return took
+}
+
+// pollReported waits until the coordinator knows that the gateway serves.
+func pollReported(h *host, g id.Gateway, epoch uint64) {
+	for h.c.Report(g).Epoch != epoch {
+		time.Sleep(200 * time.Microsecond)
+	}
 }
 
 // pollServed asks until the gateway answers. The parts that are measured need the processor as well, so it
