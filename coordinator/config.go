@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/consensus"
+	"github.com/demiurge-platform/demiurge/coordinator/dns"
 	"github.com/demiurge-platform/demiurge/coordinator/membership"
 	"github.com/demiurge-platform/demiurge/shared/config"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
@@ -28,6 +29,7 @@ type Config struct {
 	Raft      RaftConfig     `yaml:"raft"`
 	Gossip    GossipConfig   `yaml:"gossip"`
 	Hosts     HostConfig     `yaml:"hosts"`
+	DNS       dns.Config     `yaml:"dns"`
 	Log       logging.Config `yaml:"log"`
 }
 
@@ -81,6 +83,7 @@ func DefaultConfig() *Config {
 		Cluster:   ClusterConfig{BootstrapExpect: 1, DeadAfter: 10 * time.Minute, MinVoters: 3},
 		Gossip:    GossipConfig{Listen: "127.0.0.1:7402", Profile: string(gossip.ProfileDefault)},
 		Hosts:     HostConfig{SilentAfter: 3 * time.Second, LostAfter: 30 * time.Second},
+		DNS:       dns.DefaultConfig(),
 		Log:       logging.DefaultConfig(),
 	}
 }
@@ -112,6 +115,7 @@ func (c *Config) Validate() error {
 		bad("raft.profile", fmt.Sprintf("there is no profile %q", c.Raft.Profile), "set default, fast or slow")
 	}
 	errs = append(errs, c.validateCluster()...)
+	errs = append(errs, c.DNS.Validate("dns", c.Domain))
 	for key, rate := range map[string]float64{"api.rate_limit": c.API.RateLimit, "api.rate_burst": float64(c.API.RateBurst), "api.auth_failures": c.API.AuthFailures} {
 		if rate <= 0 {
 			bad(key, fmt.Sprintf("%v would let nobody in", rate), "leave it out for the default, or set a number above 0")

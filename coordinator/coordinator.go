@@ -19,6 +19,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/allocator"
 	"github.com/demiurge-platform/demiurge/coordinator/autopilot"
 	"github.com/demiurge-platform/demiurge/coordinator/consensus"
+	"github.com/demiurge-platform/demiurge/coordinator/dns"
 	"github.com/demiurge-platform/demiurge/coordinator/events"
 	"github.com/demiurge-platform/demiurge/coordinator/fsm"
 	"github.com/demiurge-platform/demiurge/coordinator/hostmonitor"
@@ -65,6 +66,7 @@ type Coordinator struct {
 	peers    *peerlink.Link
 	gossip   *gossip.Node
 	members  *membership.View
+	names    dns.Provider
 	listener net.Listener
 	api      *httpapi.Server
 	failed   chan error
@@ -125,6 +127,9 @@ func (c *Coordinator) open() error {
 	c.stack.Push("Raft node", c.node.Close)
 	c.propose = &proposer{c.node}
 	if err := c.openGossip(); err != nil {
+		return err
+	}
+	if err := c.openDNS(); err != nil {
 		return err
 	}
 	return c.wire()
@@ -201,6 +206,9 @@ func (c *Coordinator) lead(ctx context.Context) {
 	loops.Go("host monitor", hostmonitor.New(hostmonitor.Options{
 		Store: c.store, Proposer: c.propose, Agents: agents{c.link}, Members: c.members.Snapshot,
 		Thresholds: c.opts.Config.thresholds(), Logger: c.log.Named("hostmonitor"), Now: c.opts.Now,
+	}).Run)
+	loops.Go("DNS", dns.NewLoop(dns.LoopOptions{
+		Provider: c.names, Domain: c.opts.Config.Domain, Wanted: c.wantedNames, Logger: c.log.Named("dns"), Now: c.opts.Now,
 	}).Run)
 	<-ctx.Done()
 	if err := loops.Stop(context.Background()); err != nil {
