@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -70,6 +71,7 @@ type Coordinator struct {
 	listener net.Listener
 	api      *httpapi.Server
 	failed   chan error
+	rotation sync.Mutex                      // held by a change of certificates or gossip keys
 	reign    atomic.Pointer[context.Context] // of the last call of lead
 }
 
@@ -115,7 +117,7 @@ func (c *Coordinator) open() error {
 	c.node, err = consensus.Open(consensus.Options{
 		NodeID: cfg.NodeID, Dir: filepath.Join(cfg.DataDir, "raft"), Stream: c.peers.Raft(),
 		Profile: consensus.Profile(cfg.Raft.Profile),
-		FSM:     machine, CheckSnapshot: fsm.Check, Logger: c.log.Named("raft"),
+		FSM:     machine, ConvertSnapshot: c.convertSnapshot, Logger: c.log.Named("raft"),
 		Fence: func(reason string) {
 			c.log.Error("fenced: this coordinator ends, so that another one can lead", "reason", reason)
 			c.opts.Fence(reason)
@@ -152,7 +154,7 @@ func (c *Coordinator) wire() error {
 	var err error
 	c.api, err = httpapi.New(httpapi.Options{
 		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, &c.reign},
-		Events: c.broker, Metrics: c.metrics, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
+		Events: c.broker, Metrics: c.metrics, Operator: operator{c, &c.rotation}, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
 		Peers: c.peers.Transport(), Trust: joins{c.trust, c},
 		Limits: httpapi.Limits{
 			Token:  httpapi.Rate{PerSecond: cfg.API.RateLimit, Burst: float64(cfg.API.RateBurst)},
@@ -171,6 +173,7 @@ func (c *Coordinator) Start() {
 	c.stack.Go("trust", c.trust.Run)
 	c.stack.Go("members", c.members.Run)
 	c.stack.Go("tags", c.tell)
+	c.stack.Go("gossip keys", c.followKeys)
 	c.stack.Go("joining the gossip", c.join)
 	c.stack.Go("forming the cluster", func(ctx context.Context) { autopilot.RunFormer(ctx, c.autopilot()) })
 	c.stack.Go("events", c.broker.Run)

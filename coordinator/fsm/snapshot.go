@@ -72,6 +72,28 @@ func Check(r io.Reader) error {
 	return err
 }
 
+// Convert reads a snapshot to its end like Check and writes what is to be restored in its place: the same
+// with the certificates and gossip keys that keep gives for the saved ones (nil: there are none). An error
+// of keep is returned as it is.
+func Convert(r io.Reader, w io.Writer, keep func(clusterID string, saved *state.Trust) (*state.Trust, error)) error {
+	store, err := load(r)
+	if err != nil {
+		return err
+	}
+	v := store.View()
+	trust, err := keep(v.Cluster(), v.Trust(nil))
+	if err != nil {
+		return err
+	}
+	if trust != nil {
+		txn := store.Begin()
+		txn.Entry(state.Origin{Index: v.Index(), At: trust.ChangedAt})
+		txn.PutTrust(*trust)
+		txn.Commit()
+	}
+	return (&snapshot{store.Checkpoint()}).write(w)
+}
+
 func load(r io.Reader) (*state.Store, error) {
 	in := &digesting{in: bufio.NewReaderSize(r, 1<<16), digest: sha256.New()}
 	head := make([]byte, len(magic)+1)

@@ -69,7 +69,7 @@ func (s *Server) elsewhere(row *route, r *http.Request) bool {
 // not be known yet. It reports false when nothing was answered and this coordinator shall answer, as it
 // can for the status.
 func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered bool) {
-	own := row.name == "get-status" // is asked for when there is no leader
+	own := row.answersAlone()
 	_, leader := s.opts.Cluster.Leader()
 	if leader == "" && own {
 		return false
@@ -83,7 +83,7 @@ func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered boo
 	local := false
 	out := r.WithContext(ctx)
 	if r.Body != nil && r.Body != http.NoBody {
-		out.Body = &guardedBody{body: r.Body, control: w.control}
+		out.Body = &guardedBody{body: r.Body, control: w.control, limit: row.bodyTime()}
 	}
 	proxy := httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {

@@ -28,10 +28,14 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	rec := &recorder{ResponseWriter: w, control: http.NewResponseController(w)}
 	label := "none"
 	defer func() {
-		if cause := recover(); cause != nil {
+		cause := recover()
+		if cause != nil {
 			s.panicked(rec, r, cause)
 		}
 		s.opts.Metrics.Request(label, rec.status, s.opts.Now().Sub(started))
+		if cause == http.ErrAbortHandler { // an answer that could not be finished must not look whole
+			panic(http.ErrAbortHandler)
+		}
 	}()
 	row, f, status := s.find(r)
 	if row != nil {
@@ -54,7 +58,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	// would be taken for the next request.
 	guarded := r.WithContext(context.WithValue(r.Context(), callerKey{}, c))
 	if r.Body != nil && r.Body != http.NoBody {
-		guarded.Body = &guardedBody{body: r.Body, control: rec.control}
+		guarded.Body = &guardedBody{body: r.Body, control: rec.control, limit: row.bodyTime()}
 	}
 	s.mux.ServeHTTP(rec, guarded)
 }
@@ -151,6 +155,7 @@ func (r *recorder) extend() { _ = r.control.SetWriteDeadline(time.Now().Add(writ
 type guardedBody struct {
 	body    io.ReadCloser
 	control *http.ResponseController
+	limit   time.Duration
 	limited bool
 }
 
@@ -158,7 +163,7 @@ type guardedBody struct {
 func (g *guardedBody) Read(b []byte) (int, error) {
 	if !g.limited {
 		g.limited = true
-		_ = g.control.SetReadDeadline(time.Now().Add(bodyTime)) // unsupported only by test writers
+		_ = g.control.SetReadDeadline(time.Now().Add(g.limit)) // unsupported only by test writers
 	}
 	n, err := g.body.Read(b)
 	if err != nil {

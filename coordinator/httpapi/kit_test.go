@@ -64,7 +64,7 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 	k.agents = &scriptedAgents{}
 	k.trust = newTrust(t)
 	opts := Options{
-		Trust: k.trust, Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics,
+		Trust: k.trust, Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics, Operator: &scriptedOperator{},
 		Events: events.New(events.Options{Store: k.store, Logger: hclog.NewNullLogger()}),
 		Logger: hclog.NewNullLogger(), Now: k.now, Domain: "example.test",
 		PublicURL: func(h string) string { return "http://" + h + ":7480/" },

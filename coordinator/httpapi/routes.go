@@ -28,7 +28,7 @@ func routes() []route {
 	releaseFaults := append(slices.Clone(changeFaults), fault.ActivationTimeout, fault.Superseded)
 	startFaults := append(slices.Clone(batchFaults), fault.ActivationTimeout, fault.RouteApplyFailed, fault.VerifyFailed,
 		fault.DNSFailed, fault.HostLost, fault.Superseded, fault.StaleEpoch)
-	return []route{
+	return append([]route{
 		{post, "/v1/allocations", forPlatform, on((*Server).startAllocation), "start-allocation", "Start: give an organization its gateway", []int{201, 200, 202}, startFaults},
 		{post, "/v1/allocations/batch", forPlatform, on((*Server).startBatch), "start-allocations", "Start many organizations in one entry of the log", ok, batchFaults},
 		{get, "/v1/allocations", forReaders, on((*Server).listAllocations), "list-allocations", "List allocations", ok, none},
@@ -86,7 +86,7 @@ func routes() []route {
 		{get, "/metrics", forAnyone, on((*Server).metrics), "metrics", "Prometheus metrics", ok, none},
 		{get, "/openapi.json", forAnyone, on((*Server).openapiJSON), "openapi-json", "This document as JSON", ok, none},
 		{get, "/openapi.yaml", forAnyone, on((*Server).openapiYAML), "openapi-yaml", "This document as YAML", ok, none},
-	}
+	}, operatorRoutes()...)
 }
 
 // Methods, short for the table.
@@ -161,6 +161,9 @@ func (rt *route) mount(s *Server, a huma.API) {
 	if rt.access&public == 0 {
 		op.Security = []map[string][]string{{bearer: {}}}
 	}
+	if rt.name == "restore-snapshot" {
+		op.RequestBody = &huma.RequestBody{Description: "What GET answered", Required: true, Content: octetsMedia()}
+	}
 	rt.register(s, a, op)
 	usual := op.Responses[strconv.Itoa(rt.statuses[0])]
 	for _, status := range rt.statuses[1:] {
@@ -225,6 +228,8 @@ func (rt *route) media(schemas huma.Registry) map[string]*huma.MediaType {
 	case "agent-stream":
 		frame := schemas.Schema(reflect.TypeFor[api.AssignmentFrame](), true, "AssignmentFrame")
 		return map[string]*huma.MediaType{jsonLines: {Schema: frame}}
+	case "save-snapshot":
+		return octetsMedia()
 	case "metrics":
 		return map[string]*huma.MediaType{"text/plain": text}
 	case "openapi-json":

@@ -34,6 +34,7 @@ type Options struct {
 	Cluster     Cluster
 	Events      Events
 	Metrics     Metrics
+	Operator    Operator
 	Trust       Trust
 	Logger      hclog.Logger
 	Now         func() time.Time
@@ -70,7 +71,7 @@ type Server struct {
 // New makes a Server and its OpenAPI document.
 func New(opts Options) (*Server, error) {
 	if opts.Store == nil || opts.Proposer == nil || opts.Allocations == nil || opts.Agents == nil || opts.Cluster == nil ||
-		opts.Events == nil || opts.Metrics == nil || opts.Trust == nil || opts.Logger == nil || opts.Now == nil || opts.PublicURL == nil {
+		opts.Events == nil || opts.Metrics == nil || opts.Operator == nil || opts.Trust == nil || opts.Logger == nil || opts.Now == nil || opts.PublicURL == nil {
 		return nil, errors.New("cannot make the HTTP API: an option is missing")
 	}
 	if _, err := id.ParseDomain(opts.Domain); err != nil {

@@ -17,6 +17,7 @@ const (
 	jsonLines   = "application/x-ndjson"
 	openapiJSON = "application/openapi+json"
 	openapiYAML = "application/openapi+yaml"
+	octets      = "application/octet-stream"
 )
 
 // stream is the answer of a handler that writes by itself.
