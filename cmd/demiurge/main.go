@@ -40,6 +40,7 @@ func run() int {
 	}
 	return cli.Run(ctx, cli.Options{
 		Args:       os.Args[1:],
+		Stdin:      os.Stdin,
 		Stdout:     os.Stdout,
 		Stderr:     os.Stderr,
 		Environ:    os.Environ(),

@@ -27,6 +27,7 @@ type call struct {
 	path   string // escaped
 	query  url.Values
 	body   any
+	open   func() (io.ReadCloser, error) // of a body that is sent as it is, instead of body
 	header http.Header
 	key    string
 	status *int
@@ -175,6 +176,13 @@ func (c *Client) once(ctx context.Context, base *url.URL, rq *call, body []byte)
 	if body != nil {
 		reader = bytes.NewReader(body)
 	}
+	if rq.open != nil {
+		file, err := rq.open()
+		if err != nil {
+			return nil, err
+		}
+		reader = file // closed by the request
+	}
 	req, err := http.NewRequestWithContext(ctx, rq.method, target, reader)
 	if err != nil {
 		return nil, fmt.Errorf("cannot make the request: %w", err)
@@ -184,6 +192,10 @@ func (c *Client) once(ctx context.Context, base *url.URL, rq *call, body []byte)
 	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
+	}
+	if rq.open != nil {
+		req.Header.Set("Content-Type", "application/octet-stream")
+		req.Header.Set("Expect", "100-continue") // nothing is sent to a coordinator that refuses
 	}
 	if rq.key != "" {
 		req.Header.Set("Idempotency-Key", rq.key)

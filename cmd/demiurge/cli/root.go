@@ -27,7 +27,8 @@ const defaultAddress = "http://127.0.0.1:7400"
 
 // Options is what one run of the command line gets from its surroundings.
 type Options struct {
-	Args       []string // without the program's name
+	Args       []string  // without the program's name
+	Stdin      io.Reader // nil: nobody can be asked
 	Stdout     io.Writer
 	Stderr     io.Writer
 	Environ    []string        // "NAME=value", the last of a name counts
@@ -110,7 +111,7 @@ error), and 2 when the command line is wrong.`,
 		SilenceUsage:  true,
 	},
 		a.devCommand(), a.statusCommand(), a.allocCommand(), a.orgCommand(), a.poolCommand(), a.gatewayCommand(),
-		a.hostCommand(), a.eventsCommand(), a.tokenCommand(), a.operatorCommand(), a.benchCommand(),
+		a.hostCommand(), a.eventsCommand(), a.tokenCommand(), a.membersCommand(), a.operatorCommand(), a.benchCommand(),
 		a.completionCommand(), a.versionCommand())
 	root.CompletionOptions.DisableDefaultCmd = true
 	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "no-help"})
