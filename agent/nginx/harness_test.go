@@ -326,6 +326,24 @@ func (h *host) mustServe(org id.Organization, g *gateway, epoch id.Epoch) {
 	}
 }
 
+// routeOrSlot tells whether a name belongs among the routes: a route, or the slot of one. What was left by
+// switches is swept away here, as the engine does after some seconds.
+func (h *host) routeOrSlot(name string) bool {
+	target, slot := parseLink(name)
+	if !slot {
+		_, err := id.ParseOrganization(name)
+		return err == nil
+	}
+	for _, t := range h.engine.Routes() {
+		if t == target {
+			return true
+		}
+	}
+	h.engine.routes.sweep(within(h.t), 0)
+	_, err := os.Lstat(h.layout().slot(target))
+	return os.IsNotExist(err)
+}
+
 // clean checks that nothing is left over: no half-written or foreign file, no second socket. What is
 // being cleared away gets the time for it.
 func (h *host) clean() {
@@ -349,7 +367,7 @@ func (h *host) leftovers() (out []string) {
 		l.data:          func(n string) bool { return !fsx.IsTemp(n) && n != "scratch" },
 		l.run:           func(n string) bool { return !strings.HasPrefix(n, "gen-") || n == filepath.Base(l.socket(live)) },
 		l.generations(): func(n string) bool { num, ok := parseNumber(n); return ok && num <= live },
-		l.routes():      func(n string) bool { _, err := id.ParseOrganization(n); return err == nil },
+		l.routes():      h.routeOrSlot,
 		l.quarantine():  func(n string) bool { return !fsx.IsTemp(n) },
 	}
 	for dir, ok := range checks {

@@ -136,10 +136,12 @@ func TestWhatAClientSees(t *testing.T) {
 	t.Run("links that are no routes", func(t *testing.T) {
 		// As somebody else would make them; the drift watch must not repair them first.
 		h.stopEngine()
-		for _, target := range []string{"/etc", "../slots/gw-aaaaaaaaaa", "../slots", ".", "../slots/gw-aaaaaaaaaa/07", "nowhere", "../generations"} {
+		for _, target := range []string{"/etc", "gw-aaaaaaaaaa", "../slot", ".", "gw-aaaaaaaaaa.07", "gw-aaaaaaaaaa.7/x", "nowhere", "../generations", "gw-aaaaaaaaaa.8"} {
 			bad := id.NewOrganization()
-			if err := os.MkdirAll(filepath.Join(h.layout().slots(), "gw-aaaaaaaaaa/07"), 0o700); err != nil {
-				t.Fatal(err)
+			for _, name := range []string{"gw-aaaaaaaaaa", "gw-aaaaaaaaaa.07", "gw-aaaaaaaaaa.7/x"} {
+				if err := os.MkdirAll(filepath.Join(h.layout().routes(), name), 0o700); err != nil {
+					t.Fatal(err)
+				}
 			}
 			if err := os.Symlink(target, h.layout().route(bad)); err != nil {
 				t.Fatal(err)

@@ -77,7 +77,7 @@ func poll(ctx context.Context, done func() (bool, error)) error {
 			return ctx.Err()
 		case <-time.After(wait):
 		}
-		wait = min(wait*2, 8*time.Millisecond)
+		wait = min(wait*2, 2*time.Millisecond)
 	}
 }
 

@@ -94,8 +94,8 @@ func parseBlock(s string, depth int) (out []directive, rest string, err error) {
 // read recovers the configuration from rendered files, and refuses directives that no template has.
 func read(t tree) (Config, error) {
 	var cfg Config
-	limits := map[string]int64{}
-	for _, name := range t.names() {
+	limits, upstreamOf := map[string]int64{}, map[string]string{}
+	for _, name := range t.names() { // http.conf comes before slots.conf
 		ds, err := parseConf(t[name])
 		if err != nil {
 			return cfg, fmt.Errorf("%s: %w", name, err)
@@ -105,8 +105,17 @@ func read(t tree) (Config, error) {
 				return cfg, fmt.Errorf("%s: %w", name, err)
 			}
 			switch {
+			case name == "http.conf" && slices.Equal(d.words, []string{"map", "$gateway", "$upstream"}):
+				for _, m := range d.block {
+					upstreamOf[m.words[0]] = m.words[1]
+				}
 			case name == "slots.conf" && d.words[0] == "upstream":
-				cfg.Slots = append(cfg.Slots, Slot{Gateway: id.Gateway(d.words[1])})
+				// The gateway is the one whose socket it is, and its name must lead here.
+				gateway := filepath.Base(filepath.Dir(d.block[0].words[1]))
+				if upstreamOf[gateway] != d.words[1] {
+					return cfg, fmt.Errorf("gateway %s is led to upstream %q, its upstream is %q", gateway, upstreamOf[gateway], d.words[1])
+				}
+				cfg.Slots = append(cfg.Slots, Slot{Gateway: id.Gateway(gateway)})
 			case name == "slots.conf":
 				for _, m := range d.block {
 					var n int64
@@ -350,8 +359,8 @@ func TestBlame(t *testing.T) {
 
 func TestSmallParsers(t *testing.T) {
 	for text, want := range map[string]bool{
-		"../slots/gw-aaaaaaaaaa/7": true, "../slots/gw-aaaaaaaaaa/07": false, "../slots/gw-aaaaaaaaaa/0": false, "../slots/gw-aaaaaaaaaa": false,
-		"/etc": false, "../slots/gw-aaaaaaaaaa/7/x": false, "": false, "../slots/../7": false,
+		"gw-aaaaaaaaaa.7": true, "gw-aaaaaaaaaa.07": false, "gw-aaaaaaaaaa.0": false, "gw-aaaaaaaaaa": false, "gw-aaaaaaaaaa.": false,
+		"/etc": false, "gw-aaaaaaaaaa.7/x": false, "gw-aaaaaaaaaa.7.7": false, "": false, "...7": false, "../gw-aaaaaaaaaa.7": false,
 	} {
 		target, ok := parseLink(text)
 		if ok != want || ok && link(target) != text {

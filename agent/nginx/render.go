@@ -28,7 +28,7 @@ var templates = template.Must(template.New("").ParseFS(templateFiles, "templates
 type tree map[string][]byte
 
 // renderer turns a configuration into the files of a generation. It is the only code that writes nginx
-// text, and it can write no directive that is not in its templates.
+// text, and it can write no directive that is not in its templates or in addSlots.
 type renderer struct {
 	opts Options
 	l    layout
@@ -36,13 +36,13 @@ type renderer struct {
 
 // view is what the templates see.
 type view struct {
-	Dir, Temp, AccessLog, Routes, SlotsPattern, SocketDir string
-	Domain, DomainPattern, Agent, Certificate             string
-	Listen, Proxies, Own, AgentPaths                      []string
-	Slots                                                 []Slot
-	Limits                                                []int64
-	MaxBody, Smallest                                     int64
-	NamesHash, MapHash                                    int
+	Dir, Temp, AccessLog, Routes, RoutesPattern, SocketDir string
+	Domain, DomainPattern, Agent, Certificate              string
+	Listen, Proxies, Own, AgentPaths                       []string
+	SlotUpstreams, SlotNames, SlotLimits                   string
+	Limits                                                 []int64
+	MaxBody, Smallest                                      int64
+	NamesHash, MapHash                                     int
 }
 
 // agentPaths are the locations that the agent answers on organizations' names.
@@ -87,11 +87,12 @@ func (r renderer) renderTo(dir string, n uint64, cfg Config) tree {
 func (r renderer) view(dir string, cfg Config) view {
 	v := view{
 		Dir: dir, Temp: r.l.temp(), AccessLog: r.l.accessLog(), Routes: r.l.routes(),
-		SlotsPattern: regexp.QuoteMeta(r.l.slots()), SocketDir: r.opts.SocketDir, Domain: r.opts.Domain,
+		RoutesPattern: regexp.QuoteMeta(r.l.routes()), SocketDir: r.opts.SocketDir, Domain: r.opts.Domain,
 		DomainPattern: regexp.QuoteMeta(r.opts.Domain), Agent: r.opts.AgentSocket, AgentPaths: agentPaths,
-		Slots: cfg.Slots, MaxBody: defaultMaxBody, Smallest: defaultMaxBody,
+		MaxBody: defaultMaxBody, Smallest: defaultMaxBody,
 		NamesHash: hashSize(2 * len(cfg.Sites)), MapHash: hashSize(len(cfg.Slots)),
 	}
+	v.addSlots(cfg.Slots)
 	for _, a := range r.opts.Listen {
 		v.Listen = append(v.Listen, a.String())
 	}
@@ -117,6 +118,25 @@ func (r renderer) view(dir string, cfg Config) view {
 		}
 	}
 	return v
+}
+
+// nameLengths is how many lengths the names of upstreams have. nginx compares a name with every other one
+// of its length, for each block that it reads and for each request.
+const nameLengths = 32
+
+// addSlots writes the lines of the gateways, of which there can be thousands: a template takes ten times
+// as long for them.
+func (v *view) addSlots(slots []Slot) {
+	var upstreams, names, limits strings.Builder
+	for i, s := range slots {
+		gateway := string(s.Gateway)
+		name := gateway + strings.Repeat("-", i%nameLengths)
+		upstreams.WriteString("upstream " + name + " { server unix:" + v.SocketDir + "/" + gateway +
+			"/http.sock max_fails=0; keepalive 32; keepalive_timeout 30s; }\n")
+		names.WriteString("    " + gateway + " " + name + ";\n")
+		limits.WriteString("    " + gateway + " " + strconv.FormatInt(s.MaxBody, 10) + ";\n")
+	}
+	v.SlotUpstreams, v.SlotNames, v.SlotLimits = upstreams.String(), names.String(), limits.String()
 }
 
 // bodyLimits are the distinct limits of the gateways in rising order.

@@ -23,14 +23,18 @@ type routes struct {
 	locks keyedLocks
 	sync  groupSync
 
-	mu    sync.Mutex // guards table
+	mu    sync.Mutex // guards table and spent
 	table map[id.Organization]Target
+	spent map[id.Organization][]spentSlot // left behind by switches, removed by sweep
 	// A route is changed only by the holder of its organization's lock, table and link together, so that
 	// the drift watch never repairs a switch that is on its way.
 }
 
 func newRoutes(f fsx.FS, l layout) *routes {
-	r := &routes{fs: f, l: l, table: map[id.Organization]Target{}, locks: keyedLocks{held: map[id.Organization]chan struct{}{}}}
+	r := &routes{
+		fs: f, l: l, table: map[id.Organization]Target{}, spent: map[id.Organization][]spentSlot{},
+		locks: keyedLocks{held: map[id.Organization]chan struct{}{}},
+	}
 	r.sync.run = func() error { return f.SyncDir("nginx.route.sync", l.routes()) }
 	return r
 }
@@ -91,13 +95,24 @@ func (r *routes) gateways() map[id.Gateway]bool {
 	return out
 }
 
-// load fills the table from the links at start. What is not exactly a route of ours is removed.
+// load fills the table from the links at start. What is not exactly a route of ours or its slot is
+// removed.
 func (r *routes) load() error {
+	if _, err := r.fs.Lstat("nginx.route.stat", r.l.slotFile()); errors.Is(err, fs.ErrNotExist) {
+		if err := r.fs.WriteSync("nginx.route.slotfile", r.l.slotFile(), nil, 0o600); err != nil {
+			return fmt.Errorf("cannot write %s: %w", r.l.slotFile(), err)
+		}
+	}
 	entries, err := r.fs.ReadDir("nginx.route.list", r.l.routes())
 	if err != nil {
 		return fmt.Errorf("cannot list routes: %w", err)
 	}
+	slots := map[Target]bool{} // true: some route leads to it
 	for _, entry := range entries {
+		if target, ok := parseLink(entry.Name()); ok && entry.Type().IsRegular() {
+			slots[target] = false
+			continue
+		}
 		org, err := id.ParseOrganization(entry.Name())
 		target, ok := Target{}, false
 		if err == nil && string(org) == entry.Name() {
@@ -112,17 +127,27 @@ func (r *routes) load() error {
 			}
 			continue
 		}
-		if err := r.fs.MkdirAll("nginx.route.slot", r.l.slot(target), 0o700); err != nil {
-			return fmt.Errorf("cannot make the directory of a route: %w", err)
-		}
 		r.table[org] = target
+	}
+	for _, target := range r.table {
+		if _, exists := slots[target]; !exists {
+			if err := r.makeSlot(target); err != nil {
+				return fmt.Errorf("cannot make the slot of a route: %w", err)
+			}
+		}
+		slots[target] = true
+	}
+	for target, used := range slots {
+		if !used {
+			_ = r.fs.Remove("nginx.route.forget", r.l.slot(target)) // costs only a name
+		}
 	}
 	return nil
 }
 
 // place makes the link of an organization lead to a target, in one rename, not yet durable.
 func (r *routes) place(org id.Organization, t Target) error {
-	if err := r.fs.MkdirAll("nginx.route.slot", r.l.slot(t), 0o700); err != nil {
+	if err := r.makeSlot(t); err != nil {
 		return err
 	}
 	return fsx.SymlinkAtomic(r.fs, "nginx.route", link(t), r.l.route(org))
@@ -135,13 +160,6 @@ func (r *routes) remove(org id.Organization) error {
 		return nil
 	}
 	return err
-}
-
-// forget removes the directory of a target that no route leads to any more. An epoch belongs to one
-// organization only, so nobody else can be using it. Failing costs an empty directory.
-func (r *routes) forget(t Target) {
-	_ = r.fs.Remove("nginx.route.forget", r.l.slot(t))
-	_ = r.fs.Remove("nginx.route.forget", filepath.Dir(r.l.slot(t))) // only when it was the last
 }
 
 // inPlace tells whether the link of an organization is what the table says.
@@ -170,9 +188,10 @@ func checkTarget(org id.Organization, t Target) error {
 	return nil
 }
 
-// Route leads an organization's requests to a gateway and epoch: one rename, one directory fsync shared
-// with whoever switches at the same time, and nginx's own word that the name leads there now. On failure
-// the previous target is put back. An epoch below the current one is refused.
+// Route leads an organization's requests to a gateway and epoch: one rename, then at the same time one
+// directory fsync, shared with whoever switches at the same moment, and nginx's own word that the name
+// leads there now. On failure of either the previous target is put back. An epoch below the current one
+// is refused.
 func (e *Engine) Route(ctx context.Context, org id.Organization, t Target) error {
 	if err := checkTarget(org, t); err != nil {
 		return err
@@ -192,21 +211,28 @@ func (e *Engine) Route(ctx context.Context, org id.Organization, t Target) error
 	e.routes.set(org, t)
 	err = e.routes.place(org, t)
 	if err == nil {
-		err = e.routes.sync.wait()
-	}
-	if err == nil {
-		err = e.proveRoute(ctx, org, proofText(t))
+		err = e.secureRoute(ctx, org, proofText(t))
 	}
 	if err != nil {
 		if backErr := e.restoreRoute(org, before, had); backErr != nil {
 			err = errors.Join(err, fmt.Errorf("cannot put the previous route back: %w", backErr))
 		}
+		e.routes.forget(org, t)
 		return fault.Wrap(fault.RouteApplyFailed, err, "cannot route organization %s to gateway %s; its previous route is in place", org, t.Gateway)
 	}
 	if had && before != t {
-		e.routes.forget(before)
+		e.routes.forget(org, before)
 	}
 	return nil
+}
+
+// secureRoute makes a link durable and proves it. Neither needs the other: nginx reads the link from the
+// moment of the rename.
+func (e *Engine) secureRoute(ctx context.Context, org id.Organization, want string) error {
+	durable := make(chan error, 1)
+	go func() { durable <- e.routes.sync.wait() }() // received below
+	err := e.proveRoute(ctx, org, want)
+	return errors.Join(err, <-durable)
 }
 
 // names tells whether the live generation has an upstream for the gateway.
@@ -257,7 +283,7 @@ func (e *Engine) Unroute(ctx context.Context, org id.Organization, t Target) err
 	if err := e.proveRoute(ctx, org, unrouted); err != nil && !isRefused(err) {
 		return fail(err)
 	}
-	e.routes.forget(t)
+	e.routes.forget(org, t)
 	e.poke() // its gateway's slot may have been kept only for this route
 	return nil
 }
@@ -335,7 +361,7 @@ func (e *Engine) retainOne(org id.Organization, keep map[id.Organization]Target)
 	if err != nil {
 		e.log.Error("cannot bring a route in line", "organization", org, "error", err)
 	} else if had && before != t {
-		e.routes.forget(before)
+		e.routes.forget(org, before)
 	}
 	return true
 }
@@ -386,6 +412,9 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 			suspects[org] = Target{}
 			continue
 		}
+		if _, ok := parseLink(entry.Name()); ok && entry.Type().IsRegular() {
+			continue // in use, or waiting to be swept
+		}
 		// A temporary link of a switch on its way is younger than this.
 		info, err := entry.Info()
 		if err == nil && (!fsx.IsTemp(entry.Name()) || time.Since(info.ModTime()) > time.Minute) {
@@ -400,8 +429,8 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 		e.repairRoute(ctx, org)
 		if t, has := e.routes.get(org); has {
 			if _, err := e.fs.Lstat("nginx.route.stat", e.l.slot(t)); errors.Is(err, fs.ErrNotExist) {
-				if err := e.fs.MkdirAll("nginx.route.slot", e.l.slot(t), 0o700); err == nil {
-					e.event(Event{Type: DriftRepaired, Organization: org, Part: "slots/" + proofText(t), Reason: "removed by somebody else"})
+				if err := e.routes.makeSlot(t); err == nil {
+					e.event(Event{Type: DriftRepaired, Organization: org, Part: "routes/" + link(t), Reason: "removed by somebody else"})
 				}
 			}
 		}

@@ -368,6 +368,8 @@ func (s *system) wrongFiles(routed []string, gateways []api.Gateway) string {
 	if err != nil {
 		return err.Error()
 	}
+	// What routes lead to lies beside them.
+	entries = slices.DeleteFunc(entries, func(e fs.DirEntry) bool { return e.Type().IsRegular() })
 	for _, e := range entries {
 		if !slices.Contains(routed, e.Name()) {
 			return "a route without allocation: " + e.Name()
