@@ -163,6 +163,7 @@ var libraries = []library{
 	{module: "pgregory.net/rapid", homes: nil, tests: true},
 	{module: "go.uber.org/goleak", homes: nil, tests: true},
 	{module: "github.com/rogpeppe/go-internal", homes: nil, tests: true},
+	{module: "github.com/anishathalye/porcupine", homes: []string{"cmd/e2e/check"}},
 }
 
 // refuse says why a package may not import a third-party package, or "".

@@ -1,0 +1,125 @@
+package check
+
+import (
+	"fmt"
+	"strings"
+	"time"
+)
+
+// Invariant is what a cluster promises.
+type Invariant string
+
+// The invariants, in the order in which they are checked.
+const (
+	Valid        Invariant = "the run is valid"
+	Seen         Invariant = "nobody saw a violation in the act"
+	OneLive      Invariant = "one live allocation per organization and per gateway"
+	EpochsRise   Invariant = "epochs only rise"
+	ExactlyOnce  Invariant = "what was acknowledged is there exactly once"
+	NothingLeft  Invariant = "what was refused left nothing"
+	Deadlines    Invariant = "no reservation outlives its deadline"
+	Counts       Invariant = "the counts of the pools add up"
+	SameState    Invariant = "all coordinators hold the same state at the same index"
+	NoGrowth     Invariant = "nothing grows"
+	Linearizable Invariant = "the history is linearizable"
+)
+
+// Limits are the bounds of a check.
+type Limits struct {
+	// Rate is how many operations a second there must have been before the first fault: a cluster that
+	// nobody uses breaks no promise.
+	Rate float64
+	// Reservation is how old an allocation may get that does not serve yet.
+	Reservation time.Duration
+	// Search bounds the search for an order of the operations.
+	Search time.Duration
+	// Goroutines and Files are how many more than before a program may have.
+	Goroutines, Files int
+}
+
+// DefaultLimits are those of the short form.
+func DefaultLimits() Limits {
+	return Limits{Rate: 100, Reservation: 90 * time.Second, Search: 2 * time.Minute, Goroutines: 200, Files: 100}
+}
+
+// Violation is a promise that was not kept.
+type Violation struct {
+	Invariant Invariant `json:"invariant"`
+	What      string    `json:"what"`
+}
+
+func (v Violation) String() string { return fmt.Sprintf("%s: broken: %s", v.Invariant, v.What) }
+
+// Check lists what was broken, the first invariant first. Nothing is listed but the invalidity when the run
+// is invalid.
+func Check(r Run, l Limits) []Violation {
+	if v := valid(r, l); len(v) > 0 {
+		return v
+	}
+	var out []Violation
+	for _, report := range r.Reports {
+		out = append(out, Violation{Seen, report})
+	}
+	out = append(out, oneLive(r)...)
+	out = append(out, epochsRise(r)...)
+	out = append(out, exactlyOnce(r)...)
+	out = append(out, nothingLeft(r)...)
+	out = append(out, deadlines(r, l)...)
+	out = append(out, counts(r)...)
+	out = append(out, sameState(r)...)
+	out = append(out, noGrowth(r, l)...)
+	return append(out, linearizable(r, l.Search)...)
+}
+
+// valid reports a run that proves nothing.
+func valid(r Run, l Limits) []Violation {
+	invalid := func(format string, args ...any) []Violation {
+		return []Violation{{Valid, fmt.Sprintf(format, args...)}}
+	}
+	if r.FirstFault <= 0 {
+		return invalid("there was no fault")
+	}
+	before := 0
+	for _, op := range r.Operations {
+		if op.Outcome != Unknown && op.Return <= r.FirstFault {
+			before++
+		}
+	}
+	if rate := float64(before) / r.FirstFault.Seconds(); rate < l.Rate {
+		return invalid("%.0f operations a second before the first fault, want %.0f", rate, l.Rate)
+	}
+	if !r.Before.Quiet || !r.After.Quiet {
+		return invalid("it was not quiet before and after: %t, %t", r.Before.Quiet, r.After.Quiet)
+	}
+	if len(r.States) == 0 {
+		return invalid("nobody looked at the state of the coordinators")
+	}
+	return nil
+}
+
+// describe prints an operation for a report.
+func describe(op Operation) string {
+	var b strings.Builder
+	fmt.Fprintf(&b, "operation %d, %s through %s, %s to %s: %s", op.ID, op.Kind, strings.Join(op.Nodes, ", "),
+		op.Call.Round(time.Microsecond), op.Return.Round(time.Microsecond), op.Outcome)
+	if op.Return == forever {
+		b.Reset()
+		fmt.Fprintf(&b, "operation %d, %s through %s, from %s: %s", op.ID, op.Kind, strings.Join(op.Nodes, ", "), op.Call, op.Outcome)
+	}
+	if op.Code != "" {
+		fmt.Fprintf(&b, " (%s)", op.Code)
+	}
+	for _, it := range op.Items {
+		fmt.Fprintf(&b, "; organization %s", it.Organization)
+		if it.Allocation != "" {
+			fmt.Fprintf(&b, ", allocation %s on %s, epoch %d %s", it.Allocation, it.Gateway, it.Epoch, it.State)
+		}
+		if it.Code != "" {
+			fmt.Fprintf(&b, " refused: %s", it.Code)
+		}
+	}
+	if op.Kind == SetStep || op.Kind == GetStep {
+		fmt.Fprintf(&b, "; step %d", op.Step)
+	}
+	return b.String()
+}

@@ -1,0 +1,287 @@
+package check
+
+import (
+	"fmt"
+	"slices"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+)
+
+// looks are all snapshots of a run, in the order in which they were taken.
+func (r *Run) looks() []Snapshot {
+	return slices.Concat([]Snapshot{r.Before}, r.Samples, []Snapshot{r.After})
+}
+
+// oneLive: in every look an organization has at most one live allocation, and a gateway serves at most one.
+func oneLive(r Run) []Violation {
+	var out []Violation
+	for _, look := range r.looks() {
+		organizations, gateways := map[string]string{}, map[string]string{}
+		for _, a := range look.Allocations {
+			if a.EndedAt != nil {
+				continue
+			}
+			if other := organizations[a.OrganizationID]; other != "" {
+				out = append(out, Violation{OneLive, fmt.Sprintf("at %s organization %s has %s and %s", look.At, a.OrganizationID, other, a.AllocationID)})
+			}
+			organizations[a.OrganizationID] = a.AllocationID
+			if a.GatewayID == "" {
+				continue
+			}
+			if other := gateways[a.GatewayID]; other != "" {
+				out = append(out, Violation{OneLive, fmt.Sprintf("at %s gateway %s serves %s and %s", look.At, a.GatewayID, other, a.AllocationID)})
+			}
+			gateways[a.GatewayID] = a.AllocationID
+		}
+	}
+	return out
+}
+
+// granted is an allocation with its epoch as somebody saw it.
+type granted struct {
+	organization, gateway string
+	epoch                 uint64
+}
+
+// epochsRise: an allocation keeps its gateway and epoch, two of one organization or gateway differ in theirs,
+// and what begins after something else has begun has the higher one.
+func epochsRise(r Run) []Violation {
+	var out []Violation
+	seen := map[string]granted{}
+	saw := func(allocation string, g granted) {
+		if g.epoch == 0 {
+			return
+		}
+		if was, ok := seen[allocation]; ok && was != g {
+			out = append(out, Violation{EpochsRise, fmt.Sprintf("allocation %s was %+v and is %+v", allocation, was, g)})
+		}
+		seen[allocation] = g
+	}
+	for _, look := range r.looks() {
+		for _, a := range look.Allocations {
+			saw(a.AllocationID, granted{a.OrganizationID, a.GatewayID, a.Epoch})
+		}
+	}
+	for _, op := range r.Operations {
+		for _, it := range op.Items {
+			if it.Allocation != "" {
+				saw(it.Allocation, granted{it.Organization, it.Gateway, it.Epoch})
+			}
+		}
+	}
+	type place struct {
+		name  string
+		epoch uint64
+	}
+	taken := map[place]string{}
+	for allocation, g := range seen {
+		for _, p := range []place{{g.organization, g.epoch}, {g.gateway, g.epoch}} {
+			if other := taken[p]; other != "" {
+				out = append(out, Violation{EpochsRise, fmt.Sprintf("epoch %d of %s belongs to %s and %s", p.epoch, p.name, other, allocation)})
+			}
+			taken[p] = allocation
+		}
+	}
+	return append(out, inOrder(r)...)
+}
+
+// inOrder: what a client asked for after the answer about another allocation has a higher epoch, unless it
+// was there already.
+func inOrder(r Run) []Violation {
+	first := map[string]time.Duration{} // when an allocation was first spoken of
+	for _, op := range r.Operations {
+		for _, it := range op.Items {
+			if at, ok := first[it.Allocation]; it.Allocation != "" && op.Kind != Release && (!ok || op.Call < at) {
+				first[it.Allocation] = op.Call
+			}
+		}
+	}
+	var out []Violation
+	last := map[string]granted{} // by organization; gateway holds the allocation's name
+	ordered := slices.Clone(r.Operations)
+	slices.SortFunc(ordered, func(a, b Operation) int { return int(a.Return - b.Return) })
+	returned := map[string]time.Duration{}
+	for _, op := range ordered {
+		for _, it := range op.Items {
+			if it.Allocation == "" || it.Epoch == 0 || op.Kind == Release {
+				continue
+			}
+			was := last[it.Organization]
+			if was.gateway != it.Allocation && first[it.Allocation] > returned[it.Organization] && it.Epoch < was.epoch {
+				out = append(out, Violation{EpochsRise, fmt.Sprintf("organization %s: %s was answered with epoch %d, and later %s",
+					it.Organization, was.gateway, was.epoch, describe(op))})
+			}
+			if it.Epoch > was.epoch {
+				last[it.Organization], returned[it.Organization] = granted{gateway: it.Allocation, epoch: it.Epoch}, op.Return
+			}
+		}
+	}
+	return out
+}
+
+// exactlyOnce: one key has one answer, what was started is in the state, and what was not released serves.
+func exactlyOnce(r Run) []Violation {
+	var out []Violation
+	after := map[string][]api.Allocation{}
+	for _, a := range r.After.Allocations {
+		after[a.AllocationID] = append(after[a.AllocationID], a)
+	}
+	released, owner := map[string]bool{}, map[string]string{}
+	type answer struct{ key, organization string }
+	answers := map[answer]string{}
+	for _, op := range r.Operations {
+		if op.Kind == Release && op.Outcome != Refused {
+			released[op.Items[0].Allocation] = true
+		}
+	}
+	for _, op := range r.Operations {
+		for _, it := range op.Items {
+			if it.Allocation == "" || op.Outcome != OK {
+				continue
+			}
+			if was, ok := owner[it.Allocation]; ok && was != it.Organization {
+				out = append(out, Violation{ExactlyOnce, fmt.Sprintf("allocation %s belongs to %s and %s", it.Allocation, was, it.Organization)})
+			}
+			owner[it.Allocation] = it.Organization
+			if op.Key != "" {
+				if was, ok := answers[answer{op.Key, it.Organization}]; ok && was != it.Allocation {
+					out = append(out, Violation{ExactlyOnce, fmt.Sprintf("its key was answered with %s before: %s", was, describe(op))})
+				}
+				answers[answer{op.Key, it.Organization}] = it.Allocation
+			}
+			if op.Kind != Start && op.Kind != Batch && op.Kind != Release {
+				continue
+			}
+			records := after[it.Allocation]
+			switch {
+			case len(records) != 1:
+				out = append(out, Violation{ExactlyOnce, fmt.Sprintf("the state has %d records of what was acknowledged: %s", len(records), describe(op))})
+			case op.Kind == Release && !ending(records[0].State):
+				out = append(out, Violation{ExactlyOnce, fmt.Sprintf("it is %s: %s", records[0].State, describe(op))})
+			case op.Kind != Release && records[0].EndedAt != nil && !released[it.Allocation] && records[0].Failure == nil:
+				out = append(out, Violation{ExactlyOnce, fmt.Sprintf("nobody released it, and it is %s: %s", records[0].State, describe(op))})
+			}
+		}
+	}
+	return out
+}
+
+// nothingLeft: every allocation that began in the run is one that an operation was answered with, or one of an
+// operation whose answer is not known or says that it was undone.
+func nothingLeft(r Run) []Violation {
+	known, may := map[string]bool{}, map[string]int{}
+	for _, a := range r.Before.Allocations {
+		known[a.AllocationID] = true
+	}
+	for _, op := range r.Operations {
+		for _, it := range op.Items {
+			if it.Allocation != "" && (op.Kind == Start || op.Kind == Batch) {
+				known[it.Allocation] = true
+			}
+			if starts := op.Kind == Start || op.Kind == Batch; starts && (op.Outcome == Unknown || undone(it.Code) && it.Code != "" || op.Outcome == Refused && undone(op.Code)) {
+				may[it.Organization]++
+			}
+		}
+	}
+	var out []Violation
+	for _, a := range r.After.Allocations {
+		if known[a.AllocationID] {
+			continue
+		}
+		if may[a.OrganizationID]--; may[a.OrganizationID] < 0 {
+			out = append(out, Violation{NothingLeft, fmt.Sprintf("nobody was answered with allocation %s of organization %s, epoch %d, %s, created %s after the beginning",
+				a.AllocationID, a.OrganizationID, a.Epoch, a.State, a.CreatedAt.Sub(r.Begun))})
+		}
+	}
+	return out
+}
+
+// deadlines: what does not serve yet is young, and when quiet there is none of it.
+func deadlines(r Run, l Limits) []Violation {
+	var out []Violation
+	for _, look := range r.looks() {
+		for _, a := range look.Allocations {
+			if a.EndedAt != nil || a.State == api.AllocationActive {
+				continue
+			}
+			if age := look.Time.Sub(a.CreatedAt); !ending(a.State) && age > l.Reservation {
+				out = append(out, Violation{Deadlines, fmt.Sprintf("at %s allocation %s is %s after %s", look.At, a.AllocationID, a.State, age)})
+			} else if look.Quiet {
+				out = append(out, Violation{Deadlines, fmt.Sprintf("allocation %s is %s when all is quiet", a.AllocationID, a.State)})
+			}
+		}
+	}
+	return out
+}
+
+// counts: when quiet, a pool counts the gateways that there are, and each one that is allocated has its
+// allocation, and no other has.
+func counts(r Run) []Violation {
+	var out []Violation
+	wrong := func(format string, args ...any) { out = append(out, Violation{Counts, fmt.Sprintf(format, args...)}) }
+	for _, look := range r.looks() {
+		if !look.Quiet {
+			continue
+		}
+		serving := map[string]string{}
+		for _, a := range look.Allocations {
+			if a.EndedAt == nil {
+				serving[a.GatewayID] = a.AllocationID
+			}
+		}
+		type cell struct{ pool, state string }
+		have := map[cell]int{}
+		for _, g := range look.Gateways {
+			have[cell{g.Pool, g.State}]++
+			if serving[g.GatewayID] != g.AllocationID {
+				wrong("gateway %s is %s with allocation %q, and the allocations say %q", g.GatewayID, g.State, g.AllocationID, serving[g.GatewayID])
+			}
+			delete(serving, g.GatewayID)
+		}
+		for gateway, allocation := range serving {
+			wrong("allocation %s is on gateway %q, which is not there", allocation, gateway)
+		}
+		for _, p := range look.Pools {
+			for state, n := range map[string]int{
+				api.GatewayReady: p.Counts.Ready, api.GatewayReserved: p.Counts.Reserved, api.GatewayAllocated: p.Counts.Allocated,
+				api.GatewayRecycling: p.Counts.Recycling, api.GatewayStarting: p.Counts.Starting,
+			} {
+				if got := have[cell{p.Name, state}]; got != n {
+					wrong("pool %s counts %d gateways as %s, and there are %d", p.Name, n, state, got)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// sameState: coordinators at one index hold one state.
+func sameState(r Run) []Violation {
+	var out []Violation
+	at := map[uint64]NodeState{}
+	for _, s := range r.States {
+		if was, ok := at[s.Index]; ok && was.Hash != s.Hash {
+			out = append(out, Violation{SameState, fmt.Sprintf("at index %d %s holds %s and %s holds %s", s.Index, was.Node, was.Hash, s.Node, s.Hash)})
+		}
+		at[s.Index] = s
+	}
+	return out
+}
+
+// noGrowth: when quiet a program uses no more than at the beginning.
+func noGrowth(r Run, l Limits) []Violation {
+	var out []Violation
+	before := map[string]Usage{}
+	for _, u := range r.UsedBefore {
+		before[u.Program] = u
+	}
+	for _, u := range r.UsedAfter {
+		was, ok := before[u.Program]
+		if ok && (u.Goroutines > was.Goroutines+l.Goroutines || u.Files > was.Files+l.Files) {
+			out = append(out, Violation{NoGrowth, fmt.Sprintf("%s had %d goroutines and %d files, and has %d and %d",
+				u.Program, was.Goroutines, was.Files, u.Goroutines, u.Files)})
+		}
+	}
+	return out
+}

@@ -1,0 +1,100 @@
+package check
+
+import (
+	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+)
+
+// Kind is what a client asked for.
+type Kind string
+
+// The kinds of operation.
+const (
+	Start   Kind = "start"
+	Batch   Kind = "batch"
+	Release Kind = "release"
+	Get     Kind = "get"      // the live allocation of an organization, read with consistency
+	SetStep Kind = "set_step" // of the pool
+	GetStep Kind = "get_step" // read with consistency
+	ended   Kind = "ended"    // the cluster ended an allocation by itself
+)
+
+// Outcome is what a client knows of its operation.
+type Outcome string
+
+// The outcomes.
+const (
+	OK      Outcome = "ok"
+	Refused Outcome = "refused" // answered with a code, which says that nothing happened
+	Unknown Outcome = "unknown" // no answer: it may have happened, and may still
+)
+
+// Operation is one thing that a client asked for, with all tries of it: they carry one idempotency key.
+type Operation struct {
+	ID      int           `json:"id"`
+	Kind    Kind          `json:"kind"`
+	Key     string        `json:"key,omitempty"`
+	Nodes   []string      `json:"nodes"` // who was asked, in order
+	Call    time.Duration `json:"call"`  // since the beginning of the run
+	Return  time.Duration `json:"return,omitempty"`
+	Outcome Outcome       `json:"outcome"`
+	Code    string        `json:"code,omitempty"` // of the refusal, or of the last one before giving up
+	Items   []Item        `json:"items,omitempty"`
+	Step    int           `json:"step,omitempty"` // of the pool
+	// Again marks a repetition of an answered operation with its key: the answer is to be that of the first,
+	// whatever happened since.
+	Again bool `json:"again,omitempty"`
+}
+
+// Item is what an operation is about, and what was answered. A batch has several.
+type Item struct {
+	Organization string `json:"organization"`
+	Allocation   string `json:"allocation,omitempty"`
+	Gateway      string `json:"gateway,omitempty"`
+	Epoch        uint64 `json:"epoch,omitempty"`
+	State        string `json:"state,omitempty"`
+	Code         string `json:"code,omitempty"` // of a refusal within a batch
+}
+
+// Snapshot is a look at the whole cluster.
+type Snapshot struct {
+	At          time.Duration    `json:"at"`
+	Time        time.Time        `json:"time"`
+	Quiet       bool             `json:"quiet"` // nobody asked for anything any more, and all faults were taken back
+	Index       uint64           `json:"index"`
+	Allocations []api.Allocation `json:"allocations"` // with those that have ended
+	Gateways    []api.Gateway    `json:"gateways"`
+	Pools       []api.Pool       `json:"pools"` // when quiet, at the index of the gateways
+}
+
+// NodeState is what one coordinator holds, in short.
+type NodeState struct {
+	Node  string `json:"node"`
+	Index uint64 `json:"index"`
+	Hash  string `json:"hash"`
+}
+
+// Usage is what one program uses of its machine.
+type Usage struct {
+	Program    string `json:"program"`
+	Goroutines int    `json:"goroutines"`
+	Files      int    `json:"files"`
+}
+
+// Run is one run, from one quiet moment to the next.
+type Run struct {
+	Seed       uint64        `json:"seed"`
+	Begun      time.Time     `json:"begun"`
+	FirstFault time.Duration `json:"first_fault"`
+	Before     Snapshot      `json:"before"`
+	After      Snapshot      `json:"after"`
+	Operations []Operation   `json:"operations"`
+	Samples    []Snapshot    `json:"samples"`
+	States     []NodeState   `json:"states"` // of all coordinators, when quiet
+	UsedBefore []Usage       `json:"used_before"`
+	UsedAfter  []Usage       `json:"used_after"`
+	// Reports are violations that somebody saw in the act, such as an agent that was to serve one
+	// organization with two gateways.
+	Reports []string `json:"reports,omitempty"`
+}

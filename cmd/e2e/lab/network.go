@@ -1,0 +1,196 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"strconv"
+	"strings"
+
+	"golang.org/x/sys/unix"
+)
+
+// prefix begins the name of every namespace of every lab; the id of the process follows.
+const prefix = "dme"
+
+// Network is a bridge with hosts on it.
+type Network struct {
+	id    string
+	names []string // of namespaces, to be removed
+	hosts int
+}
+
+// Host has a network namespace of its own.
+type Host struct {
+	Name    string
+	Address string // IPv4
+
+	namespace string
+	port      string // on the bridge
+	net       *Network
+}
+
+// Open makes an empty network. It first removes what labs of processes that are gone have left.
+func Open() (*Network, error) {
+	if os.Geteuid() != 0 {
+		return nil, errors.New("cannot make network namespaces without root: run this as root, or with sudo")
+	}
+	for _, tool := range []string{"ip", "nft"} {
+		if _, err := exec.LookPath(tool); err != nil {
+			return nil, fmt.Errorf("cannot find %s: install the packages iproute2 and nftables (make deps-e2e)", tool)
+		}
+	}
+	if err := sweep(); err != nil {
+		return nil, err
+	}
+	n := &Network{id: prefix + strconv.Itoa(os.Getpid())}
+	for _, step := range [][]string{
+		{"netns", "add", n.id + "sw"},
+		{"-n", n.id + "sw", "link", "add", "br0", "type", "bridge"},
+		{"-n", n.id + "sw", "link", "set", "br0", "up"},
+	} {
+		if err := run("ip", step...); err != nil {
+			return nil, errors.Join(err, n.Close())
+		}
+	}
+	n.names = append(n.names, n.id+"sw")
+	return n, nil
+}
+
+// sweep removes the namespaces of labs whose process is gone.
+func sweep() error {
+	found, err := filepath.Glob("/run/netns/" + prefix + "*")
+	if err != nil {
+		return err
+	}
+	for _, path := range found {
+		name := filepath.Base(path)
+		digits := strings.TrimPrefix(name, prefix)
+		end := strings.IndexFunc(digits, func(r rune) bool { return r < '0' || r > '9' })
+		if end < 1 {
+			continue
+		}
+		if _, err := os.Stat("/proc/" + digits[:end]); errors.Is(err, os.ErrNotExist) {
+			if err := run("ip", "netns", "delete", name); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
+}
+
+// Add makes a host.
+func (n *Network) Add(name string) (*Host, error) {
+	n.hosts++
+	h := &Host{
+		Name: name, Address: fmt.Sprintf("10.78.%d.%d", os.Getpid()%250, 10+n.hosts),
+		namespace: n.id + name, port: fmt.Sprint("p", n.hosts), net: n,
+	}
+	if err := run("ip", "netns", "add", h.namespace); err != nil {
+		return nil, err
+	}
+	n.names = append(n.names, h.namespace)
+	for _, step := range [][]string{
+		{"-n", n.id + "sw", "link", "add", h.port, "type", "veth", "peer", "name", "eth0", "netns", h.namespace},
+		{"-n", n.id + "sw", "link", "set", h.port, "master", "br0", "up"},
+		{"-n", h.namespace, "link", "set", "lo", "up"},
+		{"-n", h.namespace, "addr", "add", h.Address + "/24", "dev", "eth0"},
+		{"-n", h.namespace, "link", "set", "eth0", "up"},
+	} {
+		if err := run("ip", step...); err != nil {
+			return nil, err
+		}
+	}
+	return h, nil
+}
+
+// Close removes all hosts. Programs on them are to be ended before.
+func (n *Network) Close() error {
+	var errs []error
+	for _, name := range n.names {
+		errs = append(errs, run("ip", "netns", "delete", name))
+	}
+	n.names = nil
+	return errors.Join(errs...)
+}
+
+// Dial connects from this host.
+func (h *Host) Dial(ctx context.Context, network, address string) (net.Conn, error) {
+	type result struct {
+		conn net.Conn
+		err  error
+	}
+	done := make(chan result, 1)
+	go func() { // ends with the dial; a thread that cannot go back to its namespace ends with it
+		conn, err := h.dial(ctx, network, address)
+		done <- result{conn, err}
+	}()
+	r := <-done
+	return r.conn, r.err
+}
+
+// dial opens the socket while the thread is in the host's namespace; there it stays, whoever uses it.
+func (h *Host) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	runtime.LockOSThread()
+	own, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		runtime.UnlockOSThread()
+		return nil, fmt.Errorf("cannot find the own network namespace: %w", err)
+	}
+	defer func() {
+		if unix.Setns(int(own.Fd()), unix.CLONE_NEWNET) == nil {
+			runtime.UnlockOSThread()
+		}
+		_ = own.Close()
+	}()
+	there, err := os.Open("/run/netns/" + h.namespace)
+	if err != nil {
+		return nil, fmt.Errorf("cannot find host %s: %w", h.Name, err)
+	}
+	defer there.Close()
+	if err := unix.Setns(int(there.Fd()), unix.CLONE_NEWNET); err != nil {
+		return nil, fmt.Errorf("cannot enter host %s: %w", h.Name, err)
+	}
+	var d net.Dialer
+	return d.DialContext(ctx, network, address)
+}
+
+// Refuse drops all packets that come from other hosts. Those that go to them still arrive, unless they
+// refuse them too.
+func (h *Host) Refuse(others ...*Host) error { return h.cut("input", "saddr", others) }
+
+// Withhold drops all packets to other hosts.
+func (h *Host) Withhold(others ...*Host) error { return h.cut("output", "daddr", others) }
+
+func (h *Host) cut(hook, field string, others []*Host) error {
+	var rules strings.Builder
+	fmt.Fprintf(&rules, "table ip cut { chain %s { type filter hook %s priority 0; policy accept; }\n}\n", hook, hook)
+	for _, o := range others {
+		fmt.Fprintf(&rules, "add rule ip cut %s ip %s %s drop\n", hook, field, o.Address)
+	}
+	cmd := exec.Command("ip", "netns", "exec", h.namespace, "nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(rules.String())
+	if out, err := cmd.CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot cut host %s off: %w\n%s", h.Name, err, out)
+	}
+	return nil
+}
+
+// Heal takes all cuts of a host back.
+func (h *Host) Heal() error {
+	return run("ip", "netns", "exec", h.namespace, "nft", "flush", "ruleset")
+}
+
+// run runs a command to its end. It is short, and is not ended by the end of anything else: what is
+// taken back when all ends uses it too.
+func run(name string, args ...string) error {
+	if out, err := exec.Command(name, args...).CombinedOutput(); err != nil {
+		return fmt.Errorf("cannot run %s %s: %w\n%s", name, strings.Join(args, " "), err, out)
+	}
+	return nil
+}
