@@ -82,7 +82,7 @@ func (o operator) record(ctx context.Context, meta command.Meta, kind, reason st
 // unknown words an outcome that is not known for the caller.
 func unknown(err error) error {
 	var f *fault.Error
-	if errors.As(err, &f) {
+	if err == nil || errors.As(err, &f) {
 		return err
 	}
 	return fault.Wrap(fault.NoLeader, err, "it is not known whether the change took effect; look, and make the same call again")

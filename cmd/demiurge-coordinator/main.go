@@ -9,7 +9,7 @@ import (
 )
 
 func main() {
-	program.Main(program.Command(program.Options{
+	root := program.Command(program.Options{
 		Name:     "demiurge-coordinator",
 		Short:    "Keeps the pool and allocation state of a Demiurge cluster",
 		RunShort: "Run the coordinator until SIGINT or SIGTERM; SIGHUP or a changed file reloads what can be reloaded",
@@ -19,5 +19,7 @@ func main() {
 			_, err := config.Load(path, coordinator.DefaultConfig(), environ)
 			return err
 		},
-	}))
+	})
+	root.AddCommand(recoverCommand())
+	program.Main(root)
 }

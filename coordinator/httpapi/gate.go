@@ -132,6 +132,10 @@ func (r *recorder) WriteHeader(status int) {
 	if r.status != 0 {
 		return
 	}
+	if status/100 == 1 { // passed on from the leader, such as "go on, send the body"; the answer is to come
+		r.ResponseWriter.WriteHeader(status)
+		return
+	}
 	r.status = status
 	r.extend()
 	r.ResponseWriter.WriteHeader(status)
