@@ -3,7 +3,6 @@ package check
 import (
 	"fmt"
 	"hash/fnv"
-	"math"
 	"slices"
 	"time"
 
@@ -16,10 +15,9 @@ import (
 // slot is what the model knows of one organization.
 type slot struct {
 	live       bool
-	allocation string // "" while live: started by an operation without an answer, so nobody knows its name yet
+	allocation string // the live one, or the last one
 	gateway    string
 	epoch      uint64
-	last       string // the allocation before
 }
 
 // pool is the state of the model: the whole pool, so that a gateway given to two organizations is seen.
@@ -39,7 +37,7 @@ func (p pool) hash() uint64 {
 	h := fnv.New64a()
 	for _, s := range p.slots {
 		_, _ = h.Write([]byte(s.allocation)) // never fails
-		_, _ = h.Write([]byte{byte(len(s.last)), byte(s.epoch)})
+		_, _ = h.Write([]byte{byte(s.epoch)})
 	}
 	return h.Sum64() + p.max + uint64(p.step)
 }
@@ -62,18 +60,9 @@ func (p pool) taken(gateway string, n int) bool {
 	return false
 }
 
-// bind learns the name of a live allocation that somebody saw.
-func (p pool) bind(n int, it Item) (pool, bool) {
-	s := p.slots[n]
-	if s.allocation != "" {
-		same := s.allocation == it.Allocation && (it.Epoch == 0 || s.epoch == it.Epoch) && (it.Gateway == "" || s.gateway == it.Gateway)
-		return p, same
-	}
-	if it.Allocation == s.last || p.taken(it.Gateway, n) {
-		return p, false
-	}
-	s.allocation, s.gateway, s.epoch = it.Allocation, it.Gateway, it.Epoch
-	return p.with(n, s), true
+// is reports whether a slot holds the allocation that somebody saw.
+func (s slot) is(it Item) bool {
+	return s.allocation == it.Allocation && s.epoch == it.Epoch && s.gateway == it.Gateway
 }
 
 // model is the pool as one machine that does one thing after the other.
@@ -92,22 +81,24 @@ func (m model) start(p pool, it Item, within uint64) (pool, bool) {
 		return p, true
 	}
 	if s.live {
-		return p.bind(n, it)
+		return p, s.is(it)
 	}
-	if it.Allocation == s.last || it.Epoch <= within || p.taken(it.Gateway, n) {
+	if it.Epoch <= within || p.taken(it.Gateway, n) {
 		return p, false
 	}
-	return p.with(n, slot{live: true, allocation: it.Allocation, gateway: it.Gateway, epoch: it.Epoch, last: s.last}), true
+	return p.with(n, slot{live: true, allocation: it.Allocation, gateway: it.Gateway, epoch: it.Epoch}), true
 }
 
-// end applies the end of an allocation. One that has ended before stays as it is.
-func (m model) end(p pool, it Item) pool {
+// end applies the end of an allocation. One that has ended before stays as it is; one that has not begun
+// cannot end.
+func (m model) end(p pool, it Item) (pool, bool) {
 	n := m.numbers[it.Organization]
 	s := p.slots[n]
-	if !s.live || s.allocation != "" && s.allocation != it.Allocation {
-		return p
+	if !s.live || s.allocation != it.Allocation {
+		return p, it.Epoch <= s.epoch
 	}
-	return p.with(n, slot{last: it.Allocation})
+	s.live = false
+	return p.with(n, s), true
 }
 
 // get checks what was read of an organization.
@@ -118,11 +109,9 @@ func (m model) get(p pool, it Item) (pool, bool) {
 	case it.Allocation == "":
 		return p, !s.live
 	case ending(it.State):
-		return p, !s.live && s.last == it.Allocation
-	case !s.live:
-		return p, false
+		return p, !s.live && s.allocation == it.Allocation
 	}
-	return p.bind(n, it)
+	return p, s.live && s.is(it)
 }
 
 // ending reports whether an allocation of this state is on its way out or gone.
@@ -138,12 +127,6 @@ func ending(state string) bool {
 func (m model) step(p pool, op Operation) (pool, bool) {
 	switch op.Kind {
 	case Start, Batch:
-		if op.Outcome == Unknown {
-			if n := m.numbers[op.Items[0].Organization]; !p.slots[n].live {
-				return p.with(n, slot{live: true, last: p.slots[n].last}), true
-			}
-			return p, true
-		}
 		within, legal := p.max, true
 		for _, it := range op.Items {
 			if p, legal = m.start(p, it, within); !legal {
@@ -156,9 +139,9 @@ func (m model) step(p pool, op Operation) (pool, bool) {
 			s := p.slots[m.numbers[op.Items[0].Organization]]
 			return p, !s.live || s.allocation != op.Items[0].Allocation
 		}
-		return m.end(p, op.Items[0]), true
+		return m.end(p, op.Items[0])
 	case ended:
-		return m.end(p, op.Items[0]), true
+		return m.end(p, op.Items[0])
 	case Get:
 		return m.get(p, op.Items[0])
 	case SetStep:
@@ -185,11 +168,7 @@ func initial(r Run) (model, pool) {
 	for _, a := range slices.SortedFunc(slices.Values(r.Before.Allocations), func(a, b api.Allocation) int { return int(a.Epoch) - int(b.Epoch) }) {
 		n := number(a.OrganizationID)
 		p.max = max(p.max, a.Epoch)
-		if ending(a.State) {
-			p.slots[n].last = a.AllocationID
-			continue
-		}
-		p.slots[n] = slot{live: true, allocation: a.AllocationID, gateway: a.GatewayID, epoch: a.Epoch, last: p.slots[n].last}
+		p.slots[n] = slot{live: !ending(a.State), allocation: a.AllocationID, gateway: a.GatewayID, epoch: a.Epoch}
 	}
 	for _, op := range r.Operations {
 		for _, it := range op.Items {
@@ -202,73 +181,23 @@ func initial(r Run) (model, pool) {
 	return m, p
 }
 
-// forever is the return time of what may still happen.
-const forever = time.Duration(math.MaxInt64)
-
-// history is what porcupine is given. Reads without an answer say nothing, nor
-// do repetitions. Starts that were undone, and batches without an answer, become what may have happened of them.
-func history(r Run) []Operation {
-	var out []Operation
-	may := func(op Operation, kind Kind, it Item) {
-		op.Kind, op.Outcome, op.Return, op.Items = kind, Unknown, forever, []Item{it}
-		out = append(out, op)
-	}
-	for _, op := range r.Operations {
-		switch {
-		case op.Again:
-		case op.Outcome == Unknown && (op.Kind == Get || op.Kind == GetStep):
-		case op.Outcome == Refused && (op.Kind == Get || op.Kind == GetStep || op.Kind == SetStep):
-		case op.Outcome == Unknown && op.Kind == SetStep:
-			op.Return = forever
-			out = append(out, op)
-		case op.Outcome == Unknown:
-			for _, it := range op.Items {
-				may(op, op.Kind, it)
-			}
-		case op.Kind == Start && op.Outcome == Refused:
-			op.Items = []Item{{Organization: op.Items[0].Organization, Code: op.Code}}
-			out = append(out, op)
-			if undone(op.Code) {
-				may(op, Start, op.Items[0])
-			}
-		case op.Kind == Batch && op.Outcome == Refused:
-		default:
-			out = append(out, op)
-		}
-	}
-	return append(out, endings(r)...)
-}
-
-// undone reports whether a refusal with this code may come after something had begun, which is then undone.
-func undone(code string) bool {
-	switch fault.Code(code) {
-	case fault.PoolExhausted, fault.NoEligibleHost, fault.Conflict, fault.NotFound, fault.RateLimited, fault.InvalidRequest,
-		fault.Unauthenticated, fault.Forbidden:
-		return false
-	}
-	return true
-}
-
-// endings are the allocations that the cluster ended by itself: it says so in their failure.
-func endings(r Run) []Operation {
-	var out []Operation
-	for _, a := range r.After.Allocations {
-		if a.Failure == nil || a.CreatedAt.Before(r.Begun) {
-			continue
-		}
-		out = append(out, Operation{
-			Kind: ended, Outcome: Unknown, Call: a.CreatedAt.Sub(r.Begun), Return: forever,
-			Items: []Item{{Organization: a.OrganizationID, Allocation: a.AllocationID}},
-		})
-	}
-	return out
-}
-
 // linearizable reports what keeps the history from being one of a machine that does one thing after the
 // other, each between its call and its return. It gives up after limit.
 func linearizable(r Run, limit time.Duration) []Violation {
 	m, first := initial(r)
 	described := porcupine.Model{
+		// The step of the pool and the gateways of the pool have nothing to do with each other.
+		Partition: func(all []porcupine.Operation) [][]porcupine.Operation {
+			parts := make([][]porcupine.Operation, 2)
+			for _, o := range all {
+				part := 0
+				if kind := o.Input.(Operation).Kind; kind == SetStep || kind == GetStep {
+					part = 1
+				}
+				parts[part] = append(parts[part], o)
+			}
+			return parts
+		},
 		Init: func() any { return first },
 		Step: func(state, input, _ any) (bool, any) {
 			next, legal := m.step(state.(pool), input.(Operation))
@@ -295,16 +224,15 @@ func linearizable(r Run, limit time.Duration) []Violation {
 // stuck names the first operation that no order has a place for.
 func stuck(whole []Operation, info porcupine.LinearizationInfo) string {
 	placed := map[int]bool{}
-	longest := 0
-	for _, partition := range info.PartialLinearizations() {
+	for _, partition := range info.PartialLinearizationsOperations() {
+		var longest []porcupine.Operation
 		for _, order := range partition {
-			if len(order) > longest {
-				longest = len(order)
-				clear(placed)
-				for _, i := range order {
-					placed[i] = true
-				}
+			if len(order) > len(longest) {
+				longest = order
 			}
+		}
+		for _, o := range longest {
+			placed[o.ClientId] = true
 		}
 	}
 	var next *Operation
@@ -316,5 +244,5 @@ func stuck(whole []Operation, info porcupine.LinearizationInfo) string {
 	if next == nil {
 		return "no order of the operations explains them"
 	}
-	return fmt.Sprintf("%d of %d operations have an order; no order has a place for %s", longest, len(whole), describe(*next))
+	return fmt.Sprintf("%d of %d operations have an order; no order has a place for %s", len(placed), len(whole), describe(*next))
 }

@@ -35,9 +35,9 @@ type Operation struct {
 	ID      int           `json:"id"`
 	Kind    Kind          `json:"kind"`
 	Key     string        `json:"key,omitempty"`
-	Nodes   []string      `json:"nodes"` // who was asked, in order
-	Call    time.Duration `json:"call"`  // since the beginning of the run
-	Return  time.Duration `json:"return,omitempty"`
+	Nodes   []string      `json:"nodes"`  // who was asked, in order
+	Call    time.Duration `json:"call"`   // since the beginning of the run
+	Return  time.Duration `json:"return"` // of the answer, or when the client gave up
 	Outcome Outcome       `json:"outcome"`
 	Code    string        `json:"code,omitempty"` // of the refusal, or of the last one before giving up
 	Items   []Item        `json:"items,omitempty"`

@@ -1,0 +1,304 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net/http"
+	"os"
+	"slices"
+	"strconv"
+	"sync"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/cmd/e2e/check"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+const (
+	tryFor   = 4 * time.Second  // one try of an operation, at one coordinator
+	giveUp   = 60 * time.Second // all tries; an operation without an answer then has none
+	inFlight = 3000             // operations at once: beyond that the load is not open any more
+)
+
+// load asks the cluster for things at a fixed rate, however long the answers take, and records everything.
+type load struct {
+	c     *cluster
+	begun time.Time
+	rate  int
+
+	mu         sync.Mutex
+	rng        *rand.Rand            // guarded by mu
+	operations []check.Operation     // guarded by mu
+	live       map[string]check.Item // what each organization was last answered with; guarded by mu
+	work       sync.WaitGroup        // the operations on their way
+	slots      chan struct{}         // one for each of them
+	codes      map[string]int        // refusals by code; guarded by mu
+}
+
+func newLoad(c *cluster, seed uint64, rate int, begun time.Time, before check.Snapshot) *load {
+	l := &load{
+		c: c, begun: begun, rate: rate, rng: rand.New(rand.NewPCG(seed, 2)), live: map[string]check.Item{}, codes: map[string]int{},
+		slots: make(chan struct{}, inFlight),
+	}
+	for _, a := range before.Allocations {
+		if a.EndedAt == nil {
+			l.live[a.OrganizationID] = itemOf(a)
+		}
+	}
+	return l
+}
+
+// run begins an operation at every tick until ctx ends, and then waits for the answers.
+func (l *load) run(ctx context.Context) {
+	tick := time.NewTicker(time.Second / time.Duration(l.rate))
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			l.work.Wait()
+			return
+		case <-tick.C:
+		}
+		select {
+		case l.slots <- struct{}{}:
+			l.work.Go(func() {
+				defer func() { <-l.slots }()
+				l.operation()
+			})
+		default: // too many are on their way: the check of the rate tells
+		}
+	}
+}
+
+// choose decides what to do next.
+func (l *load) choose() (op check.Operation, first int) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	op = check.Operation{ID: len(l.operations), Outcome: check.Unknown}
+	org := func() string { return l.c.orgs[l.rng.IntN(len(l.c.orgs))] }
+	one := org()
+	switch n := l.rng.IntN(100); {
+	case n < 26:
+		op.Kind, op.Key, op.Items = check.Start, id.Secret()[:20], []check.Item{{Organization: one}}
+	case n < 30:
+		op.Kind, op.Key = check.Batch, id.Secret()[:20]
+		for range 3 {
+			if o := org(); !slices.ContainsFunc(op.Items, func(it check.Item) bool { return it.Organization == o }) {
+				op.Items = append(op.Items, check.Item{Organization: o})
+			}
+		}
+	case n < 62:
+		if it, ok := l.live[one]; ok {
+			op.Kind, op.Items = check.Release, []check.Item{it}
+			delete(l.live, one)
+			break
+		}
+		op.Kind, op.Items = check.Get, []check.Item{{Organization: one}}
+	case n < 92:
+		op.Kind, op.Items = check.Get, []check.Item{{Organization: one}}
+	case n < 94:
+		op.Kind, op.Step = check.SetStep, 1+l.rng.IntN(1000)
+	default:
+		op.Kind = check.GetStep
+	}
+	l.operations = append(l.operations, op)
+	return op, l.rng.IntN(len(l.c.nodes))
+}
+
+// operation does one thing, trying again with the same key at the next coordinator while the answer is not
+// known. Setting the step has no key, so it is tried once.
+func (l *load) operation() {
+	op, at := l.choose()
+	op.Call = time.Since(l.begun)
+	var err error
+	for end := time.Now().Add(giveUp); ; at++ {
+		n := l.c.nodes[at%len(l.c.nodes)]
+		op.Nodes = append(op.Nodes, n.name)
+		ctx, cancel := within(tryFor)
+		err = do(ctx, n, &op)
+		cancel()
+		if err == nil {
+			op.Outcome = check.OK
+			break
+		}
+		if code, final := refusal(err); final {
+			op.Outcome, op.Code = check.Refused, code
+			break
+		}
+		if op.Kind == check.SetStep || time.Now().After(end) {
+			op.Code = err.Error()
+			break
+		}
+		// Callers that come back at once keep a cluster without leader from getting one, on few cores.
+		waitFor(context.Background(), min(2*time.Second, 200*time.Millisecond<<min(len(op.Nodes), 8)))
+	}
+	op.Return = time.Since(l.begun)
+	l.record(op)
+	if op.Outcome == check.OK && op.Kind == check.Start && op.ID%5 == 0 {
+		l.again(op, l.c.nodes[(at+1)%len(l.c.nodes)])
+	}
+}
+
+// again repeats an answered start with its key at another coordinator.
+func (l *load) again(op check.Operation, n *node) {
+	l.mu.Lock()
+	op.ID, op.Again, op.Nodes, op.Call = len(l.operations), true, []string{n.name}, time.Since(l.begun)
+	op.Items = []check.Item{{Organization: op.Items[0].Organization}}
+	l.operations = append(l.operations, op)
+	l.mu.Unlock()
+	ctx, cancel := within(tryFor)
+	defer cancel()
+	op.Outcome = check.Unknown
+	if err := do(ctx, n, &op); err == nil {
+		op.Outcome = check.OK
+	}
+	op.Return = time.Since(l.begun)
+	l.record(op)
+}
+
+// refusal reports whether an error is an answer, and with which code.
+func refusal(err error) (string, bool) {
+	var f *fault.Error
+	if !errors.As(err, &f) || f.Code == fault.NoLeader || f.Code == fault.Internal || f.Code == fault.RateLimited {
+		return "", false
+	}
+	return string(f.Code), true
+}
+
+func (l *load) record(op check.Operation) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.operations[op.ID] = op
+	if op.Outcome == check.Refused {
+		l.codes[op.Code]++
+	}
+	if op.Outcome == check.OK && !op.Again && op.Kind != check.Release {
+		for _, it := range op.Items {
+			if it.Allocation != "" && it.State == api.AllocationActive {
+				l.live[it.Organization] = it
+			}
+		}
+	}
+}
+
+// do asks a coordinator once, and puts the answer into the operation.
+func do(ctx context.Context, n *node, op *check.Operation) error {
+	switch op.Kind {
+	case check.Start:
+		a, _, err := n.api.Start(ctx, api.StartAllocation{OrganizationID: op.Items[0].Organization}, client.IdempotencyKey(op.Key))
+		if err == nil {
+			op.Items = []check.Item{itemOf(a)}
+		}
+		return err
+	case check.Batch:
+		return batch(ctx, n, op)
+	case check.Release:
+		_, err := n.api.Release(ctx, op.Items[0].Allocation, 0)
+		return err
+	case check.Get:
+		a, err := n.api.OrganizationAllocation(ctx, op.Items[0].Organization, client.Consistency("consistent"))
+		if fault.Is(err, fault.NotFound) {
+			return nil
+		}
+		if err == nil {
+			op.Items = []check.Item{itemOf(a)}
+		}
+		return err
+	case check.SetStep:
+		_, err := n.api.PutPool(ctx, poolName, poolOf(op.Step))
+		return err
+	case check.GetStep:
+		p, err := n.api.Pool(ctx, poolName, client.Consistency("consistent"))
+		op.Step = p.Step
+		return err
+	}
+	return fmt.Errorf("nobody knows how to %s", op.Kind)
+}
+
+func batch(ctx context.Context, n *node, op *check.Operation) error {
+	var in api.StartBatch
+	for _, it := range op.Items {
+		in.OrganizationIDs = append(in.OrganizationIDs, it.Organization)
+	}
+	results, err := n.api.StartBatch(ctx, in, client.IdempotencyKey(op.Key))
+	if err != nil {
+		return err
+	}
+	items := make([]check.Item, len(results))
+	for i, r := range results {
+		items[i] = check.Item{Organization: r.OrganizationID}
+		if r.Problem != nil {
+			items[i].Code = r.Problem.Code
+		} else {
+			items[i] = itemOf(*r.Allocation)
+		}
+	}
+	op.Items = items
+	return nil
+}
+
+func itemOf(a api.Allocation) check.Item {
+	return check.Item{Organization: a.OrganizationID, Allocation: a.AllocationID, Gateway: a.GatewayID, Epoch: a.Epoch, State: a.State}
+}
+
+// sample looks at the cluster every second until ctx ends.
+func (l *load) sample(ctx context.Context) []check.Snapshot {
+	var out []check.Snapshot
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for i := 0; ; i++ {
+		select {
+		case <-ctx.Done():
+			return out
+		case <-tick.C:
+		}
+		// A coordinator that is cut off or gone does not answer: then there is one look less.
+		if s, err := l.c.look(l.c.nodes[i%len(l.c.nodes)], l.begun, false); err == nil {
+			out = append(out, s)
+		}
+	}
+}
+
+// fetch reads what a coordinator answers at a path.
+func (c *cluster) fetch(n *node, path string) ([]byte, error) {
+	ctx, cancel := within(5 * time.Second)
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "https://"+n.host.Address+":7400"+path, nil)
+	if err != nil {
+		return nil, err
+	}
+	req.Header.Set("Authorization", "Bearer "+c.token)
+	resp, err := n.http.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(resp.Body)
+	if err == nil && resp.StatusCode != http.StatusOK {
+		err = errors.New(path + " answers " + strconv.Itoa(resp.StatusCode))
+	}
+	return body, err
+}
+
+// trusting makes TLS that trusts the CAs in a file.
+func trusting(file string) (*tls.Config, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("no certificate is in %s", file)
+	}
+	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}, nil
+}
