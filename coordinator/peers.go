@@ -61,6 +61,9 @@ func (c *Coordinator) openTrust() error {
 		return err
 	}
 	c.stack.PushClose("data directory", files.Close)
+	if err := fsx.RemoveTemps(files, "coordinator.temps", cfg.DataDir); err != nil {
+		return fmt.Errorf("cannot clear the data directory of what a crash left: %w", err)
+	}
 	key, err := clusterKey(cfg, files)
 	if err != nil {
 		return err
