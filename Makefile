@@ -10,6 +10,10 @@ PROGRAMS := demiurge demiurge-coordinator demiurge-agent demiurge-gateway
 VERSION  ?= $(shell git describe --tags --exact-match 2>/dev/null)
 LDFLAGS  := -X github.com/demiurge-platform/demiurge/shared/version.linked=$(VERSION)
 
+# How long `make soak` goes on. SEED replays an earlier run of `make e2e` or `make soak`.
+DURATION ?= 20m
+SEED     ?= 0
+
 # Arguments of `demiurge dev`, as in: make dev ARGS='--nginx-port 8080'
 ARGS     ?=
 # What `make test`, `make fuzz` and `make bench` look at.
@@ -33,10 +37,10 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev deps-dev deps-test check test fuzz bench install uninstall clean $(PROGRAMS:%=bin/%)
+.PHONY: help build dev deps-dev deps-test deps-e2e check test e2e soak fuzz bench install uninstall clean $(PROGRAMS:%=bin/%)
 
 help: ## Show this list
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 build: $(PROGRAMS:%=bin/%) ## Build the four programs into bin/
 
@@ -56,12 +60,22 @@ check: ## Check format, vet, staticcheck, import laws, documents
 	@unformatted=$$($(GO) tool gofumpt -l .) || exit 1; if [ -n "$$unformatted" ]; then \
 		printf 'not in the one format of this project; run `go tool gofumpt -w` on:\n%s\n' "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
+	$(GO) vet -tags e2e ./cmd/e2e/...
 	$(GO) tool staticcheck ./...
 	$(GO) test -count=1 ./shared/lawtest ./docs ./packaging/...
 
 test: deps-test ## Run every test, with the race detector, and the tests of the alert rules
 	$(GO) test -race -p 2 -timeout 15m $(PKG)
 	cd packaging/prometheus && promtool test rules demiurge.rules.test.yml
+
+deps-e2e: ## Install what `make e2e` needs and this machine lacks (ip, nft)
+	.ci/packages ip nft
+
+e2e: deps-e2e ## Break a cluster of three coordinators in every way once, under load, and check what it promised (root; SEED=n)
+	$(GO) test -tags e2e -count=1 -v -timeout 8m ./cmd/e2e -seed $(SEED)
+
+soak: deps-e2e ## The same again and again for DURATION (20m)
+	$(GO) test -tags e2e -count=1 -v -timeout 0 ./cmd/e2e -seed $(SEED) -duration $(DURATION)
 
 fuzz: ## Fuzz every decoder for FUZZTIME (10s) each
 	GO='$(GO)' .ci/fuzz $(FUZZTIME) $(PKG)
