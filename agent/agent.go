@@ -17,6 +17,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
+	"github.com/demiurge-platform/demiurge/agent/credential"
 	"github.com/demiurge-platform/demiurge/agent/driver/process"
 	"github.com/demiurge-platform/demiurge/agent/journal"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
@@ -45,15 +46,16 @@ type Agent struct {
 	log   hclog.Logger
 	stack lifecycle.Stack
 
-	metrics *metrics
-	nginx   *nginx.Engine
-	queue   *syncer.Queue
-	engine  *reconcile.Engine
-	syncer  *syncer.Syncer
-	http    net.Listener // of the metrics; nil: none
-	failed  chan error   // capacity 1: a part ended that must not
-	broken  atomic.Bool  // it did
-	looked  atomic.Int64 // when the host was looked at last, in Unix nanoseconds
+	metrics    *metrics
+	credential *credential.Keeper
+	nginx      *nginx.Engine
+	queue      *syncer.Queue
+	engine     *reconcile.Engine
+	syncer     *syncer.Syncer
+	http       net.Listener // of the metrics; nil: none
+	failed     chan error   // capacity 1: a part ended that must not
+	broken     atomic.Bool  // it did
+	looked     atomic.Int64 // when the host was looked at last, in Unix nanoseconds
 }
 
 // New takes the directories and opens everything. Nothing of the host changes before Start. After an
@@ -76,11 +78,6 @@ func (a *Agent) open() error {
 	if err := a.c.checkFiles(); err != nil {
 		return err
 	}
-	client, err := syncer.NewClient(syncer.ClientOptions{TokenFile: a.c.TokenFile, CAFile: a.c.CAFile})
-	if err != nil {
-		return err
-	}
-	a.stack.PushClose("connections to coordinators", func() error { client.CloseIdleConnections(); return nil })
 	release, err := openDataDir(a.c)
 	if err != nil {
 		return err
@@ -92,6 +89,16 @@ func (a *Agent) open() error {
 	}
 	a.stack.PushClose("file system", real.Close)
 	files := a.o.FS(real)
+	if a.credential, err = credential.Open(credential.Options{
+		FS: files, Dir: a.c.DataDir, Host: id.Host(a.c.HostID), Logger: a.log.Named("credential"), Now: a.o.Now,
+	}); err != nil {
+		return err
+	}
+	client, err := syncer.NewClient(a.credential)
+	if err != nil {
+		return err
+	}
+	a.stack.PushClose("connections to coordinators", func() error { client.CloseIdleConnections(); return nil })
 	l := layoutOf(a.c)
 	jnl, err := journal.Open(journal.Options{Path: l.journal, FS: files, Logger: a.log})
 	if err != nil {
@@ -176,6 +183,7 @@ func (a *Agent) Start() {
 		a.stack.Go("nginx", a.manageNginx)
 	}
 	a.stack.Go("actors", func(ctx context.Context) { a.must(ctx, "the actors", a.engine.Run) })
+	a.stack.Go("certificate", func(ctx context.Context) { a.credential.Run(ctx, a.syncer) })
 	settled := make(chan struct{})
 	a.stack.Go("host report", func(ctx context.Context) { a.watchHost(ctx, settled) })
 	a.stack.Go("syncer", func(ctx context.Context) {

@@ -81,14 +81,11 @@ func prepareHost(t testing.TB) *host {
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
 	h := &host{t: t, c: agenttest.NewCoordinator(t, domain), port: freePort(t)}
-	token := filepath.Join(dir, "token")
-	if err := os.WriteFile(token, []byte(agenttest.Token+"\n"), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	c := agent.DefaultConfig()
 	c.HostID, c.Domain, c.Address = "host-1", domain, "127.0.0.1"
-	c.Coordinators, c.TokenFile = []string{h.c.URL()}, token
+	c.Coordinators = []string{h.c.Address()}
 	c.DataDir, c.RunDir = filepath.Join(dir, "data"), filepath.Join(dir, "run")
+	h.c.Trust().Join(t, c.DataDir, c.HostID, time.Now())
 	c.Nginx.Listen, c.Nginx.Workers = []string{fmt.Sprintf("127.0.0.1:%d", h.port)}, 2
 	c.Gateway.Program = program
 	c.Metrics.Listen = "127.0.0.1:0"

@@ -22,10 +22,8 @@ import (
 // Config is agent.yaml.
 type Config struct {
 	HostID       string         `yaml:"host_id"`      // name of this host, for its whole life
-	Coordinators []string       `yaml:"coordinators"` // URLs; the agent follows one and goes on to the next
-	TokenFile    string         `yaml:"token_file"`   // holds a token of role agent for this host
-	CAFile       string         `yaml:"ca_file"`      // that the coordinators' certificates go back to; empty: the system's
-	DataDir      string         `yaml:"data_dir"`     // journal, gateways' state and logs
+	Coordinators []string       `yaml:"coordinators"` // host:port; the agent follows one and goes on to the next
+	DataDir      string         `yaml:"data_dir"`     // journal, certificate, gateways' state and logs
 	RunDir       string         `yaml:"run_dir"`      // sockets
 	Domain       string         `yaml:"domain"`       // organizations are served as org-<uuid>.<domain>
 	Address      string         `yaml:"address"`      // public address of this host's nginx
@@ -81,11 +79,11 @@ func (c *Config) Validate() error {
 		bad("host_id", fmt.Sprintf("%q does not name a host", c.HostID), "set 1 to 32 characters of [a-z0-9-], such as host-1")
 	}
 	if len(c.Coordinators) == 0 {
-		bad("coordinators", "there is none", "set the URLs of the coordinators, such as https://coordinator-1:7400")
+		bad("coordinators", "there is none", "set the addresses of the coordinators, such as coordinator-1:7400")
 	}
 	for _, u := range c.Coordinators {
 		if _, err := syncer.ParseBase(u); err != nil {
-			bad("coordinators", err.Error(), "set URLs such as https://coordinator-1:7400")
+			bad("coordinators", err.Error(), "set addresses such as coordinator-1:7400")
 		}
 	}
 	if _, err := id.ParseDomain(c.Domain); err != nil {
@@ -125,8 +123,6 @@ func (c *Config) checkPaths(bad func(key, message, remedy string)) {
 		key, value string
 		optional   bool
 	}{
-		{"token_file", c.TokenFile, false},
-		{"ca_file", c.CAFile, true},
 		{"data_dir", c.DataDir, false},
 		{"run_dir", c.RunDir, false},
 		{"gateway.program", c.Gateway.Program, false},

@@ -6,17 +6,18 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/agent"
 	"github.com/demiurge-platform/demiurge/agent/agenttest"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/config"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 const goodConfig = `
 host_id: host-1
-coordinators: ["https://coordinator-1:7400", "https://coordinator-2:7400"]
-token_file: /etc/demiurge/agent.token
+coordinators: ["coordinator-1:7400", "https://coordinator-2:7400"]
 domain: apps.example.test
 address: 192.0.2.1
 nginx:
@@ -36,9 +37,9 @@ func TestConfiguration(t *testing.T) {
 	}
 	for _, tt := range []struct{ old, new, want string }{
 		{"host_id: host-1", "host_id: Host_1", `"host_id"`},
-		{`coordinators: ["https://coordinator-1:7400", "https://coordinator-2:7400"]`, "coordinators: []", "there is none"},
+		{`coordinators: ["coordinator-1:7400", "https://coordinator-2:7400"]`, "coordinators: []", "there is none"},
 		{"https://coordinator-2:7400", "coordinator-2", `"coordinators"`},
-		{"/etc/demiurge/agent.token", "agent.token", `"token_file"`},
+		{"https://coordinator-2:7400", "http://coordinator-2:7400", "agents speak TLS only"},
 		{"domain: apps.example.test", "domain: apps.example.test:7480", `"domain"`},
 		{"domain: apps.example.test", "domain: x; include /etc/passwd", `"domain"`},
 		{"address: 192.0.2.1", "address: ''", `"address"`},
@@ -115,13 +116,25 @@ func TestWhatIsInTheWayIsSaid(t *testing.T) {
 	c.Gateway.Program = file
 	fails("gateway program that is none", c, "not a program")
 	c = *h.config
-	c.TokenFile = file + "none"
-	fails("no token", c, "demiurge token create")
+	c.DataDir = filepath.Join(t.TempDir(), "data")
+	fails("host that has not joined", c, "demiurge host join-token --host host-1", "demiurge-agent join")
+	h.c.Trust().Join(t, c.DataDir, "host-2", time.Now())
+	fails("certificate of another host", c, "host-2", "correct host_id")
+	c.DataDir = filepath.Join(t.TempDir(), "data")
+	h.c.Trust().Join(t, c.DataDir, c.HostID, time.Now())
+	a, err := agent.New(agent.Options{Config: &c, Logger: logger(), Now: func() time.Time { return time.Now().Add(pki.DefaultLeafLife) }})
+	if err == nil {
+		_ = a.Stop(t.Context())
+	}
+	if err == nil || !strings.Contains(err.Error(), "has expired") || !strings.Contains(err.Error(), "demiurge-agent join") {
+		t.Errorf("certificate that has expired: %v", err)
+	}
+	c = *h.config
 	c = *h.config
 	c.Nginx.Binary = "/nowhere/nginx"
 	fails("no nginx", c, "cannot find nginx")
 	c = *h.config
-	c.Metrics.Listen = strings.TrimPrefix(h.c.URL(), "http://")
+	c.Metrics.Listen = h.c.Address()
 	fails("address that is taken", c, "address already in use", "metrics.listen")
 	journal := filepath.Join(h.config.DataDir, "journal")
 	if err := os.WriteFile(journal, []byte("something else entirely, not a journal"), 0o600); err != nil {

@@ -47,9 +47,9 @@ func (l *lockedBuffer) String() string {
 func (h *host) file() string {
 	h.t.Helper()
 	c := h.config
-	text := fmt.Sprintf("host_id: %s\ncoordinators: [%q]\ntoken_file: %s\ndata_dir: %s\nrun_dir: %s\ndomain: %s\naddress: %s\n"+
+	text := fmt.Sprintf("host_id: %s\ncoordinators: [%q]\ndata_dir: %s\nrun_dir: %s\ndomain: %s\naddress: %s\n"+
 		"nginx:\n  listen: [%q]\n  workers: 2\ngateway:\n  program: %s\nlog:\n  level: debug\n",
-		c.HostID, c.Coordinators[0], c.TokenFile, c.DataDir, c.RunDir, c.Domain, c.Address, c.Nginx.Listen[0], c.Gateway.Program)
+		c.HostID, c.Coordinators[0], c.DataDir, c.RunDir, c.Domain, c.Address, c.Nginx.Listen[0], c.Gateway.Program)
 	path := filepath.Join(filepath.Dir(c.DataDir), "agent.yaml")
 	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
 		h.t.Fatal(err)

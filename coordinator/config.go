@@ -38,6 +38,7 @@ type APIConfig struct {
 	Listen       string   `yaml:"listen"`
 	Advertise    string   `yaml:"advertise"`     // where agents reach it; empty: listen
 	Hosts        []string `yaml:"hosts"`         // names and addresses in its certificate, for HTTPS clients; empty: those of listen and advertise
+	Plain        bool     `yaml:"plain"`         // serve plain HTTP too, beside TLS; on loopback only
 	RateLimit    float64  `yaml:"rate_limit"`    // requests a second per token
 	RateBurst    int      `yaml:"rate_burst"`    // above that for a moment
 	AuthFailures float64  `yaml:"auth_failures"` // failed authentications a second per address
@@ -107,6 +108,11 @@ func (c *Config) Validate() error {
 	for key, addr := range map[string]string{"api.listen": c.API.Listen, "api.advertise": c.API.Advertise, "raft.listen": c.Raft.Listen} {
 		if _, _, err := net.SplitHostPort(addr); err != nil && (addr != "" || key != "api.advertise") {
 			bad(key, fmt.Sprintf("%q is not an address with a port", addr), "set it as in 127.0.0.1:7400")
+		}
+	}
+	if host, _, err := net.SplitHostPort(c.API.Listen); c.API.Plain && err == nil {
+		if ip, err := netip.ParseAddr(host); err != nil || !ip.IsLoopback() {
+			bad("api.plain", fmt.Sprintf("tokens would cross the network in the clear at %s", c.API.Listen), "leave it out, or set api.listen to a loopback address such as 127.0.0.1:7400")
 		}
 	}
 	switch consensus.Profile(c.Raft.Profile) {

@@ -33,6 +33,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/trust"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 // heartbeat is how often an idle agent stream carries an empty frame.
@@ -113,6 +114,11 @@ func (c *Coordinator) open() error {
 	if err = c.openPeers(); err != nil {
 		return err
 	}
+	callers, err := c.trust.Live().Server(pki.Peer{Roles: []pki.Role{pki.RoleAgent, pki.RoleCoordinator}, Anonymous: true}, "h2", "http/1.1")
+	if err != nil {
+		return err
+	}
+	c.listener = httpapi.Listen(c.listener, callers)
 	machine := fsm.New(c.store, c.log.Named("fsm"))
 	c.node, err = consensus.Open(consensus.Options{
 		NodeID: cfg.NodeID, Dir: filepath.Join(cfg.DataDir, "raft"), Stream: c.peers.Raft(),
@@ -155,7 +161,7 @@ func (c *Coordinator) wire() error {
 	c.api, err = httpapi.New(httpapi.Options{
 		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, &c.reign},
 		Events: c.broker, Metrics: c.metrics, Operator: operator{c, &c.rotation}, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
-		Peers: c.peers.Transport(), Trust: joins{c.trust, c},
+		Peers: c.peers.Transport(), Trust: joins{c.trust, c}, Plain: cfg.API.Plain,
 		Limits: httpapi.Limits{
 			Token:  httpapi.Rate{PerSecond: cfg.API.RateLimit, Burst: float64(cfg.API.RateBurst)},
 			Failed: httpapi.Rate{PerSecond: cfg.API.AuthFailures, Burst: 2 * cfg.API.AuthFailures},

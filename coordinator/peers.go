@@ -50,7 +50,10 @@ func clusterKey(cfg *Config, files fsx.FS) (pki.Key, error) {
 		return key, fmt.Errorf("%w: copy it from another coordinator of the cluster, or make one for a new cluster (`demiurge-coordinator keygen`) and give the same to each coordinator", err)
 	}
 	key = pki.NewKey()
-	return key, trust.WriteKey(files, cfg.DataDir, key)
+	if err := trust.WriteKey(files, cfg.DataDir, key); err != nil {
+		return key, fmt.Errorf("cannot write to the data directory %s: %w; give it to the user of this process and mount it writable", cfg.DataDir, err)
+	}
+	return key, nil
 }
 
 // openTrust makes what coordinators and agents know each other by.

@@ -25,9 +25,9 @@ func BenchmarkHundredThousandGateways(b *testing.B) {
 	if out, err := exec.Command("go", "build", "-o", bin, "../cmd/demiurge-coordinator").CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
 	}
-	listen := coordtest.FreeAddr(b)
-	text := fmt.Sprintf("node_id: c1\ndata_dir: %s/data\ndomain: example.org\napi: {listen: %q}\nraft: {listen: %q}\nlog: {level: warn}\n",
-		dir, listen, coordtest.FreeAddr(b))
+	address := coordtest.FreeAddr(b)
+	text := fmt.Sprintf("node_id: c1\ndata_dir: %s/data\ndomain: example.org\napi: {listen: %q, plain: true}\nraft: {listen: %q}\ngossip: {listen: %q}\nlog: {level: warn}\n",
+		dir, address, coordtest.FreeAddr(b), coordtest.FreeAddr(b))
 	if err := os.WriteFile(filepath.Join(dir, "c.yaml"), []byte(text), 0o600); err != nil {
 		b.Fatal(err)
 	}
@@ -40,7 +40,7 @@ func BenchmarkHundredThousandGateways(b *testing.B) {
 
 	ctx := context.Background()
 	open := func(token string) *client.Client {
-		c, err := client.New(client.Options{Addresses: []string{"http://" + listen}, Token: token})
+		c, err := client.New(client.Options{Addresses: []string{"http://" + address}, Token: token})
 		if err != nil {
 			b.Fatal(err)
 		}
@@ -54,11 +54,8 @@ func BenchmarkHundredThousandGateways(b *testing.B) {
 	admin := open(strings.TrimSpace(string(secret)))
 	for i := range hosts {
 		host := fmt.Sprintf("h%d", i)
-		token, err := admin.CreateToken(ctx, api.CreateToken{Role: api.RoleAgent, HostID: host})
-		if err != nil {
-			b.Fatal(err)
-		}
-		agent := coordtest.NewAgent(b, open(token.Secret), host, each, coordtest.Script{})
+		speaker := coordtest.AgentClient(b, coordtest.Join(b, admin, host, address), address)
+		agent := coordtest.NewAgent(b, speaker, host, each, coordtest.Script{})
 		b.Cleanup(agent.Stop)
 	}
 	// A pool keeps at most 10,000 ready, so it takes ten of them.

@@ -4,6 +4,8 @@
 package agenttest
 
 import (
+	"crypto/tls"
+	"crypto/x509"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -16,6 +18,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 // Patience is how long the kit waits for a condition: long, because the machine may be busy.
@@ -32,13 +35,11 @@ func Wait(t testing.TB, what string, done func() bool) {
 	}
 }
 
-// Token is what agents must send.
-const Token = "0123456789abcdef"
-
 // Coordinator is the other side of the agent protocol, told by a test what to want.
 type Coordinator struct {
 	Domain string
 
+	trust    *Trust
 	mu       sync.Mutex
 	server   *httptest.Server
 	index    uint64
@@ -51,20 +52,33 @@ type Coordinator struct {
 	host     api.HostReport
 	bodies   []api.Observation
 	requests int
-	refusing bool // observations are answered 503
-	mute     bool // streams send nothing any more
+	// certificate is what the last observation came with.
+	certificate *x509.Certificate
+	refusing    bool // observations are answered 503
+	mute        bool // streams send nothing any more
 }
 
 // NewCoordinator starts one on loopback; it ends with the test.
 func NewCoordinator(t testing.TB, domain string) *Coordinator {
+	t.Helper()
+	return NewTrust(t).Coordinator(t, domain)
+}
+
+// Coordinator starts one of this cluster on loopback; it ends with the test.
+func (o *Trust) Coordinator(t testing.TB, domain string) *Coordinator {
+	t.Helper()
 	c := &Coordinator{
+		trust:  o,
 		Domain: domain, index: 100, wanted: make(map[string]api.GatewayAssignment),
 		streams: make(map[chan api.AssignmentFrame]bool), reports: make(map[string]api.GatewayReport),
 	}
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /v1/agent/stream", c.stream)
 	mux.HandleFunc("POST /v1/agent/observations", c.observe)
-	c.server = httptest.NewServer(mux)
+	mux.HandleFunc("POST /v1/agent/certificate", c.renew)
+	c.server = httptest.NewUnstartedServer(mux)
+	c.server.Listener = tls.NewListener(c.server.Listener, o.server(t))
+	c.server.Start()
 	t.Cleanup(func() {
 		c.Disconnect()
 		c.server.CloseClientConnections()
@@ -73,16 +87,42 @@ func NewCoordinator(t testing.TB, domain string) *Coordinator {
 	return c
 }
 
-// URL is where agents find it.
-func (c *Coordinator) URL() string { return c.server.URL }
+// Address is where agents find it.
+func (c *Coordinator) Address() string { return c.server.Listener.Addr().String() }
 
+// Certificate is what the last observation came with; nil before there was one.
+func (c *Coordinator) Certificate() *x509.Certificate {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.certificate
+}
+
+// Trust is the CA of its cluster.
+func (c *Coordinator) Trust() *Trust { return c.trust }
+
+// authorized lets agents in; the handshake let nobody in without a certificate of the cluster.
 func authorized(w http.ResponseWriter, r *http.Request) bool {
-	if r.Header.Get("Authorization") == "Bearer "+Token {
+	if who, ok := pki.PeerOf(r.TLS); ok && who.Role() == pki.RoleAgent {
 		return true
 	}
 	w.WriteHeader(http.StatusUnauthorized)
-	_ = json.NewEncoder(w).Encode(api.Problem{Status: 401, Code: "unauthenticated", Detail: "the token is not known"})
+	_ = json.NewEncoder(w).Encode(api.Problem{Status: 401, Code: "unauthenticated", Detail: "this takes the certificate of a host"})
 	return false
+}
+
+// renew answers with the next certificate of the caller.
+func (c *Coordinator) renew(w http.ResponseWriter, r *http.Request) {
+	var rq api.JoinRequest
+	if err := json.NewDecoder(r.Body).Decode(&rq); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	answer, err := c.trust.Answer(rq, time.Now())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	_ = json.NewEncoder(w).Encode(answer)
 }
 
 func (c *Coordinator) stream(w http.ResponseWriter, r *http.Request) {
@@ -136,6 +176,7 @@ func (c *Coordinator) observe(w http.ResponseWriter, r *http.Request) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	c.requests++
+	c.certificate = r.TLS.PeerCertificates[0]
 	if c.refusing {
 		w.WriteHeader(http.StatusServiceUnavailable)
 		return

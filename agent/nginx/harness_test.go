@@ -326,8 +326,7 @@ func (h *host) mustServe(org id.Organization, g *gateway, epoch id.Epoch) {
 	}
 }
 
-// routeOrSlot tells whether a name belongs among the routes: a route, or the slot of one. What was left by
-// switches is swept away here, as the engine does after some seconds.
+// routeOrSlot tells whether a name belongs among the routes: a route, or the slot of one.
 func (h *host) routeOrSlot(name string) bool {
 	target, slot := parseLink(name)
 	if !slot {
@@ -339,9 +338,7 @@ func (h *host) routeOrSlot(name string) bool {
 			return true
 		}
 	}
-	h.engine.routes.sweep(within(h.t), 0)
-	_, err := os.Lstat(h.layout().slot(target))
-	return os.IsNotExist(err)
+	return false
 }
 
 // clean checks that nothing is left over: no half-written or foreign file, no second socket. What is

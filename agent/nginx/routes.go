@@ -23,18 +23,14 @@ type routes struct {
 	locks keyedLocks
 	sync  groupSync
 
-	mu    sync.Mutex // guards table and spent
+	mu    sync.Mutex // guards table
 	table map[id.Organization]Target
-	spent map[id.Organization][]spentSlot // left behind by switches, removed by sweep
 	// A route is changed only by the holder of its organization's lock, table and link together, so that
 	// the drift watch never repairs a switch that is on its way.
 }
 
 func newRoutes(f fsx.FS, l layout) *routes {
-	r := &routes{
-		fs: f, l: l, table: map[id.Organization]Target{}, spent: map[id.Organization][]spentSlot{},
-		locks: keyedLocks{held: map[id.Organization]chan struct{}{}},
-	}
+	r := &routes{fs: f, l: l, table: map[id.Organization]Target{}, locks: keyedLocks{held: map[id.Organization]chan struct{}{}}}
 	r.sync.run = func() error { return f.SyncDir("nginx.route.sync", l.routes()) }
 	return r
 }
@@ -217,11 +213,13 @@ func (e *Engine) Route(ctx context.Context, org id.Organization, t Target) error
 		if backErr := e.restoreRoute(org, before, had); backErr != nil {
 			err = errors.Join(err, fmt.Errorf("cannot put the previous route back: %w", backErr))
 		}
-		e.routes.forget(org, t)
+		if before != t {
+			e.routes.forget(t)
+		}
 		return fault.Wrap(fault.RouteApplyFailed, err, "cannot route organization %s to gateway %s; its previous route is in place", org, t.Gateway)
 	}
 	if had && before != t {
-		e.routes.forget(org, before)
+		e.routes.forget(before)
 	}
 	return nil
 }
@@ -283,7 +281,7 @@ func (e *Engine) Unroute(ctx context.Context, org id.Organization, t Target) err
 	if err := e.proveRoute(ctx, org, unrouted); err != nil && !isRefused(err) {
 		return fail(err)
 	}
-	e.routes.forget(org, t)
+	e.routes.forget(t)
 	e.poke() // its gateway's slot may have been kept only for this route
 	return nil
 }
@@ -361,7 +359,7 @@ func (e *Engine) retainOne(org id.Organization, keep map[id.Organization]Target)
 	if err != nil {
 		e.log.Error("cannot bring a route in line", "organization", org, "error", err)
 	} else if had && before != t {
-		e.routes.forget(org, before)
+		e.routes.forget(before)
 	}
 	return true
 }
@@ -413,7 +411,7 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 			continue
 		}
 		if _, ok := parseLink(entry.Name()); ok && entry.Type().IsRegular() {
-			continue // in use, or waiting to be swept
+			continue // in use, or of a switch on its way
 		}
 		// A temporary link of a switch on its way is younger than this.
 		info, err := entry.Info()

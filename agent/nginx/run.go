@@ -22,7 +22,6 @@ const (
 	scanEvery    = 5 * time.Minute        // all routes are compared
 	auditEvery   = time.Hour              // the live generation is compared with its manifest
 	drainSpacing = 30 * time.Second       // between generations while too many old workers drain
-	spentAfter   = 5 * time.Second        // a slot that was left is removed
 	firstRetry   = 250 * time.Millisecond
 	lastRetry    = 30 * time.Second
 )
@@ -257,7 +256,6 @@ func (e *Engine) supervise(ctx context.Context) {
 	audit := time.Now()
 	for {
 		e.look(ctx)
-		e.routes.sweep(ctx, spentAfter)
 		if time.Since(audit) > auditEvery {
 			audit = time.Now()
 			e.audit()

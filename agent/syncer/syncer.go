@@ -7,14 +7,18 @@
 package syncer
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/hex"
+	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"math/big"
 	"net/http"
 	"net/url"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -42,7 +46,7 @@ type Follower interface {
 type Options struct {
 	Logger       hclog.Logger
 	Host         id.Host
-	Coordinators []string // base URLs, tried in turn
+	Coordinators []string // host:port or URLs, tried in turn
 	Client       *http.Client
 	Queue        *Queue // what is to be sent; the same that the engine observes into
 	Source       Source
@@ -100,15 +104,59 @@ func New(o Options) (*Syncer, error) {
 	return s, nil
 }
 
-// ParseBase checks a coordinator's URL: a scheme, a host, and nothing behind them.
+// ParseBase checks a coordinator's address: host and port, or an https URL, and nothing behind them.
 func ParseBase(s string) (*url.URL, error) {
-	u, err := url.Parse(s)
-	if err != nil || u.Scheme != "http" && u.Scheme != "https" || u.Host == "" ||
+	full := s
+	if !strings.Contains(s, "://") {
+		full = "https://" + s
+	}
+	u, err := url.Parse(full)
+	if err != nil || u.Scheme != "https" || u.Hostname() == "" || u.Port() == "" ||
 		u.User != nil || u.RawQuery != "" || u.Fragment != "" || u.Path != "" && u.Path != "/" {
-		return nil, fmt.Errorf("cannot use %q as a coordinator: want a URL such as https://coordinator-1:7400", s)
+		return nil, fmt.Errorf("cannot use %q as a coordinator: want host:port, such as coordinator-1:7400; agents speak TLS only", s)
 	}
 	u.Path = ""
 	return u, nil
+}
+
+// RenewCertificate asks the coordinators in turn for the next certificate of this host.
+func (s *Syncer) RenewCertificate(ctx context.Context, in api.JoinRequest) (api.JoinAnswer, error) {
+	var answer api.JoinAnswer
+	body, err := json.Marshal(in)
+	if err != nil {
+		return answer, fmt.Errorf("cannot encode the request for a certificate: %w", err)
+	}
+	var failed []error
+	for range s.bases {
+		base, n := s.base()
+		if err = s.renewAt(ctx, base, body, &answer); err == nil {
+			return answer, nil
+		}
+		failed = append(failed, fmt.Errorf("cannot renew at %s: %w", base.Host, err))
+		s.next(n)
+	}
+	return answer, errors.Join(failed...)
+}
+
+func (s *Syncer) renewAt(ctx context.Context, base *url.URL, body []byte, into *api.JoinAnswer) error {
+	ctx, cancel := context.WithTimeout(ctx, s.o.Timing.Timeout)
+	defer cancel()
+	u := *base
+	u.Path = "/v1/agent/certificate"
+	req, err := http.NewRequestWithContext(ctx, http.MethodPost, u.String(), bytes.NewReader(body))
+	if err != nil {
+		return err
+	}
+	req.Header.Set("Content-Type", "application/json")
+	resp, err := s.o.Client.Do(req)
+	if err != nil {
+		return err
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusOK {
+		return problem(resp)
+	}
+	return json.NewDecoder(io.LimitReader(resp.Body, 1<<20)).Decode(into)
 }
 
 // Instance is the random name of this run of the agent.

@@ -3,6 +3,8 @@
 package main
 
 import (
+	"fmt"
+	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -43,7 +45,40 @@ func main() {
 		}
 		return agent.PrepareNginx(c.Context(), cfg, log)
 	}))
+	root.AddCommand(joinCommand())
 	program.Main(root)
+}
+
+// joinCommand lets this host into a cluster.
+func joinCommand() *cobra.Command {
+	var token string
+	var addresses []string
+	var again bool
+	c := program.WithConfig(defaultConfig, &cobra.Command{
+		Use:   "join --token TOKEN [--address HOST:PORT]",
+		Short: "Join the cluster with a join token, and get the certificate of this host",
+		Long: "The token comes from `demiurge host join-token` and is good once. It is sent only to a coordinator whose CA is the one that the\n" +
+			"token names. Where the host has joined already, nothing is done. The agent must not run meanwhile.",
+		Example: "  demiurge-agent join --token dmj1.jt-abcdefghij.… --address coordinator-1:7400",
+	}, func(c *cobra.Command, path string) error {
+		if token == "-" {
+			text, err := io.ReadAll(io.LimitReader(c.InOrStdin(), 4096))
+			if err != nil {
+				return fmt.Errorf("cannot read the token from standard input: %w", err)
+			}
+			token = string(text)
+		}
+		cfg, err := load(path, os.Environ())
+		if err != nil {
+			return err
+		}
+		return agent.Join(c.Context(), agent.JoinOptions{Config: cfg, Token: token, Address: addresses, Again: again, Out: c.OutOrStdout()})
+	})
+	c.Flags().StringVar(&token, "token", "", "join token; - reads it from standard input")
+	c.Flags().StringSliceVar(&addresses, "address", nil, "addresses of coordinators (default: those of the configuration)")
+	c.Flags().BoolVar(&again, "again", false, "replace the certificate that this host has, such as after it was deleted")
+	_ = c.MarkFlagRequired("token")
+	return c
 }
 
 func load(path string, environ []string) (*agent.Config, error) {

@@ -169,18 +169,13 @@ func notWritable(t *testing.T, dir, config string) string {
 	if err := os.Mkdir(locked, 0o755); err != nil {
 		t.Fatal(err)
 	}
-	token := filepath.Join(dir, "token")
-	if err := os.WriteFile(token, []byte(strings.Repeat("a", 64)+"\n"), 0o644); err != nil {
-		t.Fatal(err)
-	}
 	if os.Getuid() != 0 {
 		if err := os.Chmod(locked, 0o555); err != nil {
 			t.Fatal(err)
 		}
 		t.Cleanup(func() { _ = os.Chmod(locked, 0o755) })
 	}
-	config = regexp.MustCompile(`(data_dir|run_dir): .*`).ReplaceAllString(config, "$1: "+locked)
-	return regexp.MustCompile(`token_file: .*`).ReplaceAllString(config, "token_file: "+token)
+	return regexp.MustCompile(`(data_dir|run_dir): .*`).ReplaceAllString(config, "$1: "+locked)
 }
 
 func devAddresses(t *testing.T, bin, port string) {

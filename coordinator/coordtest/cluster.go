@@ -40,7 +40,7 @@ func Start(t testing.TB) *Cluster {
 	cfg := coordinator.DefaultConfig()
 	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = "c1", t.TempDir(), "example.org", "http://{hostname}"
 	cfg.API.Listen, cfg.Raft.Listen, cfg.Gossip.Listen = FreeAddr(t), FreeAddr(t), FreeAddr(t)
-	cfg.API.RateLimit, cfg.API.RateBurst = 1e9, 1e9
+	cfg.API.RateLimit, cfg.API.RateBurst, cfg.API.Plain = 1e9, 1e9, true
 	logs := hclog.NewNullLogger()
 	if testing.Verbose() {
 		logs = hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: os.Stderr})
@@ -100,18 +100,17 @@ func (c *Cluster) Stop() {
 	c.run = nil
 }
 
+// Address is host:port of the API.
+func (c *Cluster) Address() string { return c.config.API.Listen }
+
+// DataDir is the coordinator's directory.
+func (c *Cluster) DataDir() string { return c.config.DataDir }
+
 // Agent starts a scripted agent for a host and waits until the host is registered.
 func (c *Cluster) Agent(host string, capacity int, script Script) *Agent {
 	c.t.Helper()
 	ctx := c.Context()
-	token, err := c.Admin.CreateToken(ctx, api.CreateToken{Role: api.RoleAgent, HostID: host})
-	if err != nil {
-		c.t.Fatal(err)
-	}
-	cl, err := client.New(client.Options{Addresses: []string{c.URL}, Token: token.Secret, RetryFor: -1})
-	if err != nil {
-		c.t.Fatal(err)
-	}
+	cl := AgentClient(c.t, Join(c.t, c.Admin, host, c.Address()), c.Address())
 	a := NewAgent(c.t, cl, host, capacity, script)
 	c.t.Cleanup(a.Stop)
 	Eventually(c.t, "host "+host+" is registered", func() bool {

@@ -12,7 +12,6 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/demiurge-platform/demiurge/coordinator"
-	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/pki"
 )
@@ -84,7 +83,7 @@ func (s *Several) add(expect int) *Node {
 	cfg := coordinator.DefaultConfig()
 	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = fmt.Sprintf("c%d", len(s.Nodes)+1), s.t.TempDir(), "example.org", "http://{hostname}"
 	cfg.API.Listen, cfg.Raft.Listen, cfg.Gossip.Listen = FreeAddr(s.t), FreeAddr(s.t), FreeAddr(s.t)
-	cfg.API.RateLimit, cfg.API.RateBurst = 1e9, 1e9
+	cfg.API.RateLimit, cfg.API.RateBurst, cfg.API.Plain = 1e9, 1e9, true
 	cfg.Cluster.BootstrapExpect = expect
 	if err := os.WriteFile(filepath.Join(cfg.DataDir, "cluster.key"), []byte(s.key.Reveal()), 0o600); err != nil {
 		s.t.Fatal(err)
@@ -189,18 +188,11 @@ func (s *Several) Agent(host string, capacity int, script Script) *Agent {
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
 	leader := s.Leader()
-	token, err := leader.Admin.CreateToken(ctx, api.CreateToken{Role: api.RoleAgent, HostID: host})
-	if err != nil {
-		s.t.Fatal(err)
-	}
 	var addresses []string
 	for _, n := range s.Nodes {
-		addresses = append(addresses, n.URL)
+		addresses = append(addresses, n.Config.API.Listen)
 	}
-	c, err := client.New(client.Options{Addresses: addresses, Token: token.Secret, RetryFor: -1})
-	if err != nil {
-		s.t.Fatal(err)
-	}
+	c := AgentClient(s.t, Join(s.t, leader.Admin, host, addresses...), addresses...)
 	a := NewAgent(s.t, c, host, capacity, script)
 	s.t.Cleanup(a.Stop)
 	Eventually(s.t, "host "+host+" is registered", func() bool {

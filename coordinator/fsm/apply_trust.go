@@ -77,7 +77,7 @@ func enroll(t *state.Txn, c command.Enroll) command.Result {
 	case k.Name != "" && k.Name != c.Name:
 		return refuse(fault.Forbidden, "this join token is for %s %q and not for %q", k.Role, k.Name, c.Name)
 	case k.Name == "" && t.Enrolment(nil, k.Role, c.Name) != nil:
-		return refuse(fault.Conflict, "there is a %s %q already; join under another name, or make a join token for this name to replace it", k.Role, c.Name)
+		return refuse(fault.Conflict, "the name %q is taken by another %s; join under another name, or make a join token for this name to replace it", c.Name, k.Role)
 	}
 	next := *k
 	next.UsedBy, next.UsedKey = c.Name, c.PublicKey

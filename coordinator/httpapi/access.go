@@ -12,6 +12,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 // access says who may call a route. The zero value lets nobody in.
@@ -22,7 +23,7 @@ const (
 	operator
 	platform
 	reader
-	agent
+	agent  // of a host, with its certificate
 	public // anyone on the listener's network, without a token
 	joiner // a program with a join token
 )
@@ -50,8 +51,6 @@ func roleOf(role string) access {
 		return platform
 	case api.RoleReader:
 		return reader
-	case api.RoleAgent:
-		return agent
 	}
 	return 0
 }
@@ -59,10 +58,13 @@ func roleOf(role string) access {
 // names lists the roles of a set, for the OpenAPI document.
 func (a access) names() []string {
 	out := []string{}
-	for _, r := range []string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader, api.RoleAgent} {
+	for _, r := range []string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader} {
 		if a&roleOf(r) != 0 {
 			out = append(out, r)
 		}
+	}
+	if a&agent != 0 {
+		out = append(out, string(pki.RoleAgent))
 	}
 	if a&joiner != 0 {
 		out = append(out, "join token")
@@ -116,10 +118,10 @@ func (s *Server) admit(row *route, r *http.Request) (*caller, *fault.Error) {
 		return c, s.limits.anonymous(c.address)
 	}
 	var f *fault.Error
-	switch _, certified := identityOf(r); {
+	switch {
 	case row.access&joiner != 0:
 		f = s.admitJoiner(c, r)
-	case row.access&agent != 0 && certified:
+	case row.access&agent != 0:
 		f = s.admitAgent(c, r)
 	default:
 		f = s.admitToken(c, r)

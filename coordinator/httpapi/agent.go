@@ -16,20 +16,13 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// ownHost is the host of an agent's request: the one its token is bound to, and no other.
+// ownHost is the host of an agent's request: the one of its certificate, and no other.
 func ownHost(ctx context.Context, c *checks, location, raw string) (id.Host, error) {
 	host := parse(c, location, raw, id.ParseHost)
 	if err := c.err(); err != nil {
 		return "", err
 	}
-	caller := callerOf(ctx)
-	bound := ""
-	if caller.agent != nil {
-		bound = caller.agent.who.Name()
-	} else {
-		bound = string(caller.token.Host)
-	}
-	if bound != string(host) {
+	if bound := callerOf(ctx).agent.who.Name(); bound != string(host) {
 		return "", fault.New(fault.Forbidden, "this is the agent of host %q and may not speak for host %q", bound, host)
 	}
 	return host, nil
@@ -45,7 +38,7 @@ func instance(value string) (string, error) {
 }
 
 type agentStreamInput struct {
-	Host     string `query:"host" required:"true" doc:"Host that the token is bound to"`
+	Host     string `query:"host" required:"true" doc:"Host that the certificate is for"`
 	Instance string `query:"instance" required:"true" doc:"Random name of this run of the agent"`
 }
 
@@ -65,7 +58,7 @@ func (s *Server) agentStream(ctx context.Context, in *agentStreamInput) (*stream
 		r, w := humago.Unwrap(hc)
 		ctx, release := s.held(r.Context())
 		defer release()
-		ctx, expelled := s.whileEnrolled(ctx, callerOf(r.Context()).agent)
+		ctx, expelled := s.whileEnrolled(ctx, *callerOf(r.Context()).agent)
 		defer expelled()
 		// The next leader counts the hosts that are connected to it.
 		stop := context.AfterFunc(s.opts.Cluster.Reign(), release)

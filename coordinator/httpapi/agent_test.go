@@ -18,12 +18,11 @@ func TestAgentStream(t *testing.T) {
 	k.agents.frames = []api.AssignmentFrame{{Index: 1, Full: true, Domain: "example.test"}, {Index: 2}}
 	ctx, cancel := context.WithTimeout(context.Background(), patience)
 	defer cancel()
-	req, err := http.NewRequestWithContext(ctx, get, k.web.URL+"/v1/agent/stream?host=h1&instance=i1", nil)
+	req, err := http.NewRequestWithContext(ctx, get, k.url(k.tokens[agentCaller])+"/v1/agent/stream?host=h1&instance=i1", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	req.Header.Set("Authorization", "Bearer "+k.tokens[api.RoleAgent])
-	resp, err := http.DefaultClient.Do(req)
+	resp, err := k.programs[k.tokens[agentCaller]].Do(req)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -49,7 +48,7 @@ func TestAgentStream(t *testing.T) {
 
 func TestAnAgentSpeaksForItsOwnHostOnly(t *testing.T) {
 	k := newKit(t)
-	agent := k.tokens[api.RoleAgent]
+	agent := k.tokens[agentCaller]
 	wantProblem(t, k.call(get, "/v1/agent/stream?host=h2&instance=i1", agent, ""), fault.Forbidden)
 	wantProblem(t, k.call(post, "/v1/agent/observations", agent, `{"host_id":"h2","instance":"i1"}`), fault.Forbidden)
 	if k.agents.observed.Load() != nil {
@@ -59,7 +58,7 @@ func TestAnAgentSpeaksForItsOwnHostOnly(t *testing.T) {
 		t.Errorf("%d refusals counted, want 2", n)
 	}
 	for _, role := range []string{api.RoleAdmin, api.RoleOperator} {
-		wantProblem(t, k.call(post, "/v1/agent/observations", k.tokens[role], `{"host_id":"h1","instance":"i1"}`), fault.Forbidden)
+		wantProblem(t, k.call(post, "/v1/agent/observations", k.tokens[role], `{"host_id":"h1","instance":"i1"}`), fault.Unauthenticated)
 	}
 	for _, bad := range []string{"?host=h1", "?instance=i1", "?host=..&instance=i1", "?host=h1&instance=a%0ab", "?host=h1&instance=" + strings.Repeat("i", 65)} {
 		wantProblem(t, k.call(get, "/v1/agent/stream"+bad, agent, ""), fault.InvalidRequest)
@@ -82,7 +81,7 @@ func TestAgentObservations(t *testing.T) {
 		Steps:  []api.StepReport{{AllocationID: "al-abcdefghijklmnop", GatewayID: "gw-abcdefghij", Epoch: 7, Step: api.Step{Step: api.StepRoute, State: api.StepDone, StartedAt: at}}},
 		Events: []api.AgentEvent{{Type: "config.drift", At: at, Reason: "changed by hand"}},
 	}
-	got, err := k.client(api.RoleAgent).Observe(context.Background(), sent)
+	got, err := k.client(agentCaller).Observe(context.Background(), sent)
 	if err != nil || got.Index != 42 {
 		t.Fatalf("%+v, %v", got, err)
 	}
@@ -90,7 +89,7 @@ func TestAgentObservations(t *testing.T) {
 	if have, _ := json.Marshal(k.agents.observed.Load()); string(have) != string(want) {
 		t.Errorf("arrived %s\nsent    %s", have, want)
 	}
-	if _, err := k.client(api.RoleAgent).Observe(context.Background(), api.Observation{HostID: "h1", Instance: "i1"}); err != nil {
+	if _, err := k.client(agentCaller).Observe(context.Background(), api.Observation{HostID: "h1", Instance: "i1"}); err != nil {
 		t.Errorf("an empty report: %v", err)
 	}
 	large := sent
@@ -98,7 +97,7 @@ func TestAgentObservations(t *testing.T) {
 	for i := range large.Gateways {
 		large.Gateways[i] = sent.Gateways[0]
 	}
-	if _, err := k.client(api.RoleAgent).Observe(context.Background(), large); err != nil {
+	if _, err := k.client(agentCaller).Observe(context.Background(), large); err != nil {
 		t.Errorf("a large report: %v", err)
 	}
 }

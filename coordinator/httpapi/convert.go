@@ -224,7 +224,7 @@ func (c *converter) host(h *state.Host) api.Host {
 // token converts a record.
 func token(t *state.Token) api.Token {
 	return api.Token{
-		TokenID: string(t.ID), Role: t.Role, Name: t.Name, HostID: string(t.Host),
+		TokenID: string(t.ID), Role: t.Role, Name: t.Name,
 		CreatedAt: t.CreatedAt.UTC(), ExpiresAt: instant(t.ExpiresAt), Index: t.ModifyIndex,
 	}
 }

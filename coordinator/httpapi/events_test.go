@@ -207,8 +207,8 @@ func TestEventStreamRefusesNonsense(t *testing.T) {
 	k := newKit(t)
 	resp, _ := k.stream(context.Background(), "Last-Event-ID", "yesterday")
 	wantProblem(t, readReply(t, resp), fault.InvalidRequest)
-	for _, err := range k.client(api.RoleAgent).Follow(context.Background(), client.EventQuery{}) {
-		if !fault.Is(err, fault.Forbidden) {
+	for _, err := range k.client(agentCaller).Follow(context.Background(), client.EventQuery{}) {
+		if !fault.Is(err, fault.Unauthenticated) {
 			t.Errorf("an agent follows: %v", err)
 		}
 	}

@@ -1,15 +1,18 @@
 package httpapi
 
 import (
+	"context"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 // FuzzRequest sends any body with any path element and query to any route: whatever it is, the answer is
@@ -28,9 +31,10 @@ func FuzzRequest(f *testing.F) {
 	f.Add(uint8(1), "%2e", "", `{"organization_ids":["`+org+`"]}`)
 	f.Add(uint8(8), org, "", `{"name":"a","members":[{"user_id":"u","role":"owner"}],"projects":[{"project_id":"p"}]}`)
 	f.Add(uint8(31), "x", "topic=a,b&cursor=1.1&limit=1", "")
-	f.Add(uint8(33), "x", "", `{"role":"agent","host_id":"h1","ttl":"1h"}`)
+	f.Add(uint8(33), "x", "", `{"role":"reader","ttl":"1h"}`)
 	f.Add(uint8(39), "x", "host=h1&instance=i", `{"host_id":"h1","instance":"i","gateways":[{"gateway_id":"gw-abcdefghij","incarnation":1,"phase":"ready"}]}`)
 	table := routes()
+	host := k.trust.identity(pki.RoleAgent, string(k.host))
 	f.Fuzz(func(t *testing.T, n uint8, element, query, body string) {
 		k.t = t // the scripted allocations report to it
 		rt := table[int(n)%len(table)]
@@ -50,7 +54,8 @@ func FuzzRequest(f *testing.F) {
 		r.Header.Set("Content-Type", "application/json")
 		role := api.RoleAdmin
 		if rt.access == forHostsAgent {
-			role = api.RoleAgent
+			ctx := context.WithValue(r.Context(), forwardedKey{}, true)
+			r = r.WithContext(context.WithValue(ctx, identityKey{}, identity{host, k.now(), k.now().Add(time.Hour)}))
 		}
 		r.Header.Set("Authorization", "Bearer "+k.tokens[role])
 		w := httptest.NewRecorder()

@@ -37,6 +37,10 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 			panic(http.ErrAbortHandler)
 		}
 	}()
+	if r.TLS == nil && !s.opts.Plain {
+		writeProblem(rec, fault.New(fault.InvalidRequest, "this port speaks TLS only: use an https:// address, and give your client the CA of the cluster (ca.pem in the coordinator's data directory; `demiurge --ca-cert`)"), 0)
+		return
+	}
 	row, f, status := s.find(r)
 	if row != nil {
 		label = row.method + " " + row.path

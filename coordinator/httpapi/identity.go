@@ -67,7 +67,10 @@ func parseIdentity(s string) (identity, error) {
 // certificate is of this cluster was checked in the handshake. Whether it still counts is checked at every
 // call, because connections are kept.
 func (s *Server) admitAgent(c *caller, r *http.Request) *fault.Error {
-	i, _ := identityOf(r)
+	i, ok := identityOf(r)
+	if !ok {
+		return fault.New(fault.Unauthenticated, "this call is for the agent of a host and needs the host's certificate; join the host (`demiurge host join-token`, `demiurge-agent join`)")
+	}
 	c.agent = &i
 	if f := s.limits.token(c.actor()); f != nil {
 		return f
@@ -96,16 +99,13 @@ func (s *Server) enrolled(ws state.WatchSet, i identity) bool {
 
 // whileEnrolled is a context for an answer that is held open: it ends when the caller's certificate ends, or
 // its enrolment. The returned function gives it up.
-func (s *Server) whileEnrolled(ctx context.Context, i *identity) (context.Context, context.CancelFunc) {
-	if i == nil {
-		return context.WithCancel(ctx)
-	}
+func (s *Server) whileEnrolled(ctx context.Context, i identity) (context.Context, context.CancelFunc) {
 	ctx, cancel := context.WithTimeout(ctx, i.until.Sub(s.opts.Now()))
 	go func() { // ends with ctx
 		for ctx.Err() == nil {
 			ws := state.WatchSet{}
 			ws.Add(s.opts.Store.Restored())
-			if !s.enrolled(ws, *i) {
+			if !s.enrolled(ws, i) {
 				cancel()
 				return
 			}

@@ -169,9 +169,6 @@ func (s *Server) renewCertificate(ctx context.Context, in *joinInput) (*noStore,
 		return nil, err
 	}
 	who := callerOf(ctx).agent
-	if who == nil {
-		return nil, fault.New(fault.Forbidden, "a token cannot be exchanged for a certificate: join with a join token (`demiurge-agent join`)")
-	}
 	if in.Body.Role != string(who.who.Role()) || string(name) != who.who.Name() {
 		err := fault.New(fault.Forbidden, "the certificate of %s %q is renewed for itself only, and not for %s %q", who.who.Role(), who.who.Name(), in.Body.Role, name)
 		s.noteHandler(ctx, err)

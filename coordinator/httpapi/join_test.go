@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -38,11 +39,22 @@ func (k *kit) enrolment() *pki.Enrolment {
 // join sends a request to join.
 func (k *kit) join(secret string, e *pki.Enrolment, role pki.Role, name string) reply {
 	k.t.Helper()
+	return k.call(post, "/v1/join", secret, k.joinRequest(e, role, name))
+}
+
+// renew sends a request for the next certificate.
+func (k *kit) renew(caller string, e *pki.Enrolment, role pki.Role, name string) reply {
+	k.t.Helper()
+	return k.call(post, "/v1/agent/certificate", caller, k.joinRequest(e, role, name))
+}
+
+func (k *kit) joinRequest(e *pki.Enrolment, role pki.Role, name string) string {
+	k.t.Helper()
 	body, err := json.Marshal(api.JoinRequest{CSR: e.Request(), Role: string(role), Name: name, Version: "test"})
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	return k.call(post, "/v1/join", secret, string(body))
+	return string(body)
 }
 
 // accepted checks an answer as the program that joins does.
@@ -64,12 +76,15 @@ func (k *kit) accepted(r reply, e *pki.Enrolment, role pki.Role, name string) ap
 func TestJoin(t *testing.T) {
 	k := newKit(t)
 	token, e := k.joinToken(pki.RoleAgent, ""), k.enrolment()
-	got := k.accepted(k.join(token.Secret, e, pki.RoleAgent, "h1"), e, pki.RoleAgent, "h1")
+	got := k.accepted(k.join(token.Secret, e, pki.RoleAgent, "h8"), e, pki.RoleAgent, "h8")
 	if got.ClusterID != k.trust.cluster || len(got.APIAddresses) != 1 || got.GossipKey == "" || got.ClusterKey != "" || got.Trust != nil {
 		t.Errorf("a host gets %+v", got)
 	}
 	listed, err := k.client(api.RoleOperator).ListJoinTokens(context.Background())
-	if err != nil || len(listed) != 1 || listed[0].UsedBy != "h1" || listed[0].UsedAt == nil {
+	used := slices.ContainsFunc(listed, func(j api.JoinToken) bool {
+		return j.JoinTokenID == token.JoinTokenID && j.UsedBy == "h8" && j.UsedAt != nil
+	})
+	if err != nil || !used {
 		t.Errorf("%+v, %v", listed, err)
 	}
 	coordinator := k.joinToken(pki.RoleCoordinator, "c2")
@@ -87,17 +102,17 @@ func TestJoin(t *testing.T) {
 func TestReplayedJoinTokenIsRefused(t *testing.T) {
 	k := newKit(t, func(o *Options) { o.Limits.Failed = Rate{0.001, 4} })
 	token, e := k.joinToken(pki.RoleAgent, ""), k.enrolment()
-	k.accepted(k.join(token.Secret, e, pki.RoleAgent, "h1"), e, pki.RoleAgent, "h1")
-	k.accepted(k.join(token.Secret, e, pki.RoleAgent, "h1"), e, pki.RoleAgent, "h1")
-	wantProblem(t, k.join(token.Secret, k.enrolment(), pki.RoleAgent, "h1"), fault.Unauthenticated)
-	wantProblem(t, k.join(token.Secret, k.enrolment(), pki.RoleAgent, "h2"), fault.Unauthenticated)
-	wantProblem(t, k.join(token.Secret, e, pki.RoleAgent, "h2"), fault.Unauthenticated)
-	if k.store.View().Enrolment(nil, "agent", "h2") != nil {
+	k.accepted(k.join(token.Secret, e, pki.RoleAgent, "h8"), e, pki.RoleAgent, "h8")
+	k.accepted(k.join(token.Secret, e, pki.RoleAgent, "h8"), e, pki.RoleAgent, "h8")
+	wantProblem(t, k.join(token.Secret, k.enrolment(), pki.RoleAgent, "h8"), fault.Unauthenticated)
+	wantProblem(t, k.join(token.Secret, k.enrolment(), pki.RoleAgent, "h9"), fault.Unauthenticated)
+	wantProblem(t, k.join(token.Secret, e, pki.RoleAgent, "h9"), fault.Unauthenticated)
+	if k.store.View().Enrolment(nil, "agent", "h9") != nil {
 		t.Error("a replayed token let somebody in")
 	}
-	k.apply(command.DeleteEnrolment{Meta: k.meta(), Role: "agent", Name: "h1"})
-	wantProblem(t, k.join(token.Secret, e, pki.RoleAgent, "h1"), fault.Unauthenticated)
-	wantProblem(t, k.join(token.Secret, e, pki.RoleAgent, "h1"), fault.RateLimited) // failures of one address
+	k.apply(command.DeleteEnrolment{Meta: k.meta(), Role: "agent", Name: "h8"})
+	wantProblem(t, k.join(token.Secret, e, pki.RoleAgent, "h8"), fault.Unauthenticated)
+	wantProblem(t, k.join(token.Secret, e, pki.RoleAgent, "h8"), fault.RateLimited) // failures of one address
 	eventually(t, "the refusals are recorded", func() bool { return strings.Contains(k.refused(), "POST /v1/join by "+token.JoinTokenID) })
 }
 

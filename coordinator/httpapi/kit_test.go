@@ -29,6 +29,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 // patience is how long a test waits for a condition on a busy machine.
@@ -48,7 +49,10 @@ type kit struct {
 	trust   *ownTrust
 	tokens  map[string]string // secrets by role
 	host    id.Host
-	offset  atomic.Int64 // of the clock, in nanoseconds
+	// programs are the HTTP clients of callers with a certificate, by what stands for it in the place of a
+	// secret.
+	programs map[string]*http.Client
+	offset   atomic.Int64 // of the clock, in nanoseconds
 
 	mu    sync.Mutex
 	index uint64
@@ -57,14 +61,14 @@ type kit struct {
 // newKit starts the API; change may alter the options.
 func newKit(t testing.TB, change ...func(*Options)) *kit {
 	t.Helper()
-	k := &kit{t: t, store: state.New(), cluster: &scriptedCluster{}, metrics: &countingMetrics{}, tokens: map[string]string{}, host: "h1"}
+	k := &kit{t: t, store: state.New(), cluster: &scriptedCluster{}, metrics: &countingMetrics{}, tokens: map[string]string{}, programs: map[string]*http.Client{}, host: "h1"}
 	k.machine = fsm.New(k.store, nil)
 	k.cluster.leader.Store(true)
 	k.allocs = &scriptedAllocations{kit: k}
 	k.agents = &scriptedAgents{}
 	k.trust = newTrust(t)
 	opts := Options{
-		Trust: k.trust, Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics, Operator: &scriptedOperator{},
+		Trust: k.trust, Plain: true, Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics, Operator: &scriptedOperator{},
 		Events: events.New(events.Options{Store: k.store, Logger: hclog.NewNullLogger()}),
 		Logger: hclog.NewNullLogger(), Now: k.now, Domain: "example.test",
 		PublicURL: func(h string) string { return "http://" + h + ":7480/" },
@@ -78,6 +82,11 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 	}
 	k.web = httptest.NewUnstartedServer(nil)
 	k.web.Config = k.server.HTTPServer()
+	conf, err := k.trust.live.Server(pki.Peer{Roles: []pki.Role{pki.RoleAgent, pki.RoleCoordinator}, Anonymous: true}, "h2", "http/1.1")
+	if err != nil {
+		t.Fatal(err)
+	}
+	k.web.Listener = Listen(k.web.Listener, conf)
 	k.web.Start()
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
@@ -95,12 +104,14 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 	return k
 }
 
-// initialize names the cluster and makes a token of every role.
+// initialize names the cluster, makes a token of every role, and lets the agent of the host in.
 func (k *kit) initialize() {
 	k.apply(command.InitCluster{Meta: k.meta(), ClusterID: "11111111-2222-3333-4444-555555555555"})
-	for _, role := range []string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader, api.RoleAgent} {
+	for _, role := range []string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader} {
 		k.tokens[role] = k.makeToken(role, time.Time{})
 	}
+	k.enroll(k.host)
+	k.tokens[agentCaller] = k.certified(k.trust.credentials(pki.RoleAgent, string(k.host), k.now()))
 }
 
 // reset begins again with an empty store, as after a restore, and with nothing scripted.
@@ -122,9 +133,6 @@ func (k *kit) makeToken(role string, expires time.Time) string {
 	secret := id.Secret()
 	sum := sha256.Sum256([]byte(secret))
 	cmd := command.PutToken{Meta: k.meta(), Token: id.NewToken(), Role: role, Hash: hex.EncodeToString(sum[:]), ExpiresAt: expires}
-	if role == api.RoleAgent {
-		cmd.Host = k.host
-	}
 	k.apply(cmd)
 	return secret
 }
@@ -188,7 +196,11 @@ func (k *kit) organization() id.Organization {
 // client is a client with the token of a role.
 func (k *kit) client(role string) *client.Client {
 	k.t.Helper()
-	c, err := client.New(client.Options{Addresses: []string{k.web.URL}, Token: k.tokens[role], RetryFor: -1})
+	opts := client.Options{Addresses: []string{k.web.URL}, Token: k.tokens[role], RetryFor: -1}
+	if program := k.programs[opts.Token]; program != nil {
+		opts = client.Options{Addresses: []string{k.url(opts.Token)}, HTTPClient: program, RetryFor: -1}
+	}
+	c, err := client.New(opts)
 	if err != nil {
 		k.t.Fatal(err)
 	}
@@ -206,20 +218,24 @@ type reply struct {
 // call sends one request with a secret and gives the answer back.
 func (k *kit) call(method, path, secret, body string, headers ...string) reply {
 	k.t.Helper()
-	req, err := http.NewRequest(method, k.web.URL+path, strings.NewReader(body))
+	req, err := http.NewRequest(method, k.url(secret)+path, strings.NewReader(body))
 	if err != nil {
 		k.t.Fatal(err)
 	}
 	if body != "" {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	if secret != "" {
+	program := k.programs[secret]
+	if secret != "" && program == nil {
 		req.Header.Set("Authorization", "Bearer "+secret)
 	}
 	for i := 0; i+1 < len(headers); i += 2 {
 		req.Header.Set(headers[i], headers[i+1])
 	}
 	noRedirect := &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+	if program != nil {
+		noRedirect.Transport = program.Transport
+	}
 	resp, err := noRedirect.Do(req)
 	if err != nil {
 		k.t.Fatalf("%s %s: %v", method, path, err)

@@ -108,8 +108,11 @@ type route struct {
 	codes        []fault.Code // besides those that every call may answer
 }
 
-// bearer is the name of the security scheme in the document.
-const bearer = "token"
+// Names of the security schemes in the document.
+const (
+	bearer      = "token"
+	certificate = "certificate"
+)
 
 const apiDescription = "Every answer of an error is application/problem+json with a stable code. " +
 	"Lists are paged with limit and cursor; reading calls can block until something newer than index exists."
@@ -158,7 +161,11 @@ func (rt *route) mount(s *Server, a huma.API) {
 	if rt.name == "agent-observe" {
 		op.MaxBodyBytes = observationLimit + 1
 	}
-	if rt.access&public == 0 {
+	switch {
+	case rt.access&public != 0:
+	case rt.access&agent != 0:
+		op.Security = []map[string][]string{{certificate: {}}}
+	default:
 		op.Security = []map[string][]string{{bearer: {}}}
 	}
 	if rt.name == "restore-snapshot" {

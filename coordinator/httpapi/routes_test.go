@@ -152,7 +152,7 @@ func TestEveryRouteForEveryCaller(t *testing.T) {
 	cases := 0
 	for caller, role := range k.callers() {
 		for _, rt := range routes() {
-			if rt.name == "agent-stream" && role == api.RoleAgent {
+			if rt.name == "agent-stream" && role == agentCaller {
 				continue // it is held: TestAgentStream
 			}
 			name := fmt.Sprintf("%s as %s", rt.name, caller)
@@ -170,9 +170,9 @@ func TestEveryRouteForEveryCaller(t *testing.T) {
 				}
 			case rt.access == forJoiners && role == joinCaller:
 				wantProblem(t, got, fault.InvalidRequest)
-			case role == "", role == joinCaller, rt.access == forJoiners:
+			case role == "", role == joinCaller, rt.access == forJoiners, (role == agentCaller) != (rt.access == forHostsAgent):
 				wantProblem(t, got, fault.Unauthenticated)
-			case rt.access&roleOf(role) == 0:
+			case role != agentCaller && rt.access&roleOf(role) == 0:
 				wantProblem(t, got, fault.Forbidden)
 			case got.status == http.StatusUnauthorized || got.status == http.StatusForbidden:
 				t.Errorf("%s: refused with %d %s", name, got.status, got.body)

@@ -45,6 +45,8 @@ type Options struct {
 	// Peers reaches the coordinator at the host of a request's URL, which is its address as Cluster names
 	// it. Nil: there are no others.
 	Peers http.RoundTripper
+	// Plain lets callers in that do not speak TLS.
+	Plain bool
 	// Limits has defaults field by field.
 	Limits Limits
 	// Heartbeat is how often a silent event stream says that it is alive; default 15 s.
@@ -93,8 +95,11 @@ func New(opts Options) (*Server, error) {
 			OpenAPI: "3.1.0",
 			Info:    &huma.Info{Title: "Demiurge coordinator", Version: version.Get().Version, Description: apiDescription},
 			Components: &huma.Components{
-				Schemas:         schemas,
-				SecuritySchemes: map[string]*huma.SecurityScheme{bearer: {Type: "http", Scheme: "bearer"}},
+				Schemas: schemas,
+				SecuritySchemes: map[string]*huma.SecurityScheme{
+					bearer:      {Type: "http", Scheme: "bearer"},
+					certificate: {Type: "mutualTLS"},
+				},
 			},
 		},
 		Formats:       map[string]huma.Format{"application/json": huma.DefaultJSONFormat, "json": huma.DefaultJSONFormat},

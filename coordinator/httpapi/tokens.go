@@ -26,13 +26,6 @@ func (s *Server) createToken(ctx context.Context, in *createTokenInput) (*change
 	cmd := command.PutToken{
 		Meta: s.meta(ctx), Token: id.NewToken(), Role: in.Body.Role,
 		Name: parse(&c, "body.name", in.Body.Name, text),
-		Host: optional(&c, "body.host_id", in.Body.HostID, id.ParseHost),
-	}
-	switch isAgent := in.Body.Role == api.RoleAgent; {
-	case isAgent && in.Body.HostID == "":
-		c.add("body.host_id", errors.New("a token of role agent is for one host: name it"))
-	case !isAgent && in.Body.HostID != "":
-		c.add("body.host_id", errors.New("only a token of role agent is bound to a host: leave this out"))
 	}
 	if in.Body.TTL != nil {
 		ttl := bounded(&c, "body.ttl", in.Body.TTL, ttlLimit)

@@ -1,10 +1,14 @@
 package httpapi
 
 import (
+	"fmt"
+	"net/http"
 	"testing"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
@@ -72,4 +76,37 @@ func (o *ownTrust) credentials(role pki.Role, name string, at time.Time) *pki.Cr
 		o.t.Fatal(err)
 	}
 	return c
+}
+
+// agentCaller is the kind of caller that has the certificate of the kit's host.
+const agentCaller = "agent"
+
+// enroll lets the agent of a host in.
+func (k *kit) enroll(host id.Host) {
+	k.t.Helper()
+	token := pki.NewJoinToken(k.trust.Pin())
+	k.apply(command.PutJoinToken{Meta: k.meta(), Token: token.ID, Role: string(pki.RoleAgent), Name: string(host), Hash: string(token.Hash()), ExpiresAt: k.now().Add(time.Hour)})
+	k.apply(command.Enroll{Meta: k.meta(), Token: token.ID, Name: string(host), PublicKey: "k"})
+}
+
+// certified makes a caller that presents these credentials, and returns what stands for it.
+func (k *kit) certified(c *pki.Credentials) string {
+	k.t.Helper()
+	conf, err := pki.NewLive(c, pki.LiveOptions{}).Client(pki.Peer{Roles: []pki.Role{pki.RoleCoordinator}}, "h2", "http/1.1")
+	if err != nil {
+		k.t.Fatal(err)
+	}
+	transport := &http.Transport{TLSClientConfig: conf, ForceAttemptHTTP2: true}
+	k.t.Cleanup(transport.CloseIdleConnections)
+	name := fmt.Sprintf("certificate-%d", len(k.programs))
+	k.programs[name] = &http.Client{Transport: transport}
+	return name
+}
+
+// url is where a caller finds the API.
+func (k *kit) url(secret string) string {
+	if k.programs[secret] != nil {
+		return "https://" + k.web.Listener.Addr().String()
+	}
+	return k.web.URL
 }

@@ -38,21 +38,19 @@ type Event struct {
 	Code           string    `json:"code,omitempty"`
 }
 
-// Roles of API tokens. agent is for a host's agent and is bound to that host.
+// Roles of API tokens.
 const (
 	RoleAdmin    = "admin"
 	RoleOperator = "operator"
 	RolePlatform = "platform"
 	RoleReader   = "reader"
-	RoleAgent    = "agent"
 )
 
 // CreateToken is the body of POST /v1/tokens.
 type CreateToken struct {
-	Role   string    `json:"role" enum:"admin,operator,platform,reader,agent"`
-	Name   string    `json:"name,omitempty" maxLength:"100"`
-	HostID string    `json:"host_id,omitempty" doc:"Required for role agent: the host it may act for"`
-	TTL    *Duration `json:"ttl,omitempty" doc:"Default: does not expire"`
+	Role string    `json:"role" enum:"admin,operator,platform,reader"`
+	Name string    `json:"name,omitempty" maxLength:"100"`
+	TTL  *Duration `json:"ttl,omitempty" doc:"Default: does not expire"`
 }
 
 // Token is an API token without its secret.
@@ -60,7 +58,6 @@ type Token struct {
 	TokenID   string     `json:"token_id"`
 	Role      string     `json:"role"`
 	Name      string     `json:"name,omitempty"`
-	HostID    string     `json:"host_id,omitempty"`
 	CreatedAt time.Time  `json:"created_at"`
 	ExpiresAt *time.Time `json:"expires_at,omitempty"`
 	Index     uint64     `json:"index"`

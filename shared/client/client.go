@@ -12,6 +12,7 @@ import (
 	"net/http"
 	"net/url"
 	"os"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"time"
@@ -26,7 +27,10 @@ type Options struct {
 	Token string
 	// CACert is the path of the PEM file with the CA of the coordinators; empty: the system's CAs.
 	CACert string
-	// HTTPClient replaces the client's own; CACert is then not used.
+	// TLS is how to speak https, in the place of CACert: pki.Live makes it for a program with a certificate
+	// of its own.
+	TLS *tls.Config
+	// HTTPClient replaces the client's own; CACert and TLS are then not used.
 	HTTPClient *http.Client
 	// RetryFor is how long a coordinator without leader is asked again when the context has no earlier
 	// end; default 10 s, negative: not at all.
@@ -66,7 +70,7 @@ func New(opts Options) (*Client, error) {
 		c.retryFor = defaultRetryFor
 	}
 	if c.http == nil {
-		transport, err := newTransport(opts.CACert)
+		transport, err := newTransport(opts.CACert, opts.TLS)
 		if err != nil {
 			return nil, err
 		}
@@ -99,7 +103,7 @@ func parseAddress(s string) (*url.URL, error) {
 }
 
 // newTransport makes a transport that keeps enough idle connections for a load generator.
-func newTransport(caCert string) (*http.Transport, error) {
+func newTransport(caCert string, conf *tls.Config) (*http.Transport, error) {
 	t := &http.Transport{
 		Proxy:                 http.ProxyFromEnvironment,
 		DialContext:           (&net.Dialer{Timeout: 5 * time.Second, KeepAlive: 15 * time.Second}).DialContext,
@@ -108,6 +112,10 @@ func newTransport(caCert string) (*http.Transport, error) {
 		MaxIdleConnsPerHost:   512,
 		IdleConnTimeout:       60 * time.Second,
 		ExpectContinueTimeout: time.Second,
+	}
+	if conf != nil {
+		t.TLSClientConfig, t.ForceAttemptHTTP2 = conf, slices.Contains(conf.NextProtos, "h2")
+		return t, nil
 	}
 	if caCert == "" {
 		return t, nil

@@ -51,6 +51,9 @@ func (c *Credentials) WithBundle(bundle Bundle, now time.Time) (*Credentials, er
 	return &next, nil
 }
 
+// Leaf is the program's own certificate. It must not be changed.
+func (c *Credentials) Leaf() *x509.Certificate { return c.chain[0] }
+
 // Expires is when the certificate ends.
 func (c *Credentials) Expires() time.Time { return c.chain[0].NotAfter }
 

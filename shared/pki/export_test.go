@@ -21,9 +21,6 @@ func (a *Authority) Forge(t testing.TB, template *x509.Certificate, public any) 
 // Certificate is the root itself.
 func (r Root) Certificate() *x509.Certificate { return r.cert }
 
-// Leaf is the certificate that is presented.
-func (c *Credentials) Leaf() *x509.Certificate { return c.chain[0] }
-
 // Chain is PEM of all that is presented by a client.
 func (c *Credentials) Chain(t testing.TB) string {
 	t.Helper()

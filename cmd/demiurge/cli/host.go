@@ -21,7 +21,7 @@ func (a *app) hostCommand() *cobra.Command {
 		a.hostAction("show", "Show one host", (*client.Client).Host),
 		a.hostAction("cordon", "Give no more gateways of this host to organizations", (*client.Client).CordonHost),
 		a.hostAction("uncordon", "Give gateways of this host to organizations again", (*client.Client).UncordonHost),
-		a.hostDelete())
+		a.hostDelete(), a.hostJoinToken())
 }
 
 func (a *app) hostList() *cobra.Command {

@@ -25,20 +25,18 @@ func (a *app) tokenCreate() *cobra.Command {
 	var body api.CreateToken
 	var ttl time.Duration
 	c := &cobra.Command{
-		Use:   "create --role ROLE",
-		Short: "Create a token; its secret is shown this once",
-		Example: `  demiurge token create --role reader --name dashboard --ttl 720h
-  demiurge token create --role agent --host host-2 -o json`,
-		Args: cobra.NoArgs,
+		Use:     "create --role ROLE",
+		Short:   "Create a token; its secret is shown this once",
+		Example: "  demiurge token create --role reader --name dashboard --ttl 720h",
+		Args:    cobra.NoArgs,
 	}
 	flags := c.Flags()
-	flags.StringVar(&body.Role, "role", "", "admin, operator, platform, reader or agent")
+	flags.StringVar(&body.Role, "role", "", "admin, operator, platform or reader")
 	flags.StringVar(&body.Name, "name", "", "what the token is for")
-	flags.StringVar(&body.HostID, "host", "", "host that a token of role agent may act for")
 	flags.DurationVar(&ttl, "ttl", 0, "expires after this time (default never)")
 	_ = c.MarkFlagRequired("role")
 	_ = c.RegisterFlagCompletionFunc("role", cobra.FixedCompletions(
-		[]string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader, api.RoleAgent}, cobra.ShellCompDirectiveNoFileComp))
+		[]string{api.RoleAdmin, api.RoleOperator, api.RolePlatform, api.RoleReader}, cobra.ShellCompDirectiveNoFileComp))
 	c.RunE = a.call(func(ctx context.Context, coord *client.Client, _ []string) error {
 		body.TTL = optionalDuration(ttl)
 		x, err := coord.CreateToken(ctx, body)
@@ -46,7 +44,7 @@ func (a *app) tokenCreate() *cobra.Command {
 			return err
 		}
 		return a.print(x, func(w io.Writer) error {
-			if err := fields(w, "Token", x.TokenID, "Role", x.Role, "Name", x.Name, "Host", x.HostID, "Expires", stamp(x.ExpiresAt), "Secret", x.Secret); err != nil {
+			if err := fields(w, "Token", x.TokenID, "Role", x.Role, "Name", x.Name, "Expires", stamp(x.ExpiresAt), "Secret", x.Secret); err != nil {
 				return err
 			}
 			fmt.Fprintln(a.Stderr, "The secret is not shown again.")
@@ -68,9 +66,9 @@ func (a *app) tokenList() *cobra.Command {
 				return err
 			}
 			return a.print(listBody(items), func(w io.Writer) error {
-				g := newGrid("TOKEN", "ROLE", "NAME", "HOST", "CREATED", "EXPIRES")
+				g := newGrid("TOKEN", "ROLE", "NAME", "CREATED", "EXPIRES")
 				for _, x := range items {
-					g.add(x.TokenID, x.Role, x.Name, x.HostID, stamp(&x.CreatedAt), stamp(x.ExpiresAt))
+					g.add(x.TokenID, x.Role, x.Name, stamp(&x.CreatedAt), stamp(x.ExpiresAt))
 				}
 				return g.draw(w)
 			})

@@ -121,8 +121,14 @@ func (s *system) stop(p program, running identity, ended <-chan error) error {
 
 // command runs a helper program to its end and returns an error with what it said.
 func (s *system) command(ctx context.Context, argv ...string) error {
+	return s.commandWith(ctx, "", argv...)
+}
+
+// commandWith is command for a program that reads something from its standard input.
+func (s *system) commandWith(ctx context.Context, input string, argv ...string) error {
 	var said strings.Builder
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
+	cmd.Stdin = strings.NewReader(input)
 	cmd.Env, cmd.Dir = s.environ, s.home.dir
 	cmd.Stdout, cmd.Stderr = &said, &said
 	cmd.WaitDelay = time.Second

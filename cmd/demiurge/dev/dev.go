@@ -47,7 +47,7 @@ func (o Options) Check() error {
 		return fmt.Errorf("cannot use %q as --address: want host:port such as 127.0.0.1:7400", o.Address)
 	}
 	if ip := net.ParseIP(host); ip == nil || !ip.IsLoopback() {
-		return fmt.Errorf("cannot use %q as --address: a dev system has no TLS and serves loopback only, such as 127.0.0.1:7400", o.Address)
+		return fmt.Errorf("cannot use %q as --address: a dev system takes callers without TLS and serves loopback only, such as 127.0.0.1:7400", o.Address)
 	}
 	if n, err := strconv.Atoi(port); err != nil || n < 0 || n > 65535 {
 		return fmt.Errorf("cannot use %q as --address: want a port from 0 to 65535", o.Address)
@@ -134,6 +134,7 @@ func (s *system) start(ctx context.Context, stack *lifecycle.Stack) error {
 	}{
 		{"coordinator", func(ctx context.Context) error { s.keep(stack, s.coordinator()); return s.waitReady(ctx) }},
 		{"tokens", s.tokens},
+		{"agent's certificate", s.certificate},
 		{"nginx", func(context.Context) error { s.keep(stack, s.nginx()); return nil }},
 		{"agent", func(context.Context) error { s.keep(stack, s.agent()); return nil }},
 		{"pool", s.pool},

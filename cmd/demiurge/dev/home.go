@@ -46,7 +46,6 @@ func (h *home) runDir() string            { return h.path("run") }
 func (h *home) logs() string              { return h.path("log") }
 func (h *home) log(name string) string    { return h.path("log", name+".log") }
 func (h *home) adminToken() string        { return h.path("coordinator", "admin.token") }
-func (h *home) agentToken() string        { return h.path("agent.token") }
 func (h *home) devFile() string           { return h.path("dev.json") }
 func (h *home) recordFile() string        { return h.path("processes.json") }
 func (h *home) portsFile() string         { return h.path("ports.json") }

@@ -14,10 +14,8 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
-
-// tokenName marks the agent's token, so that a later run on the same directory can revoke it.
-const tokenName = "demiurge dev"
 
 // poll asks until it is done or ctx ends. What is still missing goes into the error of the start.
 func (s *system) poll(ctx context.Context, missing func(context.Context) string) error {
@@ -60,13 +58,11 @@ func (s *system) waitReady(ctx context.Context) error {
 	})
 }
 
-// tokens takes the first admin token, which the coordinator left in a file, and makes the agent's. One of
-// an earlier run is revoked: its secret is lost with that run.
+// tokens takes the first admin token, which the coordinator left in a file.
 func (s *system) tokens(ctx context.Context) error {
-	var earlier []api.Token
-	err := s.poll(ctx, func(ctx context.Context) string {
-		var err error
-		if earlier, err = s.firstToken(ctx); err == nil {
+	return s.poll(ctx, func(ctx context.Context) string {
+		err := s.firstToken(ctx)
+		if err == nil {
 			return ""
 		}
 		select { // wrong tokens are counted
@@ -75,35 +71,31 @@ func (s *system) tokens(ctx context.Context) error {
 		}
 		return err.Error()
 	})
+}
+
+// certificate lets the agent's program join. It does so at every start: the certificate of an earlier run may
+// have expired since.
+func (s *system) certificate(ctx context.Context) error {
+	made, err := s.admin.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: hostID})
 	if err != nil {
 		return err
 	}
-	for _, t := range earlier {
-		if t.Name == tokenName && t.Role == api.RoleAgent {
-			if err := s.admin.DeleteToken(ctx, t.TokenID); err != nil {
-				return err
-			}
-		}
-	}
-	created, err := s.admin.CreateToken(ctx, api.CreateToken{Role: api.RoleAgent, HostID: hostID, Name: tokenName})
-	if err != nil {
-		return err
-	}
-	return writeFile(s.home.agentToken(), []byte(created.Secret+"\n"))
+	return s.commandWith(ctx, made.Secret, s.tools.agent, "join", "--config", s.home.agentConfig(), "--token", "-", "--again")
 }
 
 // firstToken reads the admin token and tries it. The coordinator writes the file before the token counts.
-func (s *system) firstToken(ctx context.Context) ([]api.Token, error) {
+func (s *system) firstToken(ctx context.Context) error {
 	b, err := os.ReadFile(s.home.adminToken())
 	if err != nil {
-		return nil, err
+		return err
 	}
 	s.token = strings.TrimSpace(string(b))
 	s.admin, err = client.New(client.Options{Addresses: []string{"http://" + s.ports.API}, Token: s.token})
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return s.admin.ListTokens(ctx)
+	_, err = s.admin.ListTokens(ctx)
+	return err
 }
 
 // pool makes the default pool, or gives an earlier one the wanted number of ready gateways.

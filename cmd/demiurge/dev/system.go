@@ -78,6 +78,7 @@ domain: %q
 public_url: "http://{hostname}:%s"
 api:
   listen: %q
+  plain: true
 raft:
   listen: %q
   profile: default
@@ -89,8 +90,7 @@ log:
 `, nodeID, s.home.coordinatorData(), s.opts.Domain, webPort, s.ports.API, s.ports.Raft, s.ports.Gossip)
 	agent := fmt.Sprintf(`# Written by demiurge dev at every start.
 host_id: %s
-coordinators: ["http://%s"]
-token_file: %q
+coordinators: [%q]
 data_dir: %q
 run_dir: %q
 domain: %q
@@ -106,7 +106,7 @@ gateway:
 log:
   level: info
   format: text
-`, hostID, s.ports.API, s.home.agentToken(), s.home.agentData(), s.home.runDir(), s.opts.Domain, s.capacity(),
+`, hostID, s.ports.API, s.home.agentData(), s.home.runDir(), s.opts.Domain, s.capacity(),
 		s.tools.nginx, s.ports.Nginx, s.tools.gateway)
 	chosen, err := json.Marshal(s.ports)
 	if err != nil {
