@@ -134,8 +134,8 @@ func pause(err error, try int) (time.Duration, bool) {
 		return 0, false
 	}
 	wait := max(f.RetryAfter, 100*time.Millisecond)
-	if f.Code == fault.NoLeader { // the header counts in seconds, an election often takes less
-		wait = min(wait, 100*time.Millisecond<<min(try, 4))
+	if f.Code == fault.NoLeader { // the header counts in seconds, an election often takes less, a transfer far less
+		wait = 10 * time.Millisecond << min(try, 7)
 	}
 	return wait, true
 }
