@@ -72,6 +72,7 @@ deps-e2e: ## Install what `make e2e` needs and this machine lacks (ip, nft)
 	.ci/packages ip nft
 
 e2e: deps-e2e ## Break a cluster of three coordinators in every way once, under load, and check what it promised (root; SEED=n)
+	$(GO) test -tags e2e -count=1 ./cmd/e2e/lab
 	$(GO) test -tags e2e -count=1 -v -timeout 8m ./cmd/e2e -seed $(SEED)
 
 soak: deps-e2e ## The same again and again for DURATION (20m)

@@ -75,7 +75,13 @@ func (c *cluster) round(r *check.Run) {
 	rng := rand.New(rand.NewPCG(r.Seed, 3))
 	l := newLoad(c, r.Seed, *rate, r.Begun, r.Before)
 	loading, stop := context.WithCancel(ctx)
-	defer stop()
+	defer func() {
+		stop()
+		if c.t.Failed() {
+			r.Operations = l.recorded()
+			c.keep(r)
+		}
+	}()
 	var work sync.WaitGroup
 	work.Go(func() { l.run(loading) })
 	work.Go(func() { r.Samples = l.sample(loading) })
@@ -89,7 +95,7 @@ func (c *cluster) round(r *check.Run) {
 		return
 	}
 	r.After, r.States, r.UsedAfter = c.quiet(r.Begun)
-	r.Operations = l.operations
+	r.Operations = l.recorded()
 	for _, a := range c.agents {
 		c.reports = append(c.reports, a.run.Violations()...)
 	}
@@ -111,15 +117,21 @@ func (c *cluster) verdict(r *check.Run, l *load) {
 	if len(found) == 0 {
 		return
 	}
-	file := filepath.Join(c.dir, "history.json")
-	text, err := json.Marshal(r)
-	c.must(err)
-	c.must(os.WriteFile(file, text, 0o600))
 	for _, v := range found[:min(len(found), 10)] {
 		c.t.Error(v)
 	}
 	if found[0].Invariant == check.Valid {
 		c.t.Errorf("the run is INVALID: it proves nothing")
 	}
-	c.t.Errorf("seed %d, history %s, first broken: %s", r.Seed, file, found[0].Invariant)
+	c.t.Errorf("first broken: %s", found[0].Invariant)
+}
+
+// keep writes the history of a round that failed.
+func (c *cluster) keep(r *check.Run) {
+	file := filepath.Join(c.dir, "history.json")
+	text, err := json.Marshal(r)
+	if err == nil {
+		err = os.WriteFile(file, text, 0o600)
+	}
+	c.t.Errorf("seed %d, history %s (%v): replay with -seed %d", r.Seed, file, err, r.Seed)
 }

@@ -124,6 +124,9 @@ func (l *load) operation() {
 	for end := time.Now().Add(giveUp); ; at++ {
 		n := l.c.nodes[at%len(l.c.nodes)]
 		op.Nodes = append(op.Nodes, n.name)
+		if op.Kind == check.Get || op.Kind == check.GetStep { // a read that is tried again is another read
+			op.Call = time.Since(l.begun)
+		}
 		ctx, cancel := within(tryFor)
 		err = do(ctx, n, &op)
 		cancel()
@@ -173,6 +176,13 @@ func refusal(err error) (string, bool) {
 		return "", false
 	}
 	return string(f.Code), true
+}
+
+// recorded is what was recorded up to now.
+func (l *load) recorded() []check.Operation {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return slices.Clone(l.operations)
 }
 
 func (l *load) record(op check.Operation) {

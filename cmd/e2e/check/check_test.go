@@ -155,7 +155,7 @@ func (s *sound) operation() {
 		}
 		op.Items = []check.Item{it}
 	case 5:
-		s.step = 1 + s.rng.IntN(9)
+		s.step = 1 + s.rng.IntN(1000)
 		op.Kind, op.Step = check.SetStep, s.step
 	case 6:
 		op.Kind, op.Step = check.GetStep, s.step
@@ -324,7 +324,7 @@ var planted = []struct {
 	}},
 	{"a stale read of a pool", check.Linearizable, func(t *testing.T, r *check.Run) {
 		r.Operations = append(r.Operations, check.Operation{
-			ID: -1, Kind: check.GetStep, Call: time.Hour, Return: 2 * time.Hour, Outcome: check.OK, Step: 77,
+			ID: -1, Kind: check.GetStep, Call: time.Hour, Return: 2 * time.Hour, Outcome: check.OK, Step: 7777,
 		})
 	}},
 	{"a gateway given before it was free", check.Linearizable, func(t *testing.T, r *check.Run) {

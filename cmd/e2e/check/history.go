@@ -23,15 +23,13 @@ func history(r Run) []Operation {
 		starts := op.Kind == Start || op.Kind == Batch
 		switch {
 		case op.Again || op.Outcome != OK && (op.Kind == Get || op.Kind == GetStep):
-		case op.Kind == SetStep:
-			if op.Outcome == Unknown {
-				op.Return = forever
-			}
-			if op.Outcome != Refused {
+		case op.Kind == SetStep && op.Outcome == Unknown:
+			if seen := w.steps[op.Step]; seen > op.Call { // one that nobody ever read may as well not have happened
+				op.Return = seen
 				out = append(out, op)
 			}
+		case op.Kind == SetStep && op.Outcome == Refused:
 		case starts && (op.Outcome == Unknown || op.Outcome == Refused && undone(op.Code)):
-			out = append(out, w.begun(op)...)
 		case op.Kind == Start && op.Outcome == Refused:
 			op.Items = []Item{{Organization: op.Items[0].Organization, Code: op.Code}}
 			out = append(out, op)
@@ -42,19 +40,10 @@ func history(r Run) []Operation {
 				out = append(out, op)
 			}
 		default:
-			out = append(out, op)
-			if starts { // items of a batch may have been undone
-				for _, it := range op.Items {
-					if it.Code != "" && undone(it.Code) {
-						one := op
-						one.Items = []Item{it}
-						out = append(out, w.begun(one)...)
-					}
-				}
-			}
+			out = append(out, w.narrowed(op))
 		}
 	}
-	return append(out, w.endings()...)
+	return append(append(out, w.begun()...), w.endings()...)
 }
 
 // undone reports whether a refusal with this code may come after something had begun, which is then undone.
@@ -71,8 +60,9 @@ func undone(code string) bool {
 type witness struct {
 	run     Run
 	records map[string]api.Allocation
-	of      map[string][]api.Allocation // by organization
+	claims  map[string][]Operation // by organization: what may have begun an allocation
 	highest []epochSeen
+	steps   map[int]time.Duration // when a step of the pool was last read
 }
 
 // epochSeen is that an answer had this epoch: whatever has a lower one had happened by then.
@@ -82,45 +72,79 @@ type epochSeen struct {
 }
 
 func newWitness(r Run) *witness {
-	w := &witness{run: r, records: map[string]api.Allocation{}, of: map[string][]api.Allocation{}}
+	w := &witness{run: r, records: map[string]api.Allocation{}, claims: map[string][]Operation{}, steps: map[int]time.Duration{}}
 	for _, a := range r.After.Allocations {
 		w.records[a.AllocationID] = a
-		w.of[a.OrganizationID] = append(w.of[a.OrganizationID], a)
 	}
 	for _, op := range r.Operations {
-		if op.Outcome != OK || op.Kind == Release {
-			continue
+		if op.Kind == GetStep && op.Outcome == OK {
+			w.steps[op.Step] = max(w.steps[op.Step], op.Return)
 		}
 		for _, it := range op.Items {
-			w.highest = append(w.highest, epochSeen{it.Epoch, op.Return})
+			if op.Kind == Start || op.Kind == Batch {
+				one := op
+				one.Items = []Item{it}
+				w.claims[it.Organization] = append(w.claims[it.Organization], one)
+			}
+			if op.Outcome == OK && op.Kind != Release {
+				w.highest = append(w.highest, epochSeen{it.Epoch, op.Return})
+			}
 		}
 	}
 	return w
 }
 
-// begun is what an operation whose answer is not known can have begun: all allocations of its organizations
-// that were made while it was on its way. Saying so of one that somebody else made claims no more than that
-// it was there.
-func (w *witness) begun(op Operation) []Operation {
+// begun are the allocations that began and that nobody was answered with who can have begun them. Each is of an
+// operation whose answer is not known, or says that it was undone.
+func (w *witness) begun() []Operation {
 	var out []Operation
-	for _, it := range op.Items {
-		for _, a := range w.of[it.Organization] {
-			at := a.CreatedAt.Sub(w.run.Begun)
-			if a.Epoch == 0 || at < op.Call || at > op.Return+late {
-				continue
+	for _, a := range w.run.After.Allocations {
+		if at := a.CreatedAt.Sub(w.run.Begun); at >= 0 && a.Epoch != 0 {
+			if origin := w.origin(a, at); origin != nil {
+				out = append(out, w.started(*origin, a, at))
 			}
-			one := op
-			one.Kind, one.Outcome, one.Code, one.Return = Start, OK, "", w.ends(a)
-			one.Items = []Item{{Organization: a.OrganizationID, Allocation: a.AllocationID, Gateway: a.GatewayID, Epoch: a.Epoch, State: a.State}}
-			for _, seen := range w.highest {
-				if seen.epoch > a.Epoch {
-					one.Return = min(one.Return, max(seen.by, one.Call))
-				}
-			}
-			out = append(out, one)
 		}
 	}
 	return out
+}
+
+// origin is the operation that must have begun an allocation, or nil when one can have that was answered.
+func (w *witness) origin(a api.Allocation, at time.Duration) *Operation {
+	var origin *Operation
+	for i, op := range w.claims[a.OrganizationID] {
+		code := op.Code + op.Items[0].Code
+		switch {
+		case op.Again || op.Call > at:
+		case op.Outcome == OK && op.Items[0].Allocation == a.AllocationID && at <= op.Return:
+			return nil
+		case op.Outcome == Unknown && at <= op.Return+late, code != "" && undone(code) && at <= op.Return:
+			origin = &w.claims[a.OrganizationID][i]
+		}
+	}
+	return origin
+}
+
+// started is an operation as if it had been answered with the allocation that it began.
+func (w *witness) started(op Operation, a api.Allocation, at time.Duration) Operation {
+	op.Kind, op.Outcome, op.Code, op.Call, op.Return = Start, OK, "", at, w.ends(a)
+	op.Items = []Item{{Organization: a.OrganizationID, Allocation: a.AllocationID, Gateway: a.GatewayID, Epoch: a.Epoch, State: a.State}}
+	for _, seen := range w.highest {
+		if seen.epoch > a.Epoch {
+			op.Return = min(op.Return, max(seen.by, at))
+		}
+	}
+	return op
+}
+
+// narrowed is an operation that cannot have happened before the allocation that it speaks of was made.
+func (w *witness) narrowed(op Operation) Operation {
+	if op.Kind == Batch || len(op.Items) == 0 {
+		return op
+	}
+	if a, ok := w.records[op.Items[0].Allocation]; ok {
+		op.Call = max(op.Call, min(a.CreatedAt.Sub(w.run.Begun), op.Return))
+	}
+	return op
 }
 
 // ends is when an allocation had ended at the latest.

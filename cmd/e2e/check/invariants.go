@@ -1,9 +1,9 @@
 package check
 
 import (
+	"cmp"
 	"fmt"
 	"slices"
-	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
@@ -86,35 +86,32 @@ func epochsRise(r Run) []Violation {
 	return append(out, inOrder(r)...)
 }
 
-// inOrder: what a client asked for after the answer about another allocation has a higher epoch, unless it
-// was there already.
+// inOrder: what was made after an answer about an allocation has a higher epoch than that, in the whole pool.
 func inOrder(r Run) []Violation {
-	first := map[string]time.Duration{} // when an allocation was first spoken of
+	var answers []Operation
 	for _, op := range r.Operations {
-		for _, it := range op.Items {
-			if at, ok := first[it.Allocation]; it.Allocation != "" && op.Kind != Release && (!ok || op.Call < at) {
-				first[it.Allocation] = op.Call
-			}
+		if op.Outcome == OK && op.Kind != Release && len(op.Items) > 0 {
+			answers = append(answers, op)
 		}
 	}
+	slices.SortFunc(answers, func(a, b Operation) int { return cmp.Compare(a.Return, b.Return) })
+	made := slices.Clone(r.After.Allocations)
+	slices.SortFunc(made, func(a, b api.Allocation) int { return a.CreatedAt.Compare(b.CreatedAt) })
 	var out []Violation
-	last := map[string]granted{} // by organization; gateway holds the allocation's name
-	ordered := slices.Clone(r.Operations)
-	slices.SortFunc(ordered, func(a, b Operation) int { return int(a.Return - b.Return) })
-	returned := map[string]time.Duration{}
-	for _, op := range ordered {
-		for _, it := range op.Items {
-			if it.Allocation == "" || it.Epoch == 0 || op.Kind == Release {
-				continue
+	var highest Item
+	for _, a := range made {
+		at := a.CreatedAt.Sub(r.Begun)
+		for len(answers) > 0 && answers[0].Return < at {
+			for _, it := range answers[0].Items {
+				if it.Epoch > highest.Epoch {
+					highest = it
+				}
 			}
-			was := last[it.Organization]
-			if was.gateway != it.Allocation && first[it.Allocation] > returned[it.Organization] && it.Epoch < was.epoch {
-				out = append(out, Violation{EpochsRise, fmt.Sprintf("organization %s: %s was answered with epoch %d, and later %s",
-					it.Organization, was.gateway, was.epoch, describe(op))})
-			}
-			if it.Epoch > was.epoch {
-				last[it.Organization], returned[it.Organization] = granted{gateway: it.Allocation, epoch: it.Epoch}, op.Return
-			}
+			answers = answers[1:]
+		}
+		if a.Epoch != 0 && at > 0 && a.Epoch <= highest.Epoch {
+			out = append(out, Violation{EpochsRise, fmt.Sprintf("allocation %s was made %s after the beginning with epoch %d, when %s was known to have epoch %d",
+				a.AllocationID, at, a.Epoch, highest.Allocation, highest.Epoch)})
 		}
 	}
 	return out

@@ -3,6 +3,7 @@ package check
 import (
 	"fmt"
 	"hash/fnv"
+	"maps"
 	"slices"
 	"time"
 
@@ -181,23 +182,32 @@ func initial(r Run) (model, pool) {
 	return m, p
 }
 
+// parts splits a history into those of its objects: each organization, each gateway, the pool's step. What is
+// linearizable in each of them is so as a whole, as far as one operation touches one object; that a start gets
+// an organization and a gateway at one moment is held together by its epoch (inOrder).
+func parts(whole []Operation) map[string][]Operation {
+	out := map[string][]Operation{}
+	for _, op := range whole {
+		if op.Kind == SetStep || op.Kind == GetStep {
+			out["step"] = append(out["step"], op)
+		}
+		for _, it := range op.Items {
+			one := op
+			one.Items = []Item{it}
+			out["organization "+it.Organization] = append(out["organization "+it.Organization], one)
+			if it.Gateway != "" && op.Kind != Get {
+				out["gateway "+it.Gateway] = append(out["gateway "+it.Gateway], one)
+			}
+		}
+	}
+	return out
+}
+
 // linearizable reports what keeps the history from being one of a machine that does one thing after the
 // other, each between its call and its return. It gives up after limit.
 func linearizable(r Run, limit time.Duration) []Violation {
 	m, first := initial(r)
 	described := porcupine.Model{
-		// The step of the pool and the gateways of the pool have nothing to do with each other.
-		Partition: func(all []porcupine.Operation) [][]porcupine.Operation {
-			parts := make([][]porcupine.Operation, 2)
-			for _, o := range all {
-				part := 0
-				if kind := o.Input.(Operation).Kind; kind == SetStep || kind == GetStep {
-					part = 1
-				}
-				parts[part] = append(parts[part], o)
-			}
-			return parts
-		},
 		Init: func() any { return first },
 		Step: func(state, input, _ any) (bool, any) {
 			next, legal := m.step(state.(pool), input.(Operation))
@@ -206,19 +216,26 @@ func linearizable(r Run, limit time.Duration) []Violation {
 		Equal: func(a, b any) bool { return a.(pool).equal(b.(pool)) },
 		Hash:  func(state any) uint64 { return state.(pool).hash() },
 	}
-	whole := history(r)
-	operations := make([]porcupine.Operation, len(whole))
-	for i, op := range whole {
-		operations[i] = porcupine.Operation{ClientId: i, Input: op, Call: int64(op.Call), Return: int64(op.Return)}
+	var out []Violation
+	end := time.Now().Add(limit)
+	split := parts(history(r))
+	for _, object := range slices.Sorted(maps.Keys(split)) {
+		whole := split[object]
+		operations := make([]porcupine.Operation, len(whole))
+		for i, op := range whole {
+			operations[i] = porcupine.Operation{ClientId: i, Input: op, Call: int64(op.Call), Return: int64(op.Return)}
+		}
+		left := max(time.Until(end), time.Millisecond)
+		switch porcupine.CheckOperationsTimeout(described, operations, left) {
+		case porcupine.Ok:
+		case porcupine.Unknown:
+			out = append(out, Violation{Linearizable, fmt.Sprintf("%s: undecided after %s: %d operations", object, limit, len(operations))})
+		default:
+			_, info := porcupine.CheckOperationsVerbose(described, operations, limit)
+			out = append(out, Violation{Linearizable, object + ": " + stuck(whole, info)})
+		}
 	}
-	switch porcupine.CheckOperationsTimeout(described, operations, limit) {
-	case porcupine.Ok:
-		return nil
-	case porcupine.Unknown:
-		return []Violation{{Linearizable, fmt.Sprintf("undecided after %s: %d operations", limit, len(operations))}}
-	}
-	_, info := porcupine.CheckOperationsVerbose(described, operations, limit)
-	return []Violation{{Linearizable, stuck(whole, info)}}
+	return out
 }
 
 // stuck names the first operation that no order has a place for.

@@ -49,8 +49,11 @@ func Open() (*Network, error) {
 		return nil, err
 	}
 	n := &Network{id: prefix + strconv.Itoa(os.Getpid())}
+	if err := run("ip", "netns", "add", n.id+"sw"); err != nil {
+		return nil, err
+	}
+	n.names = append(n.names, n.id+"sw")
 	for _, step := range [][]string{
-		{"netns", "add", n.id + "sw"},
 		{"-n", n.id + "sw", "link", "add", "br0", "type", "bridge"},
 		{"-n", n.id + "sw", "link", "set", "br0", "up"},
 	} {
@@ -58,7 +61,6 @@ func Open() (*Network, error) {
 			return nil, errors.Join(err, n.Close())
 		}
 	}
-	n.names = append(n.names, n.id+"sw")
 	return n, nil
 }
 

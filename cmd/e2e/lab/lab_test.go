@@ -1,0 +1,141 @@
+//go:build e2e
+
+package lab_test
+
+import (
+	"context"
+	"errors"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/cmd/e2e/lab"
+)
+
+// reach reports how a host meets the port of another, where nobody listens: it is told so, or hears nothing.
+func reach(t *testing.T, from, to *lab.Host) string {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+	defer cancel()
+	_, err := from.Dial(ctx, "tcp", to.Address+":9")
+	switch {
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "told"
+	case errors.Is(err, context.DeadlineExceeded) || os.IsTimeout(err):
+		return "nothing"
+	}
+	t.Fatalf("%s to %s: %v", from.Name, to.Name, err)
+	return ""
+}
+
+func TestHostsAreCutOffAndHealed(t *testing.T) {
+	n, err := lab.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		if left, _ := filepath.Glob("/run/netns/dme" + strconv.Itoa(os.Getpid()) + "*"); len(left) > 0 {
+			t.Errorf("left behind: %v", left)
+		}
+	})
+	var hosts []*lab.Host
+	for _, name := range []string{"a", "b", "c"} {
+		h, err := n.Add(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		hosts = append(hosts, h)
+	}
+	a, b, c := hosts[0], hosts[1], hosts[2]
+	for _, cut := range []func() error{func() error { return a.Refuse(b) }, func() error { return a.Withhold(b) }} {
+		if got := reach(t, a, b) + reach(t, b, a); got != "toldtold" {
+			t.Fatalf("before the cut: %s", got)
+		}
+		if err := cut(); err != nil {
+			t.Fatal(err)
+		}
+		if got := reach(t, a, b) + reach(t, b, a); got != "nothingnothing" {
+			t.Errorf("after the cut: %s", got)
+		}
+		if got := reach(t, a, c) + reach(t, c, a) + reach(t, b, c); got != "toldtoldtold" {
+			t.Errorf("the others after the cut: %s", got)
+		}
+		if err := a.Heal(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if got := reach(t, a, b) + reach(t, b, a); got != "toldtold" {
+		t.Errorf("after the healing: %s", got)
+	}
+	programEnds(t, a)
+}
+
+// programEnds: a program runs once, says so, and is gone when it was killed, paused or not.
+func programEnds(t *testing.T, on *lab.Host) {
+	t.Helper()
+	log := filepath.Join(t.TempDir(), "log")
+	p := on.Program("sleeper", log, []string{"MARK=here"}, "/bin/sh", "-c", "echo $MARK; exec sleep 1000")
+	if p.Running() {
+		t.Error("it runs before it was started")
+	}
+	for range 2 { // the second time it is killed while it is paused
+		if err := errors.Join(p.Start(), p.Start()); err != nil {
+			t.Fatal(err)
+		}
+		if files, err := p.Files(); err != nil || files == 0 {
+			t.Errorf("%d files, %v", files, err)
+		}
+		for end := time.Now().Add(30 * time.Second); ; {
+			text, err := os.ReadFile(log)
+			if err == nil && strings.HasPrefix(string(text), "here\n") {
+				break
+			}
+			if time.Now().After(end) {
+				t.Fatalf("its output is %q, %v", text, err)
+			}
+		}
+		if err := p.Signal(syscall.SIGSTOP); err != nil || !p.Running() {
+			t.Errorf("paused: %v, running %t", err, p.Running())
+		}
+		if err := p.Kill(); err != nil || p.Running() {
+			t.Errorf("killed: %v, running %t", err, p.Running())
+		}
+	}
+}
+
+// What a run left that was itself killed is removed by the next one, and nothing else is.
+func TestLeftoversAreSwept(t *testing.T) {
+	dead := exec.Command("true")
+	if err := dead.Run(); err != nil {
+		t.Fatal(err)
+	}
+	left, alive := "dme"+strconv.Itoa(dead.Process.Pid)+"x", "dme"+strconv.Itoa(os.Getppid())+"x"
+	for _, name := range []string{left, alive} {
+		if out, err := exec.Command("ip", "netns", "add", name).CombinedOutput(); err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+	}
+	defer func() {
+		if out, err := exec.Command("ip", "netns", "delete", alive).CombinedOutput(); err != nil {
+			t.Errorf("what belongs to a living process is gone: %v\n%s", err, out)
+		}
+	}()
+	n, err := lab.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+	if _, err := os.Stat("/run/netns/" + left); err == nil {
+		t.Errorf("%s is still there", left)
+	}
+}
