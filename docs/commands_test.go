@@ -12,7 +12,7 @@ import (
 var (
 	shellBlock  = regexp.MustCompile("(?s)\n```(?:sh|console)\n(.*?)\n```")
 	inlineCode  = regexp.MustCompile("`((?:demiurge|make)(?:-[a-z]+)? [^`]+)`")
-	makeTarget  = regexp.MustCompile(`(?m)^([a-z-]+):`)
+	makeTarget  = regexp.MustCompile(`(?m)^([a-z0-9-]+):`)
 	subcommands = regexp.MustCompile(`(?s)Available Commands:\n(.*?)\n\n`)
 )
 

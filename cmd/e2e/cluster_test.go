@@ -159,7 +159,7 @@ func (c *cluster) configure(n *node, bin string, key pki.Key) {
 // await polls until a condition holds.
 func (c *cluster) await(what string, holds func() error) {
 	c.t.Helper()
-	for end := time.Now().Add(patience); ; time.Sleep(20 * time.Millisecond) {
+	for end := time.Now().Add(patience); ; waitFor(c.ctx, 20*time.Millisecond) {
 		err := holds()
 		if err == nil {
 			return

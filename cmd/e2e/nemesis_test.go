@@ -13,19 +13,18 @@ import (
 	"github.com/demiurge-platform/demiurge/cmd/e2e/lab"
 )
 
-// breakage is one way to break the cluster, and to take that back. Leader is who leads when it begins.
+// breakage is one way to break the cluster. heal takes every one back.
 type breakage struct {
 	name  string
 	begin func(*nemesis) error
-	end   func(*nemesis) error
 }
 
 // nemesis breaks the cluster, one thing after the other.
 type nemesis struct {
 	c        *cluster
 	rng      *rand.Rand
-	leader   *node
-	follower *node
+	leader   *node // when the breakage begins
+	follower *node // any other
 }
 
 func (n *nemesis) peers(of *node) []*lab.Host {
