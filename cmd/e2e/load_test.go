@@ -161,9 +161,9 @@ func (l *load) again(op check.Operation, n *node) {
 	l.mu.Unlock()
 	ctx, cancel := within(tryFor)
 	defer cancel()
-	op.Outcome = check.Unknown
-	if err := do(ctx, n, &op); err == nil {
-		op.Outcome = check.OK
+	op.Outcome = check.OK
+	if err := do(ctx, n, &op); err != nil {
+		op.Outcome, op.Code = check.Unknown, err.Error()
 	}
 	op.Return = time.Since(l.begun)
 	l.record(op)
