@@ -286,17 +286,17 @@ func (o operator) RotateGossip(ctx context.Context, meta command.Meta) (api.Goss
 	if err := keep(old, next); err != nil {
 		return api.GossipRotated{}, err
 	}
-	report, err := o.gossip.InstallKey(ctx, next)
-	if err == nil {
-		report, err = o.gossip.UseKey(ctx, next.Fingerprint(), true)
+	if _, err := o.gossip.InstallKey(ctx, next); err != nil {
+		return api.GossipRotated{}, stuck(err)
 	}
-	if err != nil {
+	if _, err := o.gossip.UseKey(ctx, next.Fingerprint(), true); err != nil {
 		return api.GossipRotated{}, stuck(err)
 	}
 	if err := keep(next, old); err != nil {
 		return api.GossipRotated{}, err
 	}
-	if report, err = o.gossip.RemoveKey(ctx, old.Fingerprint(), true); err != nil {
+	report, err := o.gossip.RemoveKey(ctx, old.Fingerprint(), true)
+	if err != nil {
 		return api.GossipRotated{}, stuck(err)
 	}
 	if err := keep(next); err != nil {
