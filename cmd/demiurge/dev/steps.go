@@ -130,13 +130,16 @@ func (s *system) organization(ctx context.Context) error {
 }
 
 // waitGateways waits until the host serves on the wanted port, which an earlier run may not have had, as
-// many gateways as wanted are ready, and those of an earlier run are known again.
+// many gateways as wanted are ready, and those of an earlier run are known and serve again.
 func (s *system) waitGateways(ctx context.Context) error {
 	var dialer net.Dialer
 	return s.poll(ctx, func(ctx context.Context) string {
 		host, err := s.admin.Host(ctx, hostID)
 		if err != nil {
 			return err.Error()
+		}
+		if host.LastSeen == nil { // what the log says of it is from an earlier run
+			return fmt.Sprintf("host %s has not reported yet; see %s", hostID, s.home.log(agentName))
 		}
 		if host.State != api.HostAlive || host.Nginx.State != api.NginxServing {
 			return fmt.Sprintf("host %s is %s, its nginx %q %s", hostID, host.State, host.Nginx.State, host.Nginx.LastError)
@@ -155,8 +158,23 @@ func (s *system) waitGateways(ctx context.Context) error {
 			return fmt.Sprintf("%d of %d gateways are ready, %d starting, %d failed, %d not heard of yet; see %s",
 				c.Ready, s.opts.Gateways, c.Pending+c.Starting, c.Failed+c.Unhealthy, c.Lost+c.Reconciling, s.home.log(agentName))
 		}
-		return ""
+		return s.serving(ctx)
 	})
+}
+
+// serving looks whether the allocations of an earlier run serve: starting what is there already answers
+// when it was verified.
+func (s *system) serving(ctx context.Context) (problem string) {
+	active, err := s.admin.ListAllocations(ctx, client.AllocationFilter{State: "active"})
+	if err != nil {
+		return err.Error()
+	}
+	for _, a := range active {
+		if _, _, err := s.admin.Start(ctx, api.StartAllocation{OrganizationID: a.OrganizationID}); err != nil {
+			return fmt.Sprintf("organization %s is not served yet: %v", a.OrganizationID, err)
+		}
+	}
+	return ""
 }
 
 // watchProcesses keeps dev.json and the record true until ctx ends.
