@@ -284,7 +284,8 @@ func TestWrongPinSendsNotOneByteOfTheSecret(t *testing.T) {
 	}
 }
 
-// closesAfterWriting gives up after the third record of a client: hello, finished, request.
+// closesAfterWriting gives up after the third record of a client: hello, finished, request. It closes the
+// connection too: one that was given up may be kept for the next call, and the other side would wait.
 type closesAfterWriting struct {
 	net.Conn
 	cancel func()
@@ -295,6 +296,7 @@ func (c *closesAfterWriting) Write(b []byte) (int, error) {
 	n, err := c.Conn.Write(b)
 	if c.writes++; c.writes == 3 {
 		c.cancel()
+		_ = c.Close()
 	}
 	return n, err
 }
