@@ -3,8 +3,6 @@
 package main
 
 import (
-	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -61,12 +59,9 @@ func joinCommand() *cobra.Command {
 			"token names. Where the host has joined already, nothing is done. The agent must not run meanwhile.",
 		Example: "  demiurge-agent join --token dmj1.jt-abcdefghij.… --address coordinator-1:7400",
 	}, func(c *cobra.Command, path string) error {
-		if token == "-" {
-			text, err := io.ReadAll(io.LimitReader(c.InOrStdin(), 4096))
-			if err != nil {
-				return fmt.Errorf("cannot read the token from standard input: %w", err)
-			}
-			token = string(text)
+		token, err := program.JoinToken(c, token)
+		if err != nil {
+			return err
 		}
 		cfg, err := load(path, os.Environ())
 		if err != nil {

@@ -4,7 +4,6 @@ package main
 
 import (
 	"fmt"
-	"io"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -59,12 +58,9 @@ func joinCommand() *cobra.Command {
 			"one that the token names. Writes cluster.key and trust.json into the data directory; where there is a key, nothing is done.",
 		Example: "  demiurge-coordinator join --token dmj1.jt-abcdefghij.… --address coordinator-1:7400",
 	}, func(c *cobra.Command, path string) error {
-		if token == "-" {
-			text, err := io.ReadAll(io.LimitReader(c.InOrStdin(), 4096))
-			if err != nil {
-				return fmt.Errorf("cannot read the token from standard input: %w", err)
-			}
-			token = string(text)
+		token, err := program.JoinToken(c, token)
+		if err != nil {
+			return err
 		}
 		cfg, err := load(path, os.Environ())
 		if err != nil {

@@ -4,6 +4,7 @@ package program
 import (
 	"context"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"syscall"
@@ -62,6 +63,19 @@ func Command(o Options) *cobra.Command {
 		return err
 	}))
 	return root
+}
+
+// JoinToken is the value of a flag --token; for - it is read from standard input, where no list of processes
+// shows it.
+func JoinToken(c *cobra.Command, flag string) (string, error) {
+	if flag != "-" {
+		return flag, nil
+	}
+	text, err := io.ReadAll(io.LimitReader(c.InOrStdin(), 4096))
+	if err != nil {
+		return "", fmt.Errorf("cannot read the token from standard input: %w", err)
+	}
+	return string(text), nil
 }
 
 // WithConfig gives a command the flag --config and nothing else.
