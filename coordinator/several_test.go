@@ -2,9 +2,11 @@ package coordinator_test
 
 import (
 	"context"
+	"fmt"
 	"net/http"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/coordtest"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -168,5 +170,35 @@ func TestCoordinatorIsReplaced(t *testing.T) {
 	s.Nodes[0].Stop()
 	if o, err := s.Leader().Admin.Organization(ctx, org); err != nil || o.Name != "early" {
 		t.Errorf("after the first coordinator is gone: %+v, %v", o, err)
+	}
+}
+
+// TestFollowersBelieveNoCallersIdentity: a caller without a certificate is not a host's agent because it
+// says so in the header by which coordinators tell each other, whomever it asks.
+func TestFollowersBelieveNoCallersIdentity(t *testing.T) {
+	s := coordtest.StartSeveral(t, 3)
+	ctx := within(t)
+	s.Agent("h1", 1, coordtest.Script{})
+	st, err := s.Leader().Admin.Status(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
+	now := time.Now().Unix()
+	forged := fmt.Sprintf("demiurge://%s/agent/h1 %d %d", st.ClusterID, now-60, now+3600)
+	for _, n := range s.Nodes {
+		req, err := http.NewRequestWithContext(ctx, http.MethodPost, n.URL+"/v1/agent/observations", strings.NewReader(`{"host_id":"h1","instance":"forged"}`))
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("Content-Type", "application/json")
+		req.Header.Set("X-Demiurge-Identity", forged)
+		resp, err := http.DefaultClient.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		if resp.StatusCode != http.StatusUnauthorized {
+			t.Errorf("%s answers a forged identity with %d, want 401", n.ID, resp.StatusCode)
+		}
 	}
 }
