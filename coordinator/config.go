@@ -72,6 +72,7 @@ type GossipConfig struct {
 type HostConfig struct {
 	SilentAfter time.Duration `yaml:"silent_after"` // then nothing new is placed there
 	LostAfter   time.Duration `yaml:"lost_after"`   // then its gateways count as lost
+	Lease       time.Duration `yaml:"lease"`        // how long a cut-off host goes on serving pools with isolation stop
 }
 
 // DefaultConfig is the configuration before file and environment are read.
@@ -83,7 +84,7 @@ func DefaultConfig() *Config {
 		Raft:      RaftConfig{Listen: "127.0.0.1:7401", Profile: string(consensus.ProfileDefault)},
 		Cluster:   ClusterConfig{BootstrapExpect: 1, DeadAfter: 10 * time.Minute, MinVoters: 3},
 		Gossip:    GossipConfig{Listen: "127.0.0.1:7402", Profile: string(gossip.ProfileDefault)},
-		Hosts:     HostConfig{SilentAfter: 3 * time.Second, LostAfter: 30 * time.Second},
+		Hosts:     HostConfig{SilentAfter: 3 * time.Second, LostAfter: 30 * time.Second, Lease: membership.DefaultLease},
 		DNS:       dns.DefaultConfig(),
 		Log:       logging.DefaultConfig(),
 	}
@@ -129,6 +130,9 @@ func (c *Config) Validate() error {
 	}
 	if c.Hosts.SilentAfter < time.Second || c.Hosts.LostAfter < c.Hosts.SilentAfter {
 		bad("hosts", "silent_after is below 1s or above lost_after", "keep the defaults of 3s and 30s, or raise them")
+	}
+	if c.Hosts.Lease < membership.MinLease || c.Hosts.Lease > 10*time.Minute {
+		bad("hosts.lease", fmt.Sprintf("%s is not between %s and 10m: hosts must bear a change of the leader", c.Hosts.Lease, membership.MinLease), fmt.Sprintf("keep the default of %s, or raise it", membership.DefaultLease))
 	}
 	errs = append(errs, c.Log.Validate("log"))
 	return errors.Join(errs...)

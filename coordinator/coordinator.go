@@ -146,7 +146,8 @@ func (c *Coordinator) open() error {
 func (c *Coordinator) wire() error {
 	cfg, now := c.opts.Config, c.opts.Now
 	c.link = agentlink.New(agentlink.Options{
-		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: heartbeat, Logger: c.log.Named("agents"), Now: now,
+		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: heartbeat, Lease: cfg.Hosts.Lease,
+		Logger: c.log.Named("agents"), Now: now,
 	})
 	c.runner = allocator.New(allocator.Options{
 		Store: c.store, Proposer: c.propose, Verifier: c.link, Logger: c.log.Named("allocator"), Now: now,

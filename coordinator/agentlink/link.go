@@ -5,6 +5,7 @@ package agentlink
 
 import (
 	"context"
+	"strings"
 	"sync"
 	"time"
 
@@ -30,12 +31,13 @@ type Allocations interface {
 }
 
 // Options configure a Link. All fields are needed; Heartbeat is how often an idle stream carries an
-// empty frame.
+// empty frame, and Lease how long a cut-off host may go on serving pools with isolation stop.
 type Options struct {
 	Store     *state.Store
 	Proposer  Proposer
 	Domain    string
 	Heartbeat time.Duration
+	Lease     time.Duration
 	Logger    hclog.Logger
 	Now       func() time.Time
 }
@@ -118,10 +120,13 @@ func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func
 func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.AssignmentFrame) error) error {
 	beat := time.NewTicker(l.opts.Heartbeat)
 	defer beat.Stop()
-	sent, restored := uint64(0), l.opts.Store.Restored()
+	sent, restored, told := uint64(0), l.opts.Store.Restored(), ""
 	for full := true; ; {
 		ws := state.WatchSet{}
 		view := l.opts.Store.View()
+		if leased := leasedPools(view, ws); leased != told {
+			full, told = true, leased // what is told of every gateway depends on it
+		}
 		frame := l.frame(view, ws, h, sent, full)
 		var wake <-chan struct{}
 		frame.Verify, frame.Ask, wake = l.takeQuestions(hl)
@@ -197,6 +202,9 @@ func (l *Link) assignment(view state.View, g *state.Gateway) api.GatewayAssignme
 		GatewayID: string(g.ID), Pool: string(g.Pool), Target: g.Desired.Target, Incarnation: g.Desired.Incarnation,
 		Release: g.Desired.Release, Limits: api.Limits(g.Desired.Limits), Drain: api.Duration(g.Desired.Drain),
 	}
+	if p := view.Pool(nil, g.Pool); p != nil && p.Isolation == isolationStop {
+		a.Lease = api.Duration(l.opts.Lease)
+	}
 	if g.Desired.Organization == "" {
 		return a
 	}
@@ -214,6 +222,20 @@ func (l *Link) assignment(view state.View, g *state.Gateway) api.GatewayAssignme
 		}
 	}
 	return a
+}
+
+// isolationStop is the isolation of pools whose organizations a cut-off host must not go on serving.
+const isolationStop = "stop"
+
+// leasedPools names the pools whose gateways are told a lease.
+func leasedPools(view state.View, ws state.WatchSet) string {
+	var names []string
+	for p := range view.Pools(ws) {
+		if p.Isolation == isolationStop {
+			names = append(names, string(p.Name))
+		}
+	}
+	return strings.Join(names, " ")
 }
 
 // Verify asks the host's agent to verify a served organization again and returns its answer: nil, or a

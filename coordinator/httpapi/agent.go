@@ -91,6 +91,9 @@ func (s *Server) agentObserve(ctx context.Context, in *observeInput) (*answer[ap
 		return nil, err
 	}
 	index, err := s.opts.Agents.Observe(ctx, host, in.Body)
+	if err == nil && in.Body.Renew {
+		err = s.opts.Cluster.VerifyLeader(ctx) // or one that leads no longer, and does not know it, would prolong a lease
+	}
 	if err != nil {
 		return nil, err
 	}

@@ -35,6 +35,10 @@ type GatewayAssignment struct {
 	Limits      Limits   `json:"limits"`
 	Grant       *Grant   `json:"grant,omitempty"`
 	Drain       Duration `json:"drain,omitempty"` // how long the last grant's connections may go on before the recycling
+	// Lease is set where the pool has isolation stop: the host serves an organization with this gateway only
+	// so long after it sent the last observation with Renew that was acknowledged, by a clock of its own that
+	// goes on while the machine sleeps. Zero: without an end.
+	Lease Duration `json:"lease,omitempty"`
 }
 
 // Grant is the organization that a gateway serves.
@@ -116,7 +120,8 @@ type Observation struct {
 	HostID   string          `json:"host_id"`
 	Instance string          `json:"instance"` // random, of this run of the agent
 	Full     bool            `json:"full,omitempty"`
-	Host     *HostReport     `json:"host,omitempty"` // in full ones and when it changed
+	Renew    bool            `json:"renew,omitempty"` // the answer must prove that the coordinator led after it had this: leases are counted from its sending
+	Host     *HostReport     `json:"host,omitempty"`  // in full ones and when it changed
 	Gateways []GatewayReport `json:"gateways,omitempty"`
 	Steps    []StepReport    `json:"steps,omitempty"`
 	Events   []AgentEvent    `json:"events,omitempty"`
