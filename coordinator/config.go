@@ -46,9 +46,10 @@ type APIConfig struct {
 
 // RaftConfig is the consensus between coordinators.
 type RaftConfig struct {
-	Listen    string `yaml:"listen"`
-	Advertise string `yaml:"advertise"` // where the other coordinators reach it; empty: listen
-	Profile   string `yaml:"profile"`   // default, fast or slow
+	Listen     string `yaml:"listen"`
+	Advertise  string `yaml:"advertise"`    // where the other coordinators reach it; empty: listen
+	Profile    string `yaml:"profile"`      // default, fast or slow
+	MinFreeMiB uint32 `yaml:"min_free_mib"` // below it no new work is taken; or 5 % of the disk, if that is less
 }
 
 // ClusterConfig is how this coordinator comes to its cluster.
@@ -81,7 +82,7 @@ func DefaultConfig() *Config {
 		DataDir:   "/var/lib/demiurge/coordinator",
 		PublicURL: "https://{hostname}",
 		API:       APIConfig{Listen: "127.0.0.1:7400", RateLimit: 10000, RateBurst: 20000, AuthFailures: 10},
-		Raft:      RaftConfig{Listen: "127.0.0.1:7401", Profile: string(consensus.ProfileDefault)},
+		Raft:      RaftConfig{Listen: "127.0.0.1:7401", Profile: string(consensus.ProfileDefault), MinFreeMiB: 512},
 		Cluster:   ClusterConfig{BootstrapExpect: 1, DeadAfter: 10 * time.Minute, MinVoters: 3},
 		Gossip:    GossipConfig{Listen: "127.0.0.1:7402", Profile: string(gossip.ProfileDefault)},
 		Hosts:     HostConfig{SilentAfter: 3 * time.Second, LostAfter: 30 * time.Second, Lease: membership.DefaultLease},
@@ -120,6 +121,9 @@ func (c *Config) Validate() error {
 	case consensus.ProfileDefault, consensus.ProfileFast, consensus.ProfileSlow:
 	default:
 		bad("raft.profile", fmt.Sprintf("there is no profile %q", c.Raft.Profile), "set default, fast or slow")
+	}
+	if c.Raft.MinFreeMiB == 0 {
+		bad("raft.min_free_mib", "new work would be taken until the disk is full, and a full disk stops this coordinator", "leave it out for the default of 512, or set 1 or more")
 	}
 	errs = append(errs, c.validateCluster()...)
 	errs = append(errs, c.DNS.Validate("dns", c.Domain))

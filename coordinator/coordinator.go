@@ -122,8 +122,8 @@ func (c *Coordinator) open() error {
 	machine := fsm.New(c.store, c.log.Named("fsm"))
 	c.node, err = consensus.Open(consensus.Options{
 		NodeID: cfg.NodeID, Dir: filepath.Join(cfg.DataDir, "raft"), Stream: c.peers.Raft(),
-		Profile: consensus.Profile(cfg.Raft.Profile),
-		FSM:     machine, ConvertSnapshot: c.convertSnapshot, Logger: c.log.Named("raft"),
+		Profile: consensus.Profile(cfg.Raft.Profile), MinFree: uint64(cfg.Raft.MinFreeMiB) << 20,
+		FSM: machine, ConvertSnapshot: c.convertSnapshot, Logger: c.log.Named("raft"),
 		Fence: func(reason string) {
 			c.log.Error("fenced: this coordinator ends, so that another one can lead", "reason", reason)
 			c.opts.Fence(reason)

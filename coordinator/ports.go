@@ -95,6 +95,14 @@ func (c cluster) Progress() (term, applied uint64) {
 	return stats.Term, stats.AppliedIndex
 }
 
+// StorageLow says how little room is left for the log, in words; "" while there is enough.
+func (c cluster) StorageLow() string {
+	if room := c.Room(); room.Low {
+		return room.String()
+	}
+	return ""
+}
+
 // Peers are the members of the cluster.
 func (c cluster) Peers() []api.Peer {
 	stats := c.Stats()

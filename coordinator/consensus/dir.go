@@ -138,7 +138,7 @@ func (d *dataDir) empty() error {
 
 // room refuses a file system without the space for the log's next pre-allocated files.
 func (d *dataDir) room(need uint64) error {
-	free, err := freeBytes(d.path)
+	free, _, err := fileSystem(d.path)
 	if err != nil {
 		return err
 	}
@@ -148,12 +148,13 @@ func (d *dataDir) room(need uint64) error {
 	return nil
 }
 
-func freeBytes(path string) (uint64, error) {
+// fileSystem is how much of the file system of a path this process may still use, and its size, in bytes.
+func fileSystem(path string) (free, total uint64, err error) {
 	var st syscall.Statfs_t
 	if err := syscall.Statfs(path, &st); err != nil {
-		return 0, fmt.Errorf("cannot measure the free space of %s: %w", path, err)
+		return 0, 0, fmt.Errorf("cannot measure the free space of %s: %w", path, err)
 	}
-	return st.Bavail * uint64(st.Bsize), nil
+	return st.Bavail * uint64(st.Bsize), st.Blocks * uint64(st.Bsize), nil
 }
 
 // probe writes and syncs a file, so that a node that cannot persist refuses to start instead of winning

@@ -12,6 +12,7 @@ import (
 	"os"
 	"path/filepath"
 	"sync"
+	"sync/atomic"
 
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
@@ -38,6 +39,7 @@ type Node struct {
 	snaps     *raft.FileSnapshotStore
 	raft      *raft.Raft
 	lead      *leadership
+	roomNow   atomic.Pointer[Room]
 	stack     lifecycle.Stack // what Open started; stopped by Close
 
 	// mu guards closing; it is held while pending rises, so that Close cannot begin to wait in between.
@@ -74,6 +76,8 @@ func (n *Node) open() error {
 		return err
 	}
 	n.dir = dir
+	n.roomNow.Store(&Room{})
+	n.measure()
 	n.stack.PushClose("data directory", n.releaseDir)
 	if err := n.openTransport(); err != nil {
 		return err
@@ -158,6 +162,7 @@ func (n *Node) startRaft() error {
 	n.stack.Push("raft", n.stopRaft)
 	n.stack.Go("leadership", func(ctx context.Context) { n.lead.follow(ctx, notify) })
 	n.stack.Go("canary", n.canary)
+	n.stack.Go("room", n.watchRoom)
 	return nil
 }
 

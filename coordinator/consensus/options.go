@@ -98,6 +98,11 @@ type Options struct {
 	SnapshotThreshold uint64        // entries between snapshots; default 16,384
 	TrailingLogs      uint64        // entries kept behind a snapshot for slow followers; default 10,240
 
+	// MinFree is the floor of Room, in bytes, unless a twentieth of the file system is less; default 512 MiB.
+	MinFree uint64
+	// Free measures a file system: bytes that are free, and its size. Nil in production: the real one.
+	Free func(path string) (free, total uint64, err error)
+
 	// WrapStore puts a layer between the node and its disk, to inject faults. Nil in production.
 	WrapStore func(Store) Store
 }
@@ -108,6 +113,7 @@ const (
 	minSegmentSize      = 64 << 10
 	defaultThreshold    = 16384
 	defaultTrailing     = 10240
+	defaultMinFree      = 512 << 20
 )
 
 // normalize checks the options and fills the defaults in.
@@ -150,6 +156,12 @@ func (o *Options) normalize() error {
 	}
 	if o.TrailingLogs == 0 {
 		o.TrailingLogs = defaultTrailing
+	}
+	if o.MinFree == 0 {
+		o.MinFree = defaultMinFree
+	}
+	if o.Free == nil {
+		o.Free = fileSystem
 	}
 	return o.checkPeers()
 }

@@ -52,6 +52,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f == nil {
 		c, f = s.admit(row, r)
 	}
+	if f == nil {
+		f = s.roomFor(row)
+	}
 	if f != nil {
 		s.note(f, label, c, r)
 		writeProblem(rec, f, status)

@@ -122,6 +122,7 @@ func (k *kit) reset() {
 	k.mu.Unlock()
 	k.offset.Store(0)
 	k.cluster.leader.Store(true)
+	k.cluster.full.Store(false)
 	k.agents.gone.Store(false)
 	k.initialize()
 }
@@ -284,6 +285,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 // scriptedCluster is a cluster of one.
 type scriptedCluster struct {
 	leader   atomic.Bool
+	full     atomic.Bool // its disk, nearly
 	barriers atomic.Int64
 }
 
@@ -298,6 +300,13 @@ func (c *scriptedCluster) Leader() (string, string) {
 
 func (c *scriptedCluster) Peers() []api.Peer {
 	return []api.Peer{{ID: "c1", Address: "127.0.0.1:7401", Voter: true, Leader: c.leader.Load()}}
+}
+
+func (c *scriptedCluster) StorageLow() string {
+	if c.full.Load() {
+		return "3 MiB free, floor 512 MiB"
+	}
+	return ""
 }
 func (c *scriptedCluster) Progress() (term, applied uint64) { return 3, 4 }
 func (c *scriptedCluster) Barrier(context.Context) error    { c.barriers.Add(1); return nil }

@@ -66,6 +66,35 @@ func tooFast(wait time.Duration, what string) *fault.Error {
 	return f
 }
 
+// storagePause is when a caller that was refused for lack of space should try again.
+const storagePause = 30 * time.Second
+
+// roomFor refuses what would add to a log that is running out of space. What ends or eases something goes on, and so
+// do the reports of agents, without which nothing that was begun could end.
+func (s *Server) roomFor(row *route) *fault.Error {
+	if !row.adds() {
+		return nil
+	}
+	low := s.opts.Cluster.StorageLow()
+	if low == "" {
+		return nil
+	}
+	f := fault.New(fault.StorageLow, "the leader's disk is nearly full (%s): nothing new is taken until there is room. Free some space there, or let another coordinator lead (`demiurge operator raft transfer`)", low)
+	f.RetryAfter = storagePause
+	return f
+}
+
+// adds reports whether a call of the route may make the log grow for something new.
+func (rt *route) adds() bool {
+	return (rt.method == post || rt.method == put) && rt.access&agent == 0 && !easing[rt.name]
+}
+
+// easing names the changing calls that help when space is short, or take something away.
+var easing = map[string]bool{
+	"gateway-stop": true, "cordon-host": true, "recycle-gateway": true, "quarantine-gateway": true,
+	"transfer-leadership": true, "restore-snapshot": true,
+}
+
 // network is what counts as one address: an IPv6 client has a whole /64 to choose from.
 func network(address string) string {
 	a, err := netip.ParseAddr(address)

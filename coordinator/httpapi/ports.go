@@ -56,6 +56,8 @@ type Cluster interface {
 	Progress() (term, applied uint64)
 	// Barrier returns when everything that was in the log before is applied here.
 	Barrier(ctx context.Context) error
+	// StorageLow says how little room is left for the log, in words; "" while there is enough.
+	StorageLow() string
 	// VerifyLeader asks a majority whether this coordinator still leads.
 	VerifyLeader(ctx context.Context) error
 }

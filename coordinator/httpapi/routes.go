@@ -198,6 +198,9 @@ func (rt *route) allCodes() []fault.Code {
 	if rt.method == post || rt.method == put {
 		codes = append(codes, fault.TooLarge)
 	}
+	if rt.adds() {
+		codes = append(codes, fault.StorageLow)
+	}
 	slices.Sort(codes)
 	return slices.Compact(codes)
 }

@@ -87,6 +87,10 @@ func (s *Server) problems(st *api.Status, stuck []*state.Allocation) []api.Statu
 	if st.Leader == "" {
 		n.add(critical, "coordinators", "start the other coordinators, or look into the log for why none is elected", "there is no leader: nothing can be allocated or released; what is served goes on")
 	}
+	if low := s.opts.Cluster.StorageLow(); low != "" {
+		n.add(critical, "coordinator "+s.opts.Operator.NodeID(), "free some space on the disk of its data directory, or let another one lead: demiurge operator raft transfer",
+			"its disk is nearly full (%s): while it leads, nothing new is allocated", low)
+	}
 	for i := range st.Pools {
 		poolNotes(&n, &st.Pools[i])
 	}

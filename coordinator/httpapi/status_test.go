@@ -51,11 +51,12 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 		subject  string
 		says     string
 	}{
-		"no leader":       {func(k *kit) { k.cluster.leader.Store(false) }, critical, "coordinators", "no leader"},
-		"exhausted":       {func(k *kit) { k.setPool(1, 50); k.takeAll() }, critical, "pool default", "exhausted"},
-		"below minimum":   {func(k *kit) { k.setPool(5, 50) }, warning, "pool default", "below its minimum: 2 of 5 ready"},
-		"breaker open":    {func(k *kit) { k.breaker("open") }, critical, "pool default", "stopped"},
-		"breaker probing": {func(k *kit) { k.breaker("half_open") }, warning, "pool default", "being tried"},
+		"no leader":        {func(k *kit) { k.cluster.leader.Store(false) }, critical, "coordinators", "no leader"},
+		"disk nearly full": {func(k *kit) { k.cluster.full.Store(true) }, critical, "coordinator ", "nearly full (3 MiB free"},
+		"exhausted":        {func(k *kit) { k.setPool(1, 50); k.takeAll() }, critical, "pool default", "exhausted"},
+		"below minimum":    {func(k *kit) { k.setPool(5, 50) }, warning, "pool default", "below its minimum: 2 of 5 ready"},
+		"breaker open":     {func(k *kit) { k.breaker("open") }, critical, "pool default", "stopped"},
+		"breaker probing":  {func(k *kit) { k.breaker("half_open") }, warning, "pool default", "being tried"},
 		"at its maximum": {func(k *kit) {
 			k.apply(command.NotePool{Meta: k.meta(), Pool: "default", Breaker: "closed", Limited: "max"})
 		}, warning, "pool default", "limited by max"},

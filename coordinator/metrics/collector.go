@@ -21,6 +21,8 @@ type Node interface {
 	Leader() (nodeID, address string)
 	// FsyncStats is the median and the 99th percentile of the latest log writes, and how many there were.
 	FsyncStats() (p50, p99 time.Duration, count uint64)
+	// Storage is the space on the disk of the log and the floor below which no new work is taken, in bytes.
+	Storage() (free, floor uint64)
 }
 
 // Sources is what gauges are read from at a scrape.
@@ -56,7 +58,7 @@ type gauges struct {
 	gateways, poolMinReady, poolMax, poolLimited, poolETA, breaker *prometheus.Desc
 	queueDepth, allocations, hosts                                 *prometheus.Desc
 	generation, draining, quarantined, routes, connected, serving  *prometheus.Desc
-	leaderKnown, isLeader, fsync, index                            *prometheus.Desc
+	leaderKnown, isLeader, fsync, index, free, floor               *prometheus.Desc
 }
 
 func newGauges(m *Metrics) *gauges {
@@ -83,6 +85,8 @@ func newGauges(m *Metrics) *gauges {
 		leaderKnown:  desc("raft_leader_known", "1 while this coordinator knows a leader."),
 		isLeader:     desc("raft_is_leader", "1 while this coordinator leads."),
 		fsync:        desc("raft_fsync_seconds", "Latest log writes, sync included.", "quantile"),
+		free:         desc("raft_storage_free_bytes", "Space on the disk of the log."),
+		floor:        desc("raft_storage_floor_bytes", "With less space no new work is taken."),
 		index:        desc("state_index", "Index of the newest change of the state."),
 	}
 }
@@ -114,6 +118,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		leader, _ := src.Node.Leader()
 		send(g.leaderKnown, one(leader != ""))
 		send(g.isLeader, one(src.Node.IsLeader()))
+		free, floor := src.Node.Storage()
+		send(g.free, float64(free))
+		send(g.floor, float64(floor))
 		if p50, p99, count := src.Node.FsyncStats(); count > 0 {
 			send(g.fsync, p50.Seconds(), "0.5")
 			send(g.fsync, p99.Seconds(), "0.99")

@@ -36,8 +36,10 @@ type system struct {
 
 type node struct{}
 
-func (node) IsLeader() bool           { return true }
-func (node) Leader() (string, string) { return "c1", "127.0.0.1:1" }
+func (node) IsLeader() bool                { return true }
+func (node) Leader() (string, string)      { return "c1", "127.0.0.1:1" }
+func (node) Storage() (free, floor uint64) { return 3 << 30, 512 << 20 }
+
 func (node) FsyncStats() (p50, p99 time.Duration, count uint64) {
 	return time.Millisecond, 9 * time.Millisecond, 5
 }

@@ -33,6 +33,7 @@ const (
 	TooLarge           Code = "too_large"
 	RateLimited        Code = "rate_limited"
 	NoLeader           Code = "no_leader"
+	StorageLow         Code = "storage_low"
 	Internal           Code = "internal"
 )
 
@@ -57,6 +58,7 @@ var statuses = map[Code]int{
 	TooLarge:           http.StatusRequestEntityTooLarge,
 	RateLimited:        http.StatusTooManyRequests,
 	NoLeader:           http.StatusServiceUnavailable,
+	StorageLow:         http.StatusServiceUnavailable,
 	Internal:           http.StatusInternalServerError,
 }
 
