@@ -11,25 +11,10 @@ import (
 	"sync"
 
 	"github.com/hashicorp/go-hclog"
-	"golang.org/x/sys/unix"
 
 	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/records"
 )
-
-// file is the open journal. The real one is an *os.File; a test makes one that fails.
-type file interface {
-	Write(p []byte) (int, error)
-	Sync() error
-	Truncate(size int64) error
-	Close() error
-}
-
-// opener opens the journal for appending.
-type opener func(path string) (file, error)
-
-func openFile(path string) (file, error) {
-	return os.OpenFile(path, os.O_WRONLY|os.O_APPEND|unix.O_NOFOLLOW, 0o600)
-}
 
 // log is the file of records and the latest value of each key.
 //
@@ -37,13 +22,12 @@ func openFile(path string) (file, error) {
 // only while no sync runs, because a sync of a file that is not the journal any more proves nothing.
 type log struct {
 	fs     fsx.FS
-	open   opener
 	logger hclog.Logger
 	path   string
 
 	mu      sync.Mutex
 	idle    *sync.Cond // signalled when a sync has ended
-	file    file
+	file    *os.File
 	values  map[string]json.RawMessage
 	live    int64  // bytes that a compacted file would have, about
 	size    int64  // of the file's whole records
@@ -56,8 +40,8 @@ type log struct {
 // compactAbove is the size below which a file is never rewritten.
 const compactAbove = 1 << 20
 
-func openLog(fsys fsx.FS, open opener, logger hclog.Logger, path string) (*log, error) {
-	l := &log{fs: fsys, open: open, logger: logger, path: path}
+func openLog(fsys fsx.FS, logger hclog.Logger, path string) (*log, error) {
+	l := &log{fs: fsys, logger: logger, path: path}
 	l.idle = sync.NewCond(&l.mu)
 	data, err := fsys.ReadFile("journal.read", path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -80,7 +64,7 @@ func openLog(fsys fsx.FS, open opener, logger hclog.Logger, path string) (*log, 
 		}
 		return l, nil
 	}
-	if l.file, err = open(path); err != nil {
+	if l.file, err = records.OpenAppend(path); err != nil {
 		return nil, fmt.Errorf("cannot open the journal: %w", err)
 	}
 	l.size = int64(whole)
@@ -223,7 +207,7 @@ func (l *log) rewriteLocked() error {
 	if err := fsx.WriteAtomic(l.fs, "journal.rewrite", l.path, buf, 0o600); err != nil {
 		return fmt.Errorf("cannot write the journal anew: %w", err)
 	}
-	f, err := l.open(l.path)
+	f, err := records.OpenAppend(l.path)
 	if err != nil {
 		return fmt.Errorf("cannot open the new journal: %w", err)
 	}
@@ -254,7 +238,7 @@ func (l *log) close() error {
 
 // cost is about what a record takes in the file.
 func cost(key string, value json.RawMessage) int64 {
-	return int64(len(key)+len(value)) + prefixSize + 16
+	return int64(len(key)+len(value)) + records.PrefixSize + 16
 }
 
 var errClosed = fmt.Errorf("cannot use the journal: %w", os.ErrClosed)

@@ -5,6 +5,8 @@ import (
 	"encoding/json"
 	"errors"
 	"testing"
+
+	"github.com/demiurge-platform/demiurge/shared/records"
 )
 
 // FuzzDecode: no file makes the decoder fail in another way than its own error, and what it calls whole
@@ -25,7 +27,7 @@ func FuzzDecode(f *testing.F) {
 	f.Fuzz(func(t *testing.T, data []byte) {
 		values, whole, err := decode(data)
 		if err != nil {
-			if !errors.Is(err, errFormat) {
+			if !errors.Is(err, records.ErrFormat) {
 				t.Fatalf("error %v", err)
 			}
 			return
