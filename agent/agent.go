@@ -19,7 +19,9 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/credential"
 	"github.com/demiurge-platform/demiurge/agent/driver/process"
+	"github.com/demiurge-platform/demiurge/agent/health"
 	"github.com/demiurge-platform/demiurge/agent/journal"
+	"github.com/demiurge-platform/demiurge/agent/member"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/agent/reconcile"
 	"github.com/demiurge-platform/demiurge/agent/syncer"
@@ -52,6 +54,8 @@ type Agent struct {
 	queue      *syncer.Queue
 	engine     *reconcile.Engine
 	syncer     *syncer.Syncer
+	member     *member.Member
+	health     *health.Monitor
 	http       net.Listener // of the metrics; nil: none
 	failed     chan error   // capacity 1: a part ended that must not
 	broken     atomic.Bool  // it did
@@ -123,12 +127,32 @@ func (a *Agent) open() error {
 	}
 	a.syncer, err = syncer.New(syncer.Options{
 		Logger: a.log, Host: id.Host(a.c.HostID), Coordinators: a.c.Coordinators, Client: client,
-		Queue: a.queue, Source: source{a}, Follower: a.engine, Timing: a.o.Sync,
+		Queue: a.queue, Source: source{a}, Follower: follower{a}, Timing: a.o.Sync,
 	})
 	if err != nil {
 		return err
 	}
+	if err := a.openMember(files); err != nil {
+		return err
+	}
 	return a.listen()
+}
+
+// openMember prepares this host's place in the gossip, and what it tells there.
+func (a *Agent) openMember(files fsx.FS) error {
+	log := a.log.Named("gossip")
+	o, err := a.c.memberOptions(a.credential.Current().Identity().Cluster(), log)
+	if err != nil {
+		return err
+	}
+	o.FS = files
+	if a.member, err = member.Open(o); err != nil {
+		return err
+	}
+	a.health = health.New(health.Options{
+		DataDir: a.c.DataDir, Serving: a.serving, Publisher: a.member, Limits: health.DefaultLimits(), Every: healthLook, Logger: log,
+	})
+	return nil
 }
 
 func (a *Agent) openNginx() error {
@@ -183,6 +207,8 @@ func (a *Agent) Start() {
 		a.stack.Go("nginx", a.manageNginx)
 	}
 	a.stack.Go("actors", func(ctx context.Context) { a.must(ctx, "the actors", a.engine.Run) })
+	a.stack.Go("gossip", a.member.Run)
+	a.stack.Go("health", a.health.Run)
 	a.stack.Go("certificate", func(ctx context.Context) { a.credential.Run(ctx, a.syncer) })
 	settled := make(chan struct{})
 	a.stack.Go("host report", func(ctx context.Context) { a.watchHost(ctx, settled) })

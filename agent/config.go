@@ -12,11 +12,14 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/demiurge-platform/demiurge/agent/member"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/agent/syncer"
 	"github.com/demiurge-platform/demiurge/shared/config"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/logging"
+	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
 // Config is agent.yaml.
@@ -31,6 +34,7 @@ type Config struct {
 	Driver       string         `yaml:"driver"`       // how gateways are run: process
 	Nginx        NginxConfig    `yaml:"nginx"`
 	Gateway      GatewayConfig  `yaml:"gateway"`
+	Gossip       GossipConfig   `yaml:"gossip"`
 	Metrics      MetricsConfig  `yaml:"metrics"`
 	Log          logging.Config `yaml:"log"`
 }
@@ -54,6 +58,14 @@ type GatewayConfig struct {
 	StopGrace   time.Duration `yaml:"stop_grace"`   // for saving, between SIGTERM and SIGKILL
 }
 
+// GossipConfig is this host's place in the gossip of all coordinators and agents.
+type GossipConfig struct {
+	Listen    string   `yaml:"listen"`    // address and port, TCP and UDP
+	Advertise string   `yaml:"advertise"` // where the others reach it; empty: listen or, if that is all addresses, the one towards the coordinators
+	Profile   string   `yaml:"profile"`   // default, slow or distant; as the coordinators'
+	Allowed   []string `yaml:"allowed"`   // networks that packets may come from; empty: any, or loopback if it listens there
+}
+
 // MetricsConfig is where Prometheus asks.
 type MetricsConfig struct {
 	Listen string `yaml:"listen"` // address:port; empty: nowhere
@@ -67,6 +79,7 @@ func DefaultConfig() *Config {
 	return &Config{
 		DataDir: "/var/lib/demiurge/agent", RunDir: "/run/demiurge", Capacity: 1000, Driver: driverProcess,
 		Gateway: GatewayConfig{Program: "/usr/bin/demiurge-gateway", StopGrace: 12 * time.Second},
+		Gossip:  GossipConfig{Listen: "0.0.0.0:7402", Profile: string(gossip.ProfileDefault)},
 		Log:     logging.DefaultConfig(),
 	}
 }
@@ -103,6 +116,7 @@ func (c *Config) Validate() error {
 	}
 	c.checkPaths(bad)
 	c.checkNginx(bad)
+	c.checkGossip(bad)
 	if c.Metrics.Listen != "" {
 		if _, _, err := net.SplitHostPort(c.Metrics.Listen); err != nil {
 			bad("metrics.listen", fmt.Sprintf("%q is not an address with a port", c.Metrics.Listen), "set it as in 127.0.0.1:9464")
@@ -162,6 +176,54 @@ func (c *Config) checkNginx(bad func(key, message, remedy string)) {
 	if n.Workers < 0 || n.Workers > 512 {
 		bad("nginx.workers", fmt.Sprintf("%d is not between 0 and 512", n.Workers), "set 0 for one for each core")
 	}
+}
+
+func (c *Config) checkGossip(bad func(key, message, remedy string)) {
+	g := c.Gossip
+	listen, err := netip.ParseAddrPort(g.Listen)
+	if err != nil || listen.Addr().IsUnspecified() && listen.Port() == 0 {
+		bad("gossip.listen", fmt.Sprintf("%q is not an IP address with a port", g.Listen), "keep the default of 0.0.0.0:7402, or set this host's address as in 192.0.2.10:7402")
+	}
+	if a, err := netip.ParseAddrPort(g.Advertise); g.Advertise != "" && (err != nil || a.Addr().IsUnspecified() || a.Port() == 0) {
+		bad("gossip.advertise", fmt.Sprintf("%q is not an IP address with a port that others can reach", g.Advertise), "set it as in 192.0.2.10:7402, or leave it out")
+	}
+	switch gossip.Profile(g.Profile) {
+	case gossip.ProfileDefault, gossip.ProfileSlow, gossip.ProfileDistant:
+	default:
+		bad("gossip.profile", fmt.Sprintf("there is no profile %q", g.Profile), "set default, slow or distant, as on the coordinators")
+	}
+	if _, err := prefixes(g.Allowed); err != nil {
+		bad("gossip.allowed", err.Error(), "set networks such as 192.0.2.0/24")
+	}
+}
+
+// memberDir is where the gossip keeps its keys and the members it knew.
+func memberDir(c *Config) string { return filepath.Join(c.DataDir, "gossip") }
+
+// memberOptions is what the gossip is told, but for the file system; the configuration is known to be valid.
+func (c *Config) memberOptions(cluster string, log hclog.Logger) (member.Options, error) {
+	o := member.Options{
+		Dir: memberDir(c), Host: id.Host(c.HostID), Cluster: cluster, Version: version.Get().Version,
+		Profile: gossip.Profile(c.Gossip.Profile), Logger: log,
+	}
+	for _, address := range c.Coordinators {
+		u, err := syncer.ParseBase(address)
+		if err != nil {
+			return o, err
+		}
+		o.Coordinators = append(o.Coordinators, u.Host)
+	}
+	var err error
+	if o.Listen, err = netip.ParseAddrPort(c.Gossip.Listen); err != nil {
+		return o, err
+	}
+	if c.Gossip.Advertise != "" {
+		if o.Advertise, err = netip.ParseAddrPort(c.Gossip.Advertise); err != nil {
+			return o, err
+		}
+	}
+	o.Allowed, err = prefixes(c.Gossip.Allowed)
+	return o, err
 }
 
 // nginxOptions is what the nginx engine is told; the lists are known to be valid.

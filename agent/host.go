@@ -5,25 +5,54 @@ import (
 	"reflect"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/agent/health"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
 // The rhythm of the host's report. What only counts (routes, draining workers) is told less often.
 const (
-	hostLook  = 100 * time.Millisecond
-	hostCount = 2 * time.Second
+	hostLook   = 100 * time.Millisecond
+	hostCount  = 2 * time.Second
+	healthLook = time.Second
 )
 
 // hostReport is what there is to say of the host now. A host that cannot follow its coordinator says that
 // its nginx is down, so that nothing new is placed on it.
 func (a *Agent) hostReport() api.HostReport {
-	r := api.HostReport{Address: a.c.Address, Capacity: a.c.Capacity, Version: version.String(), Nginx: a.nginx.Status()}
+	r := api.HostReport{Address: a.c.Address, Capacity: a.c.Capacity, Version: version.String(), Nginx: a.nginx.Status(), Gossip: a.member.Status()}
 	if problem := a.engine.Problem(); problem != "" {
 		r.Nginx.State, r.Nginx.LastError = api.NginxDown, problem
 	}
 	return r
+}
+
+// digestStates are the gateway's phases in the words of the digest.
+var digestStates = map[string]string{
+	api.PhaseStarting: api.GatewayStarting, api.PhaseReady: api.GatewayReady, api.PhaseServing: api.GatewayAllocated,
+	api.PhaseUnhealthy: api.GatewayUnhealthy, api.PhaseFailed: api.GatewayFailed,
+}
+
+// serving is what the gossip is told of the host's work.
+func (a *Agent) serving() health.Serving {
+	status := a.nginx.Status()
+	out := health.Serving{
+		Generation: status.LiveGeneration, Gateways: map[string]uint32{},
+		NginxOK: status.State == api.NginxServing && status.LiveGeneration == status.DesiredGeneration,
+	}
+	for _, g := range a.engine.Reports() {
+		if state, ok := digestStates[g.Phase]; ok {
+			out.Gateways[state]++
+		}
+	}
+	var routes gossip.RouteDigest
+	for org, to := range a.nginx.Routes() {
+		routes.Add(org, to.Gateway, to.Epoch)
+	}
+	out.RouteDigest = uint64(routes)
+	return out
 }
 
 // watchHost reports the host when it changed, from the moment on at which there is something to say.

@@ -12,7 +12,9 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/demiurge-platform/demiurge/agent/credential"
+	"github.com/demiurge-platform/demiurge/agent/member"
 	"github.com/demiurge-platform/demiurge/agent/syncer"
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
@@ -65,6 +67,12 @@ func Join(ctx context.Context, o JoinOptions) error {
 		return nil
 	case err != nil:
 		return err
+	}
+	if c := joined.Cluster; c.GossipKey != "" {
+		access := api.GossipAccess{Addresses: c.SerfAddresses, Keys: []string{c.GossipKey}}
+		if err := member.Keep(files, memberDir(o.Config), access); err != nil {
+			return fmt.Errorf("joined, but %w; the agent learns it again from a coordinator", err)
+		}
 	}
 	fmt.Fprintf(o.Out, "joined: %s\n", joined.Credentials)
 	return nil

@@ -57,3 +57,14 @@ func (s source) Reports() []api.GatewayReport { return s.a.engine.Reports() }
 
 // Host implements syncer.Source.
 func (s source) Host() api.HostReport { return s.a.hostReport() }
+
+// follower hands the parts of a frame to those they are for.
+type follower struct{ a *Agent }
+
+// Apply implements syncer.Follower.
+func (f follower) Apply(frame api.AssignmentFrame) error {
+	if frame.Gossip != nil {
+		f.a.member.Take(*frame.Gossip)
+	}
+	return f.a.engine.Apply(frame)
+}

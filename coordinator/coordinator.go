@@ -149,6 +149,7 @@ func (c *Coordinator) wire() error {
 		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: heartbeat, Lease: cfg.Hosts.Lease,
 		Logger: c.log.Named("agents"), Now: now,
 	})
+	c.link.SetGossip(c.gossipAccess())
 	c.runner = allocator.New(allocator.Options{
 		Store: c.store, Proposer: c.propose, Verifier: c.link, Logger: c.log.Named("allocator"), Now: now,
 		RetryAfter: c.metrics.RefillEstimate,
@@ -182,6 +183,7 @@ func (c *Coordinator) Start() {
 	c.stack.Go("tags", c.tell)
 	c.stack.Go("gossip keys", c.followKeys)
 	c.stack.Go("joining the gossip", c.join)
+	c.stack.Go("agents' gossip", c.tellAgents)
 	c.stack.Go("forming the cluster", func(ctx context.Context) { autopilot.RunFormer(ctx, c.autopilot()) })
 	c.stack.Go("events", c.broker.Run)
 	c.stack.Go("leader loops", func(ctx context.Context) { c.node.RunWhileLeader(ctx, c.lead) })

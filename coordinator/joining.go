@@ -1,11 +1,13 @@
 package coordinator
 
 import (
+	"context"
 	"encoding/json"
 	"maps"
 	"net"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/trust"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -32,11 +34,11 @@ func (j joins) Cluster(role pki.Role) api.JoinCluster {
 		if address := m.Tags[tagAPI]; address != "" {
 			out.APIAddresses = append(out.APIAddresses, address)
 		}
-		out.SerfAddresses = append(out.SerfAddresses, m.Address.String())
 		if address := m.Tags[tagRaft]; address != "" && role == pki.RoleCoordinator {
 			out.RaftAddresses = append(out.RaftAddresses, address)
 		}
 	}
+	out.SerfAddresses = j.c.gossipAccess().Addresses
 	if role == pki.RoleCoordinator {
 		record, err := json.Marshal(j.Record())
 		if err != nil {
@@ -45,6 +47,33 @@ func (j joins) Cluster(role pki.Role) api.JoinCluster {
 		out.ClusterKey, out.Trust = j.Key().Reveal(), record
 	}
 	return out
+}
+
+// gossipAccess is how agents enter the gossip: by any coordinator that did not leave it.
+func (c *Coordinator) gossipAccess() api.GossipAccess {
+	out := api.GossipAccess{Addresses: []string{}, Keys: c.trust.Keyring()}
+	for _, m := range c.members.Snapshot().Coordinators {
+		if m.Status != gossip.StatusLeft {
+			out.Addresses = append(out.Addresses, m.Address.String())
+		}
+	}
+	slices.Sort(out.Addresses)
+	return out
+}
+
+// tellAgents keeps the agents' knowledge of the gossip up to date. The view of the members changes with
+// every host's health, so it is looked at at a steady rate.
+func (c *Coordinator) tellAgents(ctx context.Context) {
+	tick := time.NewTicker(time.Second)
+	defer tick.Stop()
+	for {
+		c.link.SetGossip(c.gossipAccess())
+		select {
+		case <-ctx.Done():
+			return
+		case <-tick.C:
+		}
+	}
 }
 
 // apiAddress is where agents reach this coordinator's API.

@@ -5,6 +5,7 @@ package agentlink
 
 import (
 	"context"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -46,8 +47,15 @@ type Options struct {
 type Link struct {
 	opts Options
 
-	mu    sync.Mutex
-	hosts map[id.Host]*hostLink // guarded by mu; entries stay for ever, one per host
+	mu     sync.Mutex
+	hosts  map[id.Host]*hostLink // guarded by mu; entries stay for ever, one per host
+	access *access               // guarded by mu; replaced when it changes
+}
+
+// access is how agents enter the gossip, until it changes.
+type access struct {
+	api.GossipAccess
+	changed chan struct{}
 }
 
 // hostLink is what is known of one host's agent. All fields are guarded by Link.mu.
@@ -59,13 +67,28 @@ type hostLink struct {
 	ask     bool      // a question goes out with the next frame
 	ended   bool      // the other end closed the newest stream: the machine lives, its agent does not
 	nginx   api.NginxStatus
+	gossip  api.HostGossip
 	verify  []api.VerifyRequest // to be sent with the next frame
 	wake    chan struct{}       // closed and replaced when verify was added to
 	answers map[string]chan api.Step
 }
 
 // New makes a Link.
-func New(opts Options) *Link { return &Link{opts: opts, hosts: map[id.Host]*hostLink{}} }
+func New(opts Options) *Link {
+	return &Link{opts: opts, hosts: map[id.Host]*hostLink{}, access: &access{changed: make(chan struct{})}}
+}
+
+// SetGossip tells all agents, now and when they come, how to enter the gossip.
+func (l *Link) SetGossip(a api.GossipAccess) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	before := l.access
+	if slices.Equal(before.Addresses, a.Addresses) && slices.Equal(before.Keys, a.Keys) {
+		return
+	}
+	l.access = &access{a, make(chan struct{})}
+	close(before.changed)
+}
 
 func (l *Link) hostLocked(h id.Host) *hostLink {
 	hl := l.hosts[h]
@@ -121,6 +144,7 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 	beat := time.NewTicker(l.opts.Heartbeat)
 	defer beat.Stop()
 	sent, restored, told := uint64(0), l.opts.Store.Restored(), ""
+	var gossip *access
 	for full := true; ; {
 		ws := state.WatchSet{}
 		view := l.opts.Store.View()
@@ -130,7 +154,10 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 		frame := l.frame(view, ws, h, sent, full)
 		var wake <-chan struct{}
 		frame.Verify, frame.Ask, wake = l.takeQuestions(hl)
-		if frame.Full || len(frame.Gateways) > 0 || len(frame.Verify) > 0 || frame.Ask {
+		if now := l.gossipAccess(); now != gossip {
+			gossip, frame.Gossip = now, &now.GossipAccess
+		}
+		if frame.Full || len(frame.Gateways) > 0 || len(frame.Verify) > 0 || frame.Ask || frame.Gossip != nil {
 			if err := send(frame); err != nil {
 				return err
 			}
@@ -147,6 +174,7 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 		case <-ctx.Done():
 		case <-changed:
 		case <-wake:
+		case <-gossip.changed:
 		case <-restored:
 			full, restored = true, l.opts.Store.Restored()
 		case <-beat.C:
@@ -161,6 +189,12 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 			return nil
 		}
 	}
+}
+
+func (l *Link) gossipAccess() *access {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.access
 }
 
 // takeQuestions takes what the next frame asks for.
@@ -272,6 +306,8 @@ type Contact struct {
 	Open  bool      // its stream is open as far as this end knows
 	// Ended: the other end closed the stream. The machine and what it serves may well live on.
 	Ended bool
+	// Gossip is what the agent says of its own place in the gossip; zero: nothing yet.
+	Gossip api.HostGossip
 }
 
 // Contact tells when a host's agent was last heard of.
@@ -282,7 +318,7 @@ func (l *Link) Contact(h id.Host) Contact {
 	if hl == nil {
 		return Contact{}
 	}
-	return Contact{Heard: hl.seen, Asked: hl.asked, Open: hl.cancel != nil, Ended: hl.ended}
+	return Contact{Heard: hl.seen, Asked: hl.asked, Open: hl.cancel != nil, Ended: hl.ended, Gossip: hl.gossip}
 }
 
 // Ask sends a question down a host's stream, to which any agent that lives answers at once.

@@ -67,7 +67,7 @@ func (r *Receiver) heard(h id.Host, obs api.Observation) {
 	hl := l.hostLocked(h)
 	hl.seen = l.opts.Now()
 	if obs.Host != nil {
-		hl.nginx = obs.Host.Nginx
+		hl.nginx, hl.gossip = obs.Host.Nginx, obs.Host.Gossip
 	}
 	for _, s := range obs.Steps {
 		if answer, ok := hl.answers[s.Nonce]; ok && s.Nonce != "" {

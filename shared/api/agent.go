@@ -14,7 +14,14 @@ type AssignmentFrame struct {
 	Domain   string              `json:"domain,omitempty"` // in full frames
 	Gateways []GatewayAssignment `json:"gateways,omitempty"`
 	Verify   []VerifyRequest     `json:"verify,omitempty"`
-	Ask      bool                `json:"ask,omitempty"` // report at once, even if there is nothing new: is anybody there?
+	Ask      bool                `json:"ask,omitempty"`    // report at once, even if there is nothing new: is anybody there?
+	Gossip   *GossipAccess       `json:"gossip,omitempty"` // in the first frame and when it changed
+}
+
+// GossipAccess is what an agent needs to enter the gossip and to stay there. It holds secrets.
+type GossipAccess struct {
+	Addresses []string `json:"addresses"` // host:port of the coordinators' gossip
+	Keys      []string `json:"keys"`      // secret, base64, the one in use first
 }
 
 // Targets of a gateway.
@@ -112,6 +119,16 @@ type HostReport struct {
 	Capacity int         `json:"capacity"`
 	Version  string      `json:"version"`
 	Nginx    NginxStatus `json:"nginx"`
+	Gossip   HostGossip  `json:"gossip,omitzero"`
+}
+
+// HostGossip is what an agent says of its own place in the gossip. Whoever is there under the host's name
+// with another address or run is somebody else.
+type HostGossip struct {
+	Joined  bool   `json:"joined"`
+	Address string `json:"address,omitempty"`
+	Run     string `json:"run,omitempty"`     // of its gossip; another one after each start
+	Problem string `json:"problem,omitempty"` // why it is not there
 }
 
 // Observation is the body of POST /v1/agent/observations. A full one names every gateway that exists on

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/serf/serf"
@@ -18,12 +19,12 @@ var ErrNameTaken = errors.New("another live member has this name")
 // Join makes this node a member through its seeds. It tries until one of them answers or ctx ends. Without
 // other seeds than itself it is a pool of its own and returns at once.
 func (n *Node) Join(ctx context.Context) error {
-	seeds := n.others()
-	if len(seeds) == 0 {
-		return nil
-	}
 	var taken time.Time // since when the name is
 	for pause := 100 * time.Millisecond; ; pause = min(2*pause, 2*time.Second) {
+		seeds := n.others() // they may change meanwhile
+		if len(seeds) == 0 {
+			return nil
+		}
 		began := time.Now()
 		answered, err := n.library(ctx, seeds)
 		claimant, contested := n.contestedSince(began)
@@ -93,10 +94,23 @@ func (n *Node) contestedSince(began time.Time) (netip.AddrPort, bool) {
 	return n.claimant, !n.contested.Before(began)
 }
 
+// SetSeeds replaces the members that this node joins through, from the next attempt on.
+func (n *Node) SetSeeds(seeds []string) error {
+	if err := checkSeeds(seeds); err != nil {
+		return err
+	}
+	n.mu.Lock()
+	n.seeds = slices.Clone(seeds)
+	n.mu.Unlock()
+	return nil
+}
+
 // others are the seeds without this node.
 func (n *Node) others() []string {
+	n.mu.Lock()
+	defer n.mu.Unlock()
 	var out []string
-	for _, seed := range n.opts.Seeds {
+	for _, seed := range n.seeds {
 		if seed != n.self.String() {
 			out = append(out, seed)
 		}
@@ -109,12 +123,15 @@ func (n *Node) others() []string {
 func (n *Node) rejoin(ctx context.Context) {
 	tick := time.NewTicker(n.timers.rejoin)
 	defer tick.Stop()
-	seeds := n.others()
-	for at := 0; len(seeds) > 0; at++ {
+	for at := 0; ; at++ {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
+		}
+		seeds := n.others()
+		if len(seeds) == 0 {
+			continue
 		}
 		seed := seeds[at%len(seeds)]
 		if n.joined() && !n.isMember(seed) {

@@ -50,6 +50,7 @@ type Node struct {
 	publish   chan struct{}  // holds one value when there is something to publish
 
 	mu        sync.Mutex
+	seeds     []string          // guarded by mu: members to join through
 	stopping  bool              // guarded by mu: nothing more is started
 	track     *tracker          // guarded by mu
 	digest    string            // guarded by mu: the next to be published
@@ -69,7 +70,7 @@ func Start(opts Options) (*Node, error) {
 	n := &Node{
 		opts: opts, timers: t, log: opts.Logger, run: newRun(), feed: newFeed(), refusals: newRefusals(opts.Logger),
 		loops: make(chan struct{}), publish: make(chan struct{}, 1),
-		track: newTracker(poolName(opts.Role, opts.Name)), extra: opts.Tags,
+		track: newTracker(poolName(opts.Role, opts.Name)), extra: opts.Tags, seeds: opts.Seeds,
 	}
 	if err := n.start(); err != nil {
 		return nil, errors.Join(err, n.stack.Stop(context.Background()))
@@ -257,6 +258,9 @@ func (n *Node) tell(c Change, ok bool) {
 	c.Member = c.Member.clone()
 	n.feed.put(c)
 }
+
+// Run tells this start of the node from every other one, as its Member.Run does.
+func (n *Node) Run() string { return n.run }
 
 // Addr is where the others reach this node.
 func (n *Node) Addr() netip.AddrPort { return n.self }

@@ -157,7 +157,11 @@ func (o *Options) checkAddresses() error {
 	if len(o.Allowed) == 0 && loopback {
 		o.Allowed = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 	}
-	for _, seed := range o.Seeds {
+	return checkSeeds(o.Seeds)
+}
+
+func checkSeeds(seeds []string) error {
+	for _, seed := range seeds {
 		if _, _, err := net.SplitHostPort(seed); err != nil {
 			return fmt.Errorf("cannot join the pool through %q: it is not host:port", seed)
 		}

@@ -163,9 +163,9 @@ func TestPortsInUseNameTheFlag(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	all := []string{p.API, p.Nginx, p.Raft, p.Gossip, address}
+	all := []string{p.API, p.Nginx, p.Raft, p.Gossip, p.Member, address}
 	slices.Sort(all)
-	if len(slices.Compact(all)) != 5 {
+	if len(slices.Compact(all)) != 6 {
 		t.Errorf("ports = %+v, want different ones", p)
 	}
 	if again, err := choosePorts(o, p); err != nil || again != p {

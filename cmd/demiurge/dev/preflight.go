@@ -56,6 +56,7 @@ type ports struct {
 	API    string `json:"api"`
 	Raft   string `json:"raft"`
 	Gossip string `json:"gossip"`
+	Member string `json:"member"` // the agent's gossip
 	Nginx  string `json:"nginx"`
 }
 
@@ -109,6 +110,9 @@ func choosePorts(opts Options, earlier ports) (ports, error) {
 	}
 	if p.Gossip, err = take(earlier.Gossip, beside(2), net.JoinHostPort(host, "0")); err != nil {
 		return p, fmt.Errorf("cannot find a free port on %s for the gossip: %w", host, err)
+	}
+	if p.Member, err = take(earlier.Member, beside(3), net.JoinHostPort(host, "0")); err != nil {
+		return p, fmt.Errorf("cannot find a free port on %s for the agent's gossip: %w", host, err)
 	}
 	return p, nil
 }

@@ -103,11 +103,13 @@ nginx:
   workers: 2
 gateway:
   program: %q
+gossip:
+  listen: %q
 log:
   level: info
   format: text
 `, hostID, s.ports.API, s.home.agentData(), s.home.runDir(), s.opts.Domain, s.capacity(),
-		s.tools.nginx, s.ports.Nginx, s.tools.gateway)
+		s.tools.nginx, s.ports.Nginx, s.tools.gateway, s.ports.Member)
 	chosen, err := json.Marshal(s.ports)
 	if err != nil {
 		return err
