@@ -25,9 +25,10 @@ func (p nginxPort) SetSlots(slots []reconcile.Slot) {
 // WaitSlot implements reconcile.Nginx.
 func (p nginxPort) WaitSlot(ctx context.Context, g id.Gateway) error { return p.e.WaitSlot(ctx, g) }
 
-// Route implements reconcile.Nginx.
+// Route implements reconcile.Nginx. The actor verifies every route by the gateway's own answer through nginx,
+// which says all that the engine's proof says.
 func (p nginxPort) Route(ctx context.Context, org id.Organization, to reconcile.Route) error {
-	return p.e.Route(ctx, org, nginx.Target(to))
+	return p.e.Lead(ctx, org, nginx.Target(to))
 }
 
 // Unroute implements reconcile.Nginx.

@@ -55,7 +55,7 @@ type Grant struct {
 	Allocation   id.Allocation   `json:"allocation"`
 	Epoch        id.Epoch        `json:"epoch"`
 	Version      uint64          `json:"version"`          // of the body that the gateway has
-	Served       bool            `json:"served,omitempty"` // it was verified once
+	Served       bool            `json:"served,omitempty"` // it was verified once, or was about to be: only the coordinator ends it
 }
 
 // Entry is a gateway with the body of its grant, when it has one.
@@ -122,7 +122,21 @@ func (j *Journal) Put(g *Gateway) error {
 	return j.put(gatewayKey+string(g.Gateway), g)
 }
 
-// PutBody stores the body of the gateway's grant. It is stored before the Put that names the grant.
+// PutGrant stores what is known of a gateway together with the body of its grant, which comes first: a
+// machine that crashes meanwhile never leaves a grant without its body.
+func (j *Journal) PutGrant(g *Gateway, body *api.Activate) error {
+	first, err := recordOf(bodyKey+string(g.Gateway), body)
+	if err != nil {
+		return err
+	}
+	second, err := recordOf(gatewayKey+string(g.Gateway), g)
+	if err != nil {
+		return err
+	}
+	return j.log.append(first, second)
+}
+
+// PutBody stores a newer body of the grant that the gateway has.
 func (j *Journal) PutBody(g id.Gateway, body *api.Activate) error {
 	return j.put(bodyKey+string(g), body)
 }
@@ -153,11 +167,19 @@ func (j *Journal) Sync(ctx context.Context) error { return j.log.sync(ctx) }
 func (j *Journal) Close() error { return j.log.close() }
 
 func (j *Journal) put(key string, v any) error {
+	r, err := recordOf(key, v)
+	if err != nil {
+		return err
+	}
+	return j.log.append(r)
+}
+
+func recordOf(key string, v any) (record, error) {
 	value, err := json.Marshal(v)
 	if err != nil {
-		return fmt.Errorf("cannot encode the journal's record of %s: %w", key, err)
+		return record{}, fmt.Errorf("cannot encode the journal's record of %s: %w", key, err)
 	}
-	return j.log.append(record{Key: key, Value: value})
+	return record{Key: key, Value: value}, nil
 }
 
 func (j *Journal) has(key string) bool {

@@ -71,8 +71,8 @@ func TestWhatIsPutIsThereAfterReopening(t *testing.T) {
 	path := filepath.Join(dir, "journal")
 	j := open(t, disk(t, dir), path)
 	body := &api.Activate{OrganizationID: "o", Epoch: 9, Members: []api.Member{{UserID: "ada", Role: "owner"}}}
+	must(t, j.PutGrant(sample(1), &api.Activate{OrganizationID: "o", Epoch: 9}))
 	must(t, j.PutBody("gw-aaaaaaaaaa", body))
-	must(t, j.Put(sample(1)))
 	must(t, j.Put(&journal.Gateway{Gateway: "gw-bbbbbbbbbb", Incarnation: 1}))
 	must(t, j.Put(sample(4)))
 	must(t, j.Remove("gw-bbbbbbbbbb"))
@@ -97,6 +97,37 @@ func TestWhatIsPutIsThereAfterReopening(t *testing.T) {
 	info, err := os.Stat(path)
 	if err != nil || info.Mode().Perm() != 0o600 {
 		t.Fatalf("the journal may be read by others: %v %v", info.Mode(), err)
+	}
+}
+
+// TestAGrantIsNeverWithoutItsBody cuts a grant that was being written: its body comes first.
+func TestAGrantIsNeverWithoutItsBody(t *testing.T) {
+	dir := t.TempDir()
+	path := filepath.Join(dir, "journal")
+	f := disk(t, dir)
+	j := open(t, f, path)
+	must(t, j.PutGrant(sample(1), &api.Activate{OrganizationID: "o", Epoch: 9}))
+	f.Fail("journal.append", syscall.ENOSPC)
+	f.Fail("journal.rewrite.write", syscall.ENOSPC)
+	if err := j.PutGrant(sample(2), &api.Activate{OrganizationID: "p", Epoch: 10}); !errors.Is(err, syscall.ENOSPC) {
+		t.Fatalf("a full disk: %v", err)
+	}
+	if e := entries(t, j)["gw-aaaaaaaaaa"]; e.Incarnation != 1 || e.Body == nil || e.Body.OrganizationID != "o" {
+		t.Fatalf("what could not be written is remembered: %+v", e)
+	}
+	f.Fail("journal.append", nil)
+	f.Fail("journal.rewrite.write", nil)
+	must(t, j.Put(&journal.Gateway{Gateway: "gw-bbbbbbbbbb", Incarnation: 1}))
+	must(t, j.Close())
+	whole, err := os.ReadFile(path)
+	must(t, err)
+	for cut := len(whole); cut > 0; cut-- {
+		must(t, os.WriteFile(path, whole[:cut], 0o600))
+		j := open(t, disk(t, dir), path)
+		if e, ok := entries(t, j)["gw-aaaaaaaaaa"]; ok && e.Body == nil {
+			t.Fatalf("cut after %d of %d bytes: a grant without a body", cut, len(whole))
+		}
+		must(t, j.Close())
 	}
 }
 

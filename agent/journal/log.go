@@ -76,10 +76,10 @@ func openLog(fsys fsx.FS, logger hclog.Logger, path string) (*log, error) {
 	return l, nil
 }
 
-// append writes one record. When it returns without an error a crash of this program does not lose the
-// record; sync makes it survive a crash of the machine.
-func (l *log) append(r record) error {
-	buf, err := encode(nil, r)
+// append writes records in one piece. When it returns without an error a crash of this program does not lose
+// them, and a crash of the machine leaves the first of them or none; sync makes them survive that too.
+func (l *log) append(entries ...record) error {
+	buf, err := encode(nil, entries...)
 	if err != nil {
 		return err
 	}
@@ -88,24 +88,25 @@ func (l *log) append(r record) error {
 	if l.file == nil && !l.broken {
 		return errClosed
 	}
-	old, had := l.values[r.Key]
-	l.set(r)
+	before := make([]record, len(entries))
+	for i, r := range entries {
+		before[i] = record{Key: r.Key, Value: l.values[r.Key]}
+		l.set(r)
+	}
 	if l.broken || l.size > compactAbove && l.size > 4*l.live {
 		err = l.rewriteLocked()
 	} else if err = l.write(buf); err == nil {
 		l.size += int64(len(buf))
 		l.written++
 	} else {
-		// Part of the record may be in the file, and a whole one behind it would be cut with it.
+		// Part of a record may be in the file, and a whole one behind it would be cut with it.
 		l.broken = true
 		err = fmt.Errorf("cannot append to the journal: %w", err)
 	}
 	if err != nil { // what is not written is not remembered either
-		back := record{Key: r.Key}
-		if had {
-			back.Value = old
+		for _, r := range before {
+			l.set(r)
 		}
-		l.set(back)
 	}
 	return err
 }

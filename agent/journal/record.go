@@ -21,16 +21,26 @@ type record struct {
 	Value json.RawMessage `json:"v,omitempty"`
 }
 
-// encode appends the record's form in the file to buf.
-func encode(buf []byte, r record) ([]byte, error) {
-	payload, err := json.Marshal(r)
-	if err != nil {
-		return nil, fmt.Errorf("cannot encode the journal's record of %s: %w", r.Key, err)
+// encode appends the records' form in the file to buf. A value is JSON already, as json.Marshal made it, and is
+// taken as it is: encoding it once more would read it through twice, and this is on the way of every step.
+func encode(buf []byte, entries ...record) ([]byte, error) {
+	for _, r := range entries {
+		key, err := json.Marshal(r.Key)
+		if err != nil {
+			return nil, fmt.Errorf("cannot encode the journal's record of %s: %w", r.Key, err)
+		}
+		payload := make([]byte, 0, len(key)+len(r.Value)+16)
+		payload = append(append(payload, `{"k":`...), key...)
+		if len(r.Value) > 0 {
+			payload = append(append(payload, `,"v":`...), r.Value...)
+		}
+		payload = append(payload, '}')
+		if len(payload) > maxPayload {
+			return nil, fmt.Errorf("cannot write the journal's record of %s: %d bytes are more than %d", r.Key, len(payload), maxPayload)
+		}
+		buf = records.Append(buf, payload)
 	}
-	if len(payload) > maxPayload {
-		return nil, fmt.Errorf("cannot write the journal's record of %s: %d bytes are more than %d", r.Key, len(payload), maxPayload)
-	}
-	return records.Append(buf, payload), nil
+	return buf, nil
 }
 
 // decode reads a whole file. It returns the last value of every key and the length of the part that is

@@ -278,6 +278,30 @@ func TestRouteFailsAndThePreviousOneStays(t *testing.T) {
 	h.clean()
 }
 
+func TestLeadLeavesTheProofToItsCaller(t *testing.T) {
+	t.Parallel()
+	h, gs, org := serving(t, 2)
+	h.stopEngine()
+	f := h.withFaults()
+	h.startEngine()
+	f.Fail("nginx.route.rename", syscall.EIO)
+	if err := h.engine.Lead(within(t), org, Target{gs[1].id, 8}); !fault.Is(err, fault.RouteApplyFailed) {
+		t.Errorf("a rename that fails: %v", err)
+	}
+	f.Fail("nginx.route.rename", nil)
+	h.mustServe(org, gs[0], 7)
+	f.Fail("nginx.route.prove", syscall.EIO) // nobody asks
+	if err := h.engine.Lead(within(t), org, Target{gs[1].id, 8}); err != nil {
+		t.Fatal(err)
+	}
+	f.Fail("nginx.route.prove", nil)
+	h.mustServe(org, gs[1], 8)
+	if err := h.engine.Lead(within(t), org, Target{gs[0].id, 7}); !fault.Is(err, fault.StaleEpoch) {
+		t.Errorf("an older epoch: %v", err)
+	}
+	h.clean()
+}
+
 // A3, A9: the end of an old grant must not end the route of a newer one.
 func TestUnrouteEndsOnlyItsOwnRoute(t *testing.T) {
 	t.Parallel()

@@ -189,6 +189,16 @@ func checkTarget(org id.Organization, t Target) error {
 // leads there now. On failure of either the previous target is put back. An epoch below the current one
 // is refused.
 func (e *Engine) Route(ctx context.Context, org id.Organization, t Target) error {
+	return e.lead(ctx, org, t, true)
+}
+
+// Lead is Route without nginx's word, for a caller that asks nginx for the organization itself before it
+// relies on the route.
+func (e *Engine) Lead(ctx context.Context, org id.Organization, t Target) error {
+	return e.lead(ctx, org, t, false)
+}
+
+func (e *Engine) lead(ctx context.Context, org id.Organization, t Target, proven bool) error {
 	if err := checkTarget(org, t); err != nil {
 		return err
 	}
@@ -206,8 +216,12 @@ func (e *Engine) Route(ctx context.Context, org id.Organization, t Target) error
 	}
 	e.routes.set(org, t)
 	err = e.routes.place(org, t)
-	if err == nil {
+	switch {
+	case err != nil:
+	case proven:
 		err = e.secureRoute(ctx, org, proofText(t))
+	default:
+		err = e.routes.sync.wait()
 	}
 	if err != nil {
 		if backErr := e.restoreRoute(org, before, had); backErr != nil {

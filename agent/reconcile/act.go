@@ -143,7 +143,7 @@ func (a *actor) deactivate(ctx context.Context) {
 	}
 }
 
-// take puts a grant and its steps on record.
+// take notes a grant and its steps. They go on record with the beginning of the first one.
 func (a *actor) take() {
 	w := a.w.grant
 	a.chain.begin(a.o.Now(), false)
@@ -152,10 +152,7 @@ func (a *actor) take() {
 		Organization: w.organization, Allocation: w.allocation, Epoch: w.epoch, Version: w.version,
 	}
 	a.ob.Epoch, a.ob.Change, a.retries = w.epoch, steps.New(takeSteps...), 0
-	// The grant itself goes on record with the beginning of its first step.
-	if err := a.o.Journal.PutBody(a.id, a.body); err != nil {
-		a.failStep(steps.Action{Step: api.StepActivate}, steps.Refused, a.o.Now(), unwritten(err))
-	}
+	a.newBody = true
 }
 
 // unwritten is the failure of a step that was not taken because it could not be recorded.
@@ -188,7 +185,7 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 		a.logger.Error("a step was out of order", "error", err)
 		return
 	}
-	if err := a.save(); err != nil && !act.Undo && !a.ob.Grant.Served {
+	if err := a.recordBegin(act); err != nil && !act.Undo && !a.ob.Grant.Served {
 		a.failStep(act, steps.Refused, begun, unwritten(err))
 		return
 	}
@@ -201,9 +198,6 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 	cancel()
 	if ctx.Err() != nil {
 		return // the agent ends: the step is on record as begun, and the next agent repeats it
-	}
-	if err == nil && act.Step == api.StepVerify {
-		err = a.served(ctx)
 	}
 	if err != nil {
 		outcome := steps.Unclear
@@ -220,30 +214,33 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 	}
 	a.chain.add(a.stepReport(act.Step, begun, end, nil))
 	if a.ob.Change.Complete() {
-		_ = a.save() // an end before goes on record with the beginning of the next step
-		a.ob.Message = ""
+		g := *a.ob.Grant
+		g.Served = true
+		a.ob.Grant, a.ob.Message = &g, ""
 		a.chain.end()
 	}
 }
 
-// served puts on record that the organization is served, for good: a machine that crashes now comes back
-// and must not take an organization for a failed one that the coordinator counts on.
-func (a *actor) served(ctx context.Context) error {
-	if a.ob.Grant.Served {
+// recordBegin puts on record what the next agent must know if this one dies during the step, and no more,
+// because every record is on the way of the first byte. What is served already is on record as such, and the
+// next agent takes all its steps again.
+func (a *actor) recordBegin(act steps.Action) error {
+	switch {
+	case act.Undo || act.Step == api.StepActivate:
+		return a.save()
+	case a.ob.Grant.Served:
 		return nil
+	case act.Step == api.StepVerify:
+		// From here on the organization may be served and the coordinator may count on it: whoever reads
+		// this brings it back until the coordinator says otherwise. A failure takes it back.
+		g := *a.ob.Grant
+		g.Served = true
+		record := a.ob.Gateway
+		record.Grant = &g
+		return a.put(record)
 	}
-	g := *a.ob.Grant
-	g.Served = true
-	record := a.ob.Gateway
-	record.Grant = &g
-	err := a.o.Journal.Put(&record)
-	if err == nil {
-		err = a.o.Journal.Sync(ctx)
-	}
-	if err != nil {
-		return unwritten(err)
-	}
-	a.ob.Grant = &g
+	// A route that is not on record is removed when an agent starts (recover), and led anew by the steps
+	// that are.
 	return nil
 }
 
@@ -277,9 +274,26 @@ func (a *actor) do(ctx context.Context, name string) error {
 		defer cancel()
 		return a.o.Nginx.Route(rctx, a.ob.Grant.Organization, Route{Gateway: a.id, Epoch: a.ob.Grant.Epoch})
 	case api.StepVerify:
-		return verify(ctx, a.o.Nginx, t.VerifyTimeout, a.identity())
+		return a.verifyForGood(ctx)
 	}
 	return fmt.Errorf("cannot take the unknown step %q", name)
+}
+
+// verifyForGood returns when the organization is verified and that it is served is on record for good: a
+// machine that crashes after the report comes back and must not take it for a failed one. Neither needs
+// the other, so they go on beside each other.
+func (a *actor) verifyForGood(ctx context.Context) error {
+	recorded := make(chan error, 1)
+	if a.ob.Grant.Served {
+		recorded <- nil
+	} else {
+		go func() { recorded <- a.o.Journal.Sync(ctx) }() // received below
+	}
+	err := verify(ctx, a.o.Nginx, a.o.Timing.VerifyTimeout, a.identity())
+	if failed := <-recorded; err == nil && failed != nil {
+		err = unwritten(failed)
+	}
+	return err
 }
 
 // undo takes one step back. A step that cannot be taken back is tried again, with back-off.

@@ -36,6 +36,7 @@ type actor struct {
 	w       desired
 	ob      observed
 	body    *api.Activate // of ob.Grant
+	newBody bool          // body is not on record yet
 	bootID  string        // of the process that runs, once it has answered
 	misses  int           // health answers missed in a row
 	started time.Time     // of the process that runs, by this agent
@@ -252,13 +253,22 @@ func (a *actor) event(typ, reason string) {
 
 // save stores what is known. An error is logged and returned: only what must not happen unrecorded
 // depends on it.
-func (a *actor) save() error {
-	g := a.ob.Gateway
+func (a *actor) save() error { return a.put(a.ob.Gateway) }
+
+// put stores a record of the gateway, with the body of its grant when that is new.
+func (a *actor) put(g journal.Gateway) error {
 	g.Change, g.Ending = g.Change.Clone(), g.Ending.Clone()
-	if err := a.o.Journal.Put(&g); err != nil {
+	var err error
+	if a.newBody && a.body != nil {
+		err = a.o.Journal.PutGrant(&g, a.body)
+	} else {
+		err = a.o.Journal.Put(&g)
+	}
+	if err != nil {
 		a.logger.Error("the journal was not written", "error", err)
 		return err
 	}
+	a.newBody = false
 	return nil
 }
 

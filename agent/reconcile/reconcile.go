@@ -35,8 +35,8 @@ type Nginx interface {
 	SetSlots(slots []Slot)
 	// WaitSlot returns when the live generation names the gateway.
 	WaitSlot(ctx context.Context, g id.Gateway) error
-	// Route returns when every new request of the organization goes to the gateway with that epoch. On an
-	// error the route is what it was before. Repeating it is safe.
+	// Route leads every new request of the organization to the gateway with that epoch, which the step after
+	// it proves. On an error the route is what it was before. Repeating it is safe.
 	Route(ctx context.Context, org id.Organization, to Route) error
 	// Unroute returns when no new request of the organization goes to that gateway and epoch any more. A
 	// route to another gateway or epoch stays. Repeating it is safe.

@@ -3,10 +3,12 @@ package reconcile
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
 	"strconv"
+	"syscall"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -35,7 +37,7 @@ const pingPath = "/collab/ping"
 func verify(ctx context.Context, nginx Nginx, timeout time.Duration, want identity) error {
 	vctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
-	resp, err := nginx.Get(vctx, want.organization, pingPath)
+	resp, err := ask(vctx, nginx, want.organization)
 	if err != nil {
 		return fault.Wrap(fault.VerifyFailed, err, "nginx does not answer for the organization: %v", err)
 	}
@@ -44,6 +46,18 @@ func verify(ctx context.Context, nginx Nginx, timeout time.Duration, want identi
 		return fault.New(fault.VerifyFailed, "the answer on the organization's host name is not its gateway's: %v", err)
 	}
 	return nil
+}
+
+// ask asks nginx for the organization. nginx follows the route on every request, so the first answer counts;
+// only a connection that a reload has closed is tried again.
+func ask(ctx context.Context, nginx Nginx, org id.Organization) (resp *http.Response, err error) {
+	for range 3 {
+		resp, err = nginx.Get(ctx, org, pingPath)
+		if err == nil || ctx.Err() != nil || errors.Is(err, syscall.ECONNREFUSED) {
+			break
+		}
+	}
+	return resp, err
 }
 
 // sameIdentity says what of an answer differs from the identity that is wanted.
