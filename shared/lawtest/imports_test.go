@@ -154,6 +154,8 @@ var libraries = []library{
 	{module: "github.com/prometheus/common", homes: nil, tests: true},
 	{module: "github.com/coder/websocket", homes: []string{"agent/gateway"}, tests: true},
 	{module: "github.com/miekg/dns", homes: []string{"coordinator/dns"}, tests: true},
+	{module: "github.com/golang-jwt/jwt/v5", homes: []string{"shared/usertoken"}},
+	{module: "github.com/go-jose/go-jose/v4", homes: []string{"shared/usertoken"}},
 	{module: "github.com/spf13/cobra", homes: []string{"cmd"}},
 	{module: "github.com/spf13/pflag", homes: []string{"cmd"}},
 	{module: "github.com/schollz/progressbar/v3", homes: []string{"cmd/demiurge"}},
