@@ -16,6 +16,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/logging"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
 
 // Config is coordinator.yaml.
@@ -25,6 +26,7 @@ type Config struct {
 	Domain    string         `yaml:"domain"`     // organizations are served as org-<uuid>.<domain>
 	PublicURL string         `yaml:"public_url"` // of an organization; {hostname} stands for its name
 	API       APIConfig      `yaml:"api"`
+	Auth      AuthConfig     `yaml:"auth"`
 	Cluster   ClusterConfig  `yaml:"cluster"`
 	Raft      RaftConfig     `yaml:"raft"`
 	Gossip    GossipConfig   `yaml:"gossip"`
@@ -42,6 +44,12 @@ type APIConfig struct {
 	RateLimit    float64  `yaml:"rate_limit"`    // requests a second per token
 	RateBurst    int      `yaml:"rate_burst"`    // above that for a moment
 	AuthFailures float64  `yaml:"auth_failures"` // failed authentications a second per address
+}
+
+// AuthConfig is who gets in besides the holders of tokens and certificates: users of the platform.
+type AuthConfig struct {
+	Issuers       []usertoken.Issuer `yaml:"issuers"`         // whose signed tokens are believed
+	UserRateLimit float64            `yaml:"user_rate_limit"` // requests a second per user
 }
 
 // RaftConfig is the consensus between coordinators.
@@ -82,6 +90,7 @@ func DefaultConfig() *Config {
 		DataDir:   "/var/lib/demiurge/coordinator",
 		PublicURL: "https://{hostname}",
 		API:       APIConfig{Listen: "127.0.0.1:7400", RateLimit: 10000, RateBurst: 20000, AuthFailures: 10},
+		Auth:      AuthConfig{UserRateLimit: 50},
 		Raft:      RaftConfig{Listen: "127.0.0.1:7401", Profile: string(consensus.ProfileDefault), MinFreeMiB: 512},
 		Cluster:   ClusterConfig{BootstrapExpect: 1, DeadAfter: 10 * time.Minute, MinVoters: 3},
 		Gossip:    GossipConfig{Listen: "127.0.0.1:7402", Profile: string(gossip.ProfileDefault)},
@@ -126,8 +135,8 @@ func (c *Config) Validate() error {
 		bad("raft.min_free_mib", "new work would be taken until the disk is full, and a full disk stops this coordinator", "leave it out for the default of 512, or set 1 or more")
 	}
 	errs = append(errs, c.validateCluster()...)
-	errs = append(errs, c.DNS.Validate("dns", c.Domain))
-	for key, rate := range map[string]float64{"api.rate_limit": c.API.RateLimit, "api.rate_burst": float64(c.API.RateBurst), "api.auth_failures": c.API.AuthFailures} {
+	errs = append(errs, c.DNS.Validate("dns", c.Domain), usertoken.Validate("auth.issuers", c.Auth.Issuers))
+	for key, rate := range map[string]float64{"api.rate_limit": c.API.RateLimit, "api.rate_burst": float64(c.API.RateBurst), "api.auth_failures": c.API.AuthFailures, "auth.user_rate_limit": c.Auth.UserRateLimit} {
 		if rate <= 0 {
 			bad(key, fmt.Sprintf("%v would let nobody in", rate), "leave it out for the default, or set a number above 0")
 		}

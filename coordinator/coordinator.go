@@ -34,6 +34,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
 
 // heartbeat is how often an idle agent stream carries an empty frame.
@@ -65,6 +66,7 @@ type Coordinator struct {
 	runner   *allocator.Runner
 	receiver *agentlink.Receiver
 	trust    *trust.Keeper
+	users    *usertoken.Verifier
 	peers    *peerlink.Link
 	gossip   *gossip.Node
 	members  *membership.View
@@ -110,6 +112,9 @@ func (c *Coordinator) open() error {
 	c.store = state.New()
 	if err = c.openTrust(); err != nil {
 		return err
+	}
+	if c.users, err = usertoken.New(usertoken.Options{Issuers: cfg.Auth.Issuers, Logger: c.log, Now: c.opts.Now}); err != nil {
+		return fmt.Errorf("cannot use auth.issuers: %w", err)
 	}
 	if err = c.openPeers(); err != nil {
 		return err
@@ -163,9 +168,10 @@ func (c *Coordinator) wire() error {
 	c.api, err = httpapi.New(httpapi.Options{
 		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, &c.reign},
 		Events: c.broker, Metrics: c.metrics, Operator: operator{c, &c.rotation}, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
-		Peers: c.peers.Transport(), Trust: joins{c.trust, c}, Plain: cfg.API.Plain,
+		Peers: c.peers.Transport(), Trust: joins{c.trust, c}, Users: c.users, Plain: cfg.API.Plain,
 		Limits: httpapi.Limits{
 			Token:  httpapi.Rate{PerSecond: cfg.API.RateLimit, Burst: float64(cfg.API.RateBurst)},
+			User:   httpapi.Rate{PerSecond: cfg.Auth.UserRateLimit, Burst: 2 * cfg.Auth.UserRateLimit},
 			Failed: httpapi.Rate{PerSecond: cfg.API.AuthFailures, Burst: 2 * cfg.API.AuthFailures},
 		},
 	})
@@ -179,6 +185,7 @@ func (c *Coordinator) Addr() net.Addr { return c.listener.Addr() }
 func (c *Coordinator) Start() {
 	c.stack.Go("memory", tuneMemory)
 	c.stack.Go("trust", c.trust.Run)
+	c.stack.Go("keys of issuers", c.users.Run)
 	c.stack.Go("members", c.members.Run)
 	c.stack.Go("tags", c.tell)
 	c.stack.Go("gossip keys", c.followKeys)

@@ -40,10 +40,18 @@ func TestEveryConfigurationKeyIsExplained(t *testing.T) {
 func collect(keys map[string]string, prefix string, value reflect.Value) {
 	for i := range value.NumField() {
 		name, _, _ := strings.Cut(value.Type().Field(i).Tag.Get("yaml"), ",")
-		if field := value.Field(i); field.Kind() == reflect.Struct {
+		field := value.Field(i)
+		if field.Kind() == reflect.Struct {
 			collect(keys, prefix+name+".", field)
-		} else {
-			keys[prefix+name] = fmt.Sprint(field.Interface())
+			continue
+		}
+		keys[prefix+name] = fmt.Sprint(field.Interface())
+		if field.Kind() == reflect.Slice && field.Type().Elem().Kind() == reflect.Struct {
+			element := map[string]string{} // what stands in it has no default here: the list is empty
+			collect(element, prefix+name+"[].", reflect.Zero(field.Type().Elem()))
+			for key := range element {
+				keys[key] = ""
+			}
 		}
 	}
 }

@@ -33,7 +33,7 @@ func units(t *testing.T) []string {
 
 // The programs themselves must accept the examples, also with everything that is commented out.
 func TestExamplesAreValid(t *testing.T) {
-	commentedKey := regexp.MustCompile(`(?m)^( *)# ( *[a-z_]+:( .*)?)$`)
+	commentedKey := regexp.MustCompile(`(?m)^( *)# ( *(?:- )?[a-z_]+:( .*)?)$`)
 	bin := t.TempDir()
 	for _, program := range []string{"coordinator", "agent"} {
 		path := filepath.Join(bin, "demiurge-"+program)

@@ -38,8 +38,9 @@ type Node struct {
 	run *coordinator.Coordinator
 }
 
-// StartSeveral runs coordinators that begin a cluster together, and waits until one leads.
-func StartSeveral(t testing.TB, n int) *Several {
+// StartSeveral runs coordinators that begin a cluster together, and waits until one leads. Change may alter
+// the configuration of each.
+func StartSeveral(t testing.TB, n int, change ...func(*coordinator.Config)) *Several {
 	t.Helper()
 	s := &Several{t: t, key: pki.NewKey(), logs: hclog.NewNullLogger()}
 	if testing.Verbose() {
@@ -52,6 +53,9 @@ func StartSeveral(t testing.TB, n int) *Several {
 		node.Config.Cluster.Join = s.seeds()
 		if n == 1 {
 			node.Config.Cluster.Join = nil
+		}
+		for _, f := range change {
+			f(node.Config)
 		}
 		node.Start()
 	}

@@ -13,10 +13,11 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
 
 // access says who may call a route. The zero value lets nobody in.
-type access uint8
+type access uint16
 
 const (
 	admin access = 1 << iota
@@ -26,6 +27,10 @@ const (
 	agent  // of a host, with its certificate
 	public // anyone on the listener's network, without a token
 	joiner // a program with a join token
+	// Platform users. Which organization a call is about is in its body or behind an id, so the handler
+	// looks (mayAct): a row that lets them in has a handler that asks.
+	aMember  // of the organization, in any role
+	aManager // owner or admin of the organization
 )
 
 // The sets of the routes table. An admin may do everything but speak for a host: an observation has one
@@ -34,6 +39,9 @@ const (
 	forAnyone     = public
 	forReaders    = admin | operator | platform | reader
 	forPlatform   = admin | operator | platform
+	forMembers    = forPlatform | aMember
+	forManagers   = forPlatform | aManager
+	forWatchers   = forReaders | aMember
 	forOperators  = admin | operator
 	forAdmins     = admin
 	forHostsAgent = agent
@@ -63,6 +71,12 @@ func (a access) names() []string {
 			out = append(out, r)
 		}
 	}
+	if a&aMember != 0 {
+		out = append(out, "member of the organization")
+	}
+	if a&aManager != 0 {
+		out = append(out, "owner or admin of the organization")
+	}
 	if a&agent != 0 {
 		out = append(out, string(pki.RoleAgent))
 	}
@@ -75,6 +89,7 @@ func (a access) names() []string {
 // caller is who sent a request.
 type caller struct {
 	token   *state.Token     // of a person or the platform; or nil
+	user    *usertoken.User  // of the platform; or nil
 	join    *state.JoinToken // of a program that joins; or nil
 	agent   *identity        // of a host's agent; or nil
 	address string
@@ -88,6 +103,8 @@ func (c *caller) actor() string {
 	case c == nil:
 	case c.token != nil:
 		return string(c.token.ID)
+	case c.user != nil:
+		return c.user.String()
 	case c.join != nil:
 		return string(c.join.ID)
 	case c.agent != nil:
@@ -124,7 +141,7 @@ func (s *Server) admit(row *route, r *http.Request) (*caller, *fault.Error) {
 	case row.access&agent != 0:
 		f = s.admitAgent(c, r)
 	default:
-		f = s.admitToken(c, r)
+		f = s.admitBearer(c, r)
 	}
 	if f != nil && f.Code == fault.Unauthenticated {
 		if limited := s.limits.failed(c.address); limited != nil {
@@ -134,9 +151,26 @@ func (s *Server) admit(row *route, r *http.Request) (*caller, *fault.Error) {
 	return c, f
 }
 
+// errCredential is the answer to every credential that opens nothing, so that nothing can be learned from it.
+func errCredential() *fault.Error {
+	return fault.New(fault.Unauthenticated, "the token is not valid or has expired; ask an admin for a new one (`demiurge token create`), or log in again")
+}
+
+// admitBearer lets the holder of an API token or the user of the platform through.
+func (s *Server) admitBearer(c *caller, r *http.Request) *fault.Error {
+	secret, f := bearerOf(r, errCredential(), usertoken.MaxToken)
+	if f != nil {
+		return f
+	}
+	if usertoken.Looks(secret) {
+		return s.admitUser(c, secret)
+	}
+	return s.admitToken(c, secret)
+}
+
 // admitToken lets the holder of an API token through.
-func (s *Server) admitToken(c *caller, r *http.Request) *fault.Error {
-	token, f := s.authenticate(r)
+func (s *Server) admitToken(c *caller, secret string) *fault.Error {
+	token, f := s.authenticate(secret)
 	if f != nil {
 		return f
 	}
@@ -150,14 +184,9 @@ func (s *Server) admitToken(c *caller, r *http.Request) *fault.Error {
 	return nil
 }
 
-// authenticate finds the token of a request. The answers to an unknown and to an expired token are the
-// same, so that nothing can be learned from them.
-func (s *Server) authenticate(r *http.Request) (*state.Token, *fault.Error) {
-	refused := fault.New(fault.Unauthenticated, "the token is not valid or has expired; ask an admin for a new one (`demiurge token create`)")
-	secret, f := bearerOf(r, refused)
-	if f != nil {
-		return nil, f
-	}
+// authenticate finds the API token of a secret.
+func (s *Server) authenticate(secret string) (*state.Token, *fault.Error) {
+	refused := errCredential()
 	sum := sha256.Sum256([]byte(secret))
 	hash := hex.EncodeToString(sum[:])
 	token := s.opts.Store.View().TokenByHash(hash)
@@ -173,14 +202,15 @@ func (s *Server) authenticate(r *http.Request) (*state.Token, *fault.Error) {
 	return token, nil
 }
 
-// bearerOf is what the caller sent to prove who it is; refused is the answer to what cannot be one.
-func bearerOf(r *http.Request, refused *fault.Error) (string, *fault.Error) {
+// bearerOf is what the caller sent to prove who it is, of bounded size; refused is the answer to what cannot
+// be one.
+func bearerOf(r *http.Request, refused *fault.Error, limit int) (string, *fault.Error) {
 	headers := r.Header.Values("Authorization")
 	if len(headers) == 0 {
 		return "", fault.New(fault.Unauthenticated, "this call needs a token: send the header \"Authorization: Bearer <token>\"")
 	}
 	scheme, secret, ok := strings.Cut(headers[0], " ")
-	if len(headers) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || secret == "" || len(secret) > 4096 {
+	if len(headers) > 1 || !ok || !strings.EqualFold(scheme, "Bearer") || secret == "" || len(secret) > limit {
 		return "", refused
 	}
 	return secret, nil

@@ -51,7 +51,6 @@ func (s *Server) agentStream(ctx context.Context, in *agentStreamInput) (*stream
 		err = s.atLeader()
 	}
 	if err != nil {
-		s.noteHandler(ctx, err)
 		return nil, err
 	}
 	return &stream{Body: func(hc huma.Context) {
@@ -87,7 +86,6 @@ func (s *Server) agentObserve(ctx context.Context, in *observeInput) (*answer[ap
 		err = s.atLeader()
 	}
 	if err != nil {
-		s.noteHandler(ctx, err)
 		return nil, err
 	}
 	index, err := s.opts.Agents.Observe(ctx, host, in.Body)

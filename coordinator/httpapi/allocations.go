@@ -101,6 +101,9 @@ func (s *Server) start(ctx context.Context, keyed Keyed, body api.StartAllocatio
 	if err := s.atLeader(); err != nil {
 		return allocator.StartResult{}, err
 	}
+	if err := s.mayAct(ctx, s.opts.Store.View(), nil, req.Organization); err != nil {
+		return allocator.StartResult{}, err
+	}
 	var err error
 	if req.Key, req.Digest, err = keyed.digests(ctx, body); err != nil {
 		return allocator.StartResult{}, err
@@ -281,6 +284,9 @@ func (s *Server) releaseAllocation(ctx context.Context, in *releaseInput) (*allo
 	if err := c.err(); err != nil {
 		return nil, err
 	}
+	if err := s.mayRelease(ctx, a); err != nil {
+		return nil, err
+	}
 	if err := s.release(ctx, a, drain); err != nil {
 		return nil, err
 	}
@@ -341,7 +347,11 @@ func (s *Server) gatewayStop(ctx context.Context, in *gatewayStopInput) (*gatewa
 	if err := s.atLeader(); err != nil {
 		return nil, err
 	}
-	a := s.opts.Store.View().LiveAllocation(nil, org)
+	v := s.opts.Store.View()
+	if err := s.mayAct(ctx, v, nil, org); err != nil {
+		return nil, err
+	}
+	a := v.LiveAllocation(nil, org)
 	if a == nil {
 		return nil, noAllocation(org)
 	}

@@ -62,7 +62,8 @@ func (s *Server) elsewhere(row *route, r *http.Request) bool {
 	if s.opts.Peers == nil || row.access&public != 0 || forwarded(r.Context()) || s.opts.Cluster.IsLeader() {
 		return false
 	}
-	return row.method != get || r.URL.Query().Get("consistency") != "stale"
+	// Who is a member now is known to the leader. So users have no use for an answer that may be old.
+	return row.method != get || r.URL.Query().Get("consistency") != "stale" || fromUser(r)
 }
 
 // forward passes a request on to the leader as it is. The leader looks at its token: here a new one may

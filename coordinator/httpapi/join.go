@@ -21,6 +21,9 @@ const (
 	joinTTLLimit = 24 * time.Hour
 )
 
+// joinTokenLimit is more than the size of any join token.
+const joinTokenLimit = 4096
+
 type createJoinTokenInput struct {
 	Keyed
 	Body api.CreateJoinToken
@@ -43,9 +46,7 @@ func (s *Server) createJoinToken(ctx context.Context, in *createJoinTokenInput) 
 		return nil, err
 	}
 	if who := callerOf(ctx); role == pki.RoleCoordinator && who.token.Role != api.RoleAdmin {
-		err := fault.New(fault.Forbidden, "a token of role %q may not bring a coordinator in; it takes one of: %s", who.token.Role, api.RoleAdmin)
-		s.noteHandler(ctx, err)
-		return nil, err
+		return nil, fault.New(fault.Forbidden, "a token of role %q may not bring a coordinator in; it takes one of: %s", who.token.Role, api.RoleAdmin)
 	}
 	token := pki.NewJoinToken(s.opts.Trust.Pin())
 	cmd := command.PutJoinToken{Meta: s.meta(ctx), Token: token.ID, Role: string(role), Name: string(name), Hash: string(token.Hash())}
@@ -110,7 +111,7 @@ func (s *Server) admitJoiner(c *caller, r *http.Request) *fault.Error {
 		return f
 	}
 	refused := fault.New(fault.Unauthenticated, "this join token is unknown, was used or has expired; make a new one (`demiurge host join-token`)")
-	text, f := bearerOf(r, refused)
+	text, f := bearerOf(r, refused, joinTokenLimit)
 	if f != nil {
 		return f
 	}
@@ -148,15 +149,12 @@ func (s *Server) join(ctx context.Context, in *joinInput) (*noStore, error) {
 	}
 	token := callerOf(ctx).join
 	if in.Body.Role != token.Role {
-		err := fault.New(fault.Forbidden, "this join token is for a program of role %q and not for one of role %q; it was not used up", token.Role, in.Body.Role)
-		s.noteHandler(ctx, err)
-		return nil, err
+		return nil, fault.New(fault.Forbidden, "this join token is for a program of role %q and not for one of role %q; it was not used up", token.Role, in.Body.Role)
 	}
 	if _, err := s.propose(ctx, command.Enroll{Meta: s.meta(ctx), Token: token.ID, Name: string(name), PublicKey: key}); err != nil {
 		if limited := s.limits.failed(callerOf(ctx).address); fault.Is(err, fault.Unauthenticated) && limited != nil {
 			err = limited
 		}
-		s.noteHandler(ctx, err)
 		return nil, err
 	}
 	return s.certify(in.Body)
@@ -170,9 +168,7 @@ func (s *Server) renewCertificate(ctx context.Context, in *joinInput) (*noStore,
 	}
 	who := callerOf(ctx).agent
 	if in.Body.Role != string(who.who.Role()) || string(name) != who.who.Name() {
-		err := fault.New(fault.Forbidden, "the certificate of %s %q is renewed for itself only, and not for %s %q", who.who.Role(), who.who.Name(), in.Body.Role, name)
-		s.noteHandler(ctx, err)
-		return nil, err
+		return nil, fault.New(fault.Forbidden, "the certificate of %s %q is renewed for itself only, and not for %s %q", who.who.Role(), who.who.Name(), in.Body.Role, name)
 	}
 	if err := s.atLeader(); err != nil {
 		return nil, err

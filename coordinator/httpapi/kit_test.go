@@ -30,6 +30,8 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
+	"github.com/demiurge-platform/demiurge/shared/usertoken/usertokentest"
 )
 
 // patience is how long a test waits for a condition on a busy machine.
@@ -47,6 +49,7 @@ type kit struct {
 	agents  *scriptedAgents
 	metrics *countingMetrics
 	trust   *ownTrust
+	issuer  usertokentest.Key // signs the tokens of users
 	tokens  map[string]string // secrets by role
 	host    id.Host
 	// programs are the HTTP clients of callers with a certificate, by what stands for it in the place of a
@@ -67,7 +70,13 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 	k.allocs = &scriptedAllocations{kit: k}
 	k.agents = &scriptedAgents{}
 	k.trust = newTrust(t)
+	k.issuer = usertokentest.NewKey(t, "k1")
+	users, err := usertoken.New(usertoken.Options{Issuers: []usertoken.Issuer{usertokentest.File(t, k.issuer)}, Logger: hclog.NewNullLogger(), Now: k.now})
+	if err != nil {
+		t.Fatal(err)
+	}
 	opts := Options{
+		Users: users,
 		Trust: k.trust, Plain: true, Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics, Operator: &scriptedOperator{},
 		Events: events.New(events.Options{Store: k.store, Logger: hclog.NewNullLogger()}),
 		Logger: hclog.NewNullLogger(), Now: k.now, Domain: "example.test",
@@ -76,7 +85,6 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 	for _, f := range change {
 		f(&opts)
 	}
-	var err error
 	if k.server, err = New(opts); err != nil {
 		t.Fatal(err)
 	}

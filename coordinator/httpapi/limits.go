@@ -18,6 +18,8 @@ type Rate struct {
 type Limits struct {
 	// Token bounds one token's requests; default 10,000/s, 20,000 at once.
 	Token Rate
+	// User bounds one platform user's requests; default 50/s, 100 at once.
+	User Rate
 	// Anonymous bounds one address's requests without a token; default 1,000/s, 2,000 at once.
 	Anonymous Rate
 	// Failed bounds one address's failed authentications that are answered as such; default 10/s, 20 at
@@ -25,9 +27,9 @@ type Limits struct {
 	Failed Rate
 }
 
-// limits has one bucket per token and per address.
+// limits has one bucket per token, per user and per address.
 type limits struct {
-	tokens, addresses, failures buckets
+	tokens, users, addresses, failures buckets
 }
 
 func newLimits(l Limits, now func() time.Time) *limits {
@@ -39,6 +41,7 @@ func newLimits(l Limits, now func() time.Time) *limits {
 	}
 	return &limits{
 		tokens:    buckets{rate: or(l.Token, Rate{10_000, 20_000}), now: now},
+		users:     buckets{rate: or(l.User, Rate{50, 100}), now: now},
 		addresses: buckets{rate: or(l.Anonymous, Rate{1_000, 2_000}), now: now},
 		failures:  buckets{rate: or(l.Failed, Rate{10, 20}), now: now},
 	}
@@ -46,6 +49,10 @@ func newLimits(l Limits, now func() time.Time) *limits {
 
 func (l *limits) token(tokenID string) *fault.Error {
 	return tooFast(l.tokens.take(tokenID), "this token sends requests faster than allowed")
+}
+
+func (l *limits) user(user string) *fault.Error {
+	return tooFast(l.users.take(user), "this user sends requests faster than allowed")
 }
 
 func (l *limits) anonymous(address string) *fault.Error {

@@ -63,7 +63,8 @@ func (s *Server) organizationAllocation(ctx context.Context, in *organizationInp
 	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.Allocation, error) {
 		rec := v.LiveAllocation(ws, org)
-		if rec == nil {
+		// To who is no member it looks as if there were none.
+		if rec == nil || s.mayAct(ctx, v, ws, org) != nil {
 			return api.Allocation{}, noAllocation(org)
 		}
 		return s.converter(v, ws).allocation(rec), nil

@@ -12,6 +12,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
 
 // Allocations starts and ends allocations. Errors are faults for the caller.
@@ -70,6 +71,14 @@ type Trust interface {
 	Issue(request string, role pki.Role, name string, now time.Time) (certificate, ca string, err error)
 	// Cluster is where the others are and, as far as the role needs them, the secrets of the cluster.
 	Cluster(role pki.Role) api.JoinCluster
+}
+
+// Users tells who a platform user is.
+type Users interface {
+	// Verify tells who a signed token was made for. It does not wait. Why a token is refused is for the log.
+	Verify(token string) (usertoken.User, error)
+	// Problems tells what is wrong with the keys of issuers, by the issuer's name.
+	Problems() map[string]string
 }
 
 // Events follows the event feed.

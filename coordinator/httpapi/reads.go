@@ -41,6 +41,11 @@ func read[T any](ctx context.Context, s *Server, p Reading, q query[T]) (*answer
 	}
 	ctx, release := s.held(ctx)
 	defer release()
+	if u := callerOf(ctx).user; u != nil { // what is held ends with the token
+		var cancel context.CancelFunc
+		ctx, cancel = context.WithTimeout(ctx, u.Expires.Sub(s.opts.Now()))
+		defer cancel()
+	}
 	if wait > 0 {
 		var cancel context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, wait)

@@ -14,14 +14,16 @@ import (
 const (
 	// refusalPause is the least time between two entries of the log that record refusals.
 	refusalPause = time.Second
-	// refusalKinds bounds how many different refusals one entry names.
+	// refusalKinds bounds how many different refusals are told apart between two pauses.
 	refusalKinds = 50
+	// refusalOrigins bounds how many entries are written for them: an entry of the log has one origin.
+	refusalOrigins = 8
 	// eventRefused is the type of the events.
 	eventRefused = "token.refused"
 )
 
-// refusals gathers refused requests and records them in the event feed, at most one entry a second
-// whatever a caller does: a flood must not fill the log.
+// refusals gathers refused requests and records them in the event feed, at most a few entries a second
+// whatever callers do: a flood must not fill the log.
 type refusals struct {
 	server *Server
 	wake   chan struct{}
@@ -88,7 +90,8 @@ func (rf *refusals) run(ctx context.Context) {
 	}
 }
 
-// record writes one entry. It is lost when there is no leader: the metric has counted it.
+// record writes one entry for each caller that was refused. What cannot be written is lost: the metric has
+// counted it.
 func (rf *refusals) record(ctx context.Context) {
 	rf.mu.Lock()
 	seen, more := rf.seen, rf.more
@@ -97,27 +100,52 @@ func (rf *refusals) record(ctx context.Context) {
 	if len(seen) == 0 || !rf.server.opts.Cluster.IsLeader() {
 		return
 	}
-	now := rf.server.opts.Now()
-	// The entry has one origin, so it names the gate itself; each event tells who was refused.
-	cmd := command.RecordEvents{Meta: command.Meta{At: now, Actor: "httpapi"}}
-	for k, n := range seen {
-		cmd.Events = append(cmd.Events, command.Event{
-			Type: eventRefused, At: now, Code: k.code,
-			Reason: fmt.Sprintf("%d refused: %s by %s from %s", n, k.route, k.actor, k.address),
-		})
-	}
-	if more > 0 {
-		cmd.Events = append(cmd.Events, command.Event{Type: eventRefused, At: now, Reason: fmt.Sprintf("%d more refused", more)})
-	}
-	if result, _, err := rf.server.opts.Proposer.Propose(ctx, cmd); err != nil || result.Err != nil {
-		rf.server.log.Debug("cannot record refusals", "error", err, "refused", result.Err)
+	for _, cmd := range entries(seen, more, rf.server.opts.Now()) {
+		if result, _, err := rf.server.opts.Proposer.Propose(ctx, cmd); err != nil || result.Err != nil {
+			rf.server.log.Debug("cannot record refusals", "error", err, "refused", result.Err)
+		}
 	}
 }
 
+// entries makes what is written for refusals: an entry for each caller, with its actor and source. Of too
+// many callers the last entry tells together; it names the gate, and each of its events who was refused.
+func entries(seen map[refusal]int, more int, now time.Time) []command.RecordEvents {
+	var out []command.RecordEvents
+	rest := command.RecordEvents{Meta: command.Meta{At: now, Actor: gateActor}}
+	of := map[command.Meta]int{} // its place in out
+	for k, n := range seen {
+		told := command.Event{
+			Type: eventRefused, At: now, Code: k.code,
+			Reason: fmt.Sprintf("%d refused: %s by %s from %s", n, k.route, k.actor, k.address),
+		}
+		origin := command.Meta{At: now, Actor: k.actor, Source: k.address}
+		at, known := of[origin]
+		switch {
+		case known:
+			out[at].Events = append(out[at].Events, told)
+		case len(out) < refusalOrigins:
+			of[origin] = len(out)
+			out = append(out, command.RecordEvents{Meta: origin, Events: []command.Event{told}})
+		default:
+			rest.Events = append(rest.Events, told)
+		}
+	}
+	if more > 0 {
+		rest.Events = append(rest.Events, command.Event{Type: eventRefused, At: now, Reason: fmt.Sprintf("%d more refused", more)})
+	}
+	if len(rest.Events) > 0 {
+		out = append(out, rest)
+	}
+	return out
+}
+
+// gateActor is the gate itself in events.
+const gateActor = "httpapi"
+
 // noteHandler counts a refusal that only a handler could see: an agent that speaks for another host, a join
-// token that was used.
-func (s *Server) noteHandler(ctx context.Context, err error) {
-	switch f := fault.From(err); f.Code {
+// token that was used, a user who is no member.
+func (s *Server) noteHandler(ctx context.Context, f *fault.Error) {
+	switch f.Code {
 	case fault.Forbidden, fault.Unauthenticated, fault.RateLimited:
 		c := callerOf(ctx)
 		s.opts.Metrics.Refused(f.Code)

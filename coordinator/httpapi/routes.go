@@ -29,13 +29,13 @@ func routes() []route {
 	startFaults := append(slices.Clone(batchFaults), fault.ActivationTimeout, fault.RouteApplyFailed, fault.VerifyFailed,
 		fault.DNSFailed, fault.HostLost, fault.Superseded, fault.StaleEpoch)
 	return append([]route{
-		{post, "/v1/allocations", forPlatform, on((*Server).startAllocation), "start-allocation", "Start: give an organization its gateway", []int{201, 200, 202}, startFaults},
+		{post, "/v1/allocations", forMembers, on((*Server).startAllocation), "start-allocation", "Start: give an organization its gateway", []int{201, 200, 202}, startFaults},
 		{post, "/v1/allocations/batch", forPlatform, on((*Server).startBatch), "start-allocations", "Start many organizations in one entry of the log", ok, batchFaults},
 		{get, "/v1/allocations", forReaders, on((*Server).listAllocations), "list-allocations", "List allocations", ok, none},
 		{get, "/v1/allocations/{id}", forReaders, on((*Server).getAllocation), "get-allocation", "Read an allocation", ok, missing},
 		{get, "/v1/allocations/{id}/steps", forReaders, on((*Server).listSteps), "list-steps", "Read an allocation's journal: every step and its undo", ok, missing},
 		{get, "/v1/allocations/{id}/explain", forReaders, on((*Server).explain), "explain-allocation", "Read why an allocation got its gateway", ok, missing},
-		{del, "/v1/allocations/{id}", forPlatform, on((*Server).releaseAllocation), "release-allocation", "Release an allocation and recycle its gateway", ok, releaseFaults},
+		{del, "/v1/allocations/{id}", forManagers, on((*Server).releaseAllocation), "release-allocation", "Release an allocation and recycle its gateway", ok, releaseFaults},
 
 		{get, "/v1/organizations", forPlatform, on((*Server).listOrganizations), "list-organizations", "List organizations", ok, none},
 		{put, "/v1/organizations/{id}", forPlatform, on((*Server).putOrganization), "put-organization", "Set the whole of an organization", []int{200, 201}, conflicting},
@@ -45,7 +45,7 @@ func routes() []route {
 		{del, "/v1/organizations/{id}/members/{user_id}", forPlatform, on((*Server).deleteMember), "delete-member", "Remove a member", ok, changeFaults},
 		{put, "/v1/organizations/{id}/projects/{project_id}", forPlatform, on((*Server).putProject), "put-project", "Add or rename a project", ok, changeFaults},
 		{del, "/v1/organizations/{id}/projects/{project_id}", forPlatform, on((*Server).deleteProject), "delete-project", "Remove a project", ok, changeFaults},
-		{get, "/v1/organizations/{id}/allocation", forReaders, on((*Server).organizationAllocation), "get-organization-allocation", "Read the live allocation of an organization", ok, missing},
+		{get, "/v1/organizations/{id}/allocation", forWatchers, on((*Server).organizationAllocation), "get-organization-allocation", "Read the live allocation of an organization", ok, missing},
 
 		{get, "/v1/pools", forOperators, on((*Server).listPools), "list-pools", "List pools with live counts", ok, none},
 		{put, "/v1/pools/{name}", forOperators, on((*Server).putPool), "put-pool", "Make or change a pool", []int{200, 201}, conflicting},
@@ -74,8 +74,8 @@ func routes() []route {
 		{del, "/v1/join-tokens/{id}", forOperators, on((*Server).deleteJoinToken), "delete-join-token", "Take a join token back", empty, missing},
 		{post, "/v1/join", forJoiners, on((*Server).join), "join", "Join the cluster with a join token, and get a certificate", ok, conflicting},
 
-		{post, "/gateway/start", forPlatform, on((*Server).gatewayStart), "gateway-start", "The platform's old name of starting", ok, startFaults},
-		{post, "/gateway/stop", forPlatform, on((*Server).gatewayStop), "gateway-stop", "The platform's old name of releasing", ok, releaseFaults},
+		{post, "/gateway/start", forMembers, on((*Server).gatewayStart), "gateway-start", "The platform's old name of starting", ok, startFaults},
+		{post, "/gateway/stop", forManagers, on((*Server).gatewayStop), "gateway-stop", "The platform's old name of releasing", ok, releaseFaults},
 
 		{get, "/v1/agent/stream", forHostsAgent, on((*Server).agentStream), "agent-stream", "The assignment of a host, as JSON lines", ok, none},
 		{post, "/v1/agent/observations", forHostsAgent, on((*Server).agentObserve), "agent-observe", "Report what a host's agent saw", ok, conflicting},
@@ -136,9 +136,10 @@ func on[I, O any](h func(*Server, context.Context, *I) (*O, error)) func(*Server
 	}
 }
 
-// refuse turns a handler's error into the answer and logs causes, which the caller does not see.
+// refuse turns a handler's error into the answer, and logs causes, which the caller does not see.
 func (s *Server) refuse(ctx context.Context, err error) error {
 	f := fault.From(err)
+	s.noteHandler(ctx, f)
 	switch {
 	case ctx.Err() != nil: // nobody is there to read it
 	case f.Code == fault.Internal:

@@ -14,6 +14,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/usertoken/usertokentest"
 )
 
 // openapi is what the tests read of the document.
@@ -138,13 +139,24 @@ func (k *kit) callers() map[string]string {
 	k.tokens["bad"] = "0000"
 	k.tokens["expired"] = k.makeToken(api.RoleAdmin, time.Now().Add(-time.Second))
 	k.tokens["unknown role"] = k.makeToken("nothing", time.Time{})
+	for what, signed := range map[string]string{
+		"forged user":   usertokentest.Sign(k.t, usertokentest.NewKey(k.t, "k1"), usertokentest.For("alice", k.now())),
+		"unsigned user": usertokentest.Unsigned(k.t, usertokentest.Claims{"alg": "none", "kid": "k1"}, usertokentest.For("alice", k.now())),
+		"expired user":  usertokentest.Sign(k.t, k.issuer, usertokentest.For("alice", k.now().Add(-time.Hour))),
+	} {
+		out[what], k.tokens[what] = "", signed
+	}
+	out["user"], k.tokens["user"] = userCaller, k.user("alice")
 	out["join token"] = joinCaller
 	k.tokens["join token"] = k.joinToken(pki.RoleAgent, "").Secret
 	return out
 }
 
-// joinCaller is the kind of caller that has a join token.
-const joinCaller = "join token"
+// Kinds of callers that have no API token.
+const (
+	joinCaller = "join token"
+	userCaller = "user"
+)
 
 func TestEveryRouteForEveryCaller(t *testing.T) {
 	k := newKit(t, func(o *Options) { o.Limits.Failed = Rate{1e6, 1e6} })
@@ -172,6 +184,8 @@ func TestEveryRouteForEveryCaller(t *testing.T) {
 				wantProblem(t, got, fault.InvalidRequest)
 			case role == "", role == joinCaller, rt.access == forJoiners, (role == agentCaller) != (rt.access == forHostsAgent):
 				wantProblem(t, got, fault.Unauthenticated)
+			case role == userCaller && rt.access&(aMember|aManager) != 0: // as whom: TestSecurityEveryRouteForMembersAndStrangers
+				wantProblem(t, got, fault.InvalidRequest)
 			case role != agentCaller && rt.access&roleOf(role) == 0:
 				wantProblem(t, got, fault.Forbidden)
 			case got.status == http.StatusUnauthorized || got.status == http.StatusForbidden:
@@ -190,16 +204,18 @@ func TestEveryRouteForEveryCaller(t *testing.T) {
 // TestRolesOfTheContract holds the table against the contract's words, independently of the sets.
 func TestRolesOfTheContract(t *testing.T) {
 	want := map[string]string{
-		"start-allocation": "admin operator platform", "start-allocations": "admin operator platform",
+		"start-allocation": "admin operator platform member of the organization", "start-allocations": "admin operator platform",
 		"list-allocations": "admin operator platform reader", "explain-allocation": "admin operator platform reader",
-		"release-allocation": "admin operator platform", "put-organization": "admin operator platform",
+		"release-allocation": "admin operator platform owner or admin of the organization", "put-organization": "admin operator platform",
 		"put-pool": "admin operator", "list-pools": "admin operator", "list-gateways": "admin operator platform reader",
 		"recycle-gateway": "admin operator", "list-hosts": "admin operator platform reader", "cordon-host": "admin operator",
 		"create-token": "admin", "list-tokens": "admin", "delete-token": "admin", "list-events": "admin operator platform reader",
 		"get-status": "admin operator platform reader", "agent-stream": "agent", "agent-observe": "agent",
 		"renew-certificate": "agent", "join": "join token", "create-join-token": "admin operator", "list-join-tokens": "admin operator",
-		"delete-join-token": "admin operator",
-		"gateway-start":     "admin operator platform", "gateway-stop": "admin operator platform", "healthz": "", "metrics": "",
+		"delete-join-token":           "admin operator",
+		"get-organization-allocation": "admin operator platform reader member of the organization", "get-organization": "admin operator platform",
+		"gateway-start": "admin operator platform member of the organization",
+		"gateway-stop":  "admin operator platform owner or admin of the organization", "healthz": "", "metrics": "",
 	}
 	for _, rt := range routes() {
 		if names, ok := want[rt.name]; ok {

@@ -36,6 +36,7 @@ type Options struct {
 	Metrics     Metrics
 	Operator    Operator
 	Trust       Trust
+	Users       Users // nil: no platform user gets in
 	Logger      hclog.Logger
 	Now         func() time.Time
 	// Domain is the zone that organizations are served under, without a port.
@@ -97,7 +98,7 @@ func New(opts Options) (*Server, error) {
 			Components: &huma.Components{
 				Schemas: schemas,
 				SecuritySchemes: map[string]*huma.SecurityScheme{
-					bearer:      {Type: "http", Scheme: "bearer"},
+					bearer:      {Type: "http", Scheme: "bearer", Description: "An API token, or the signed token (JWT) of a platform user where x-roles names members"},
 					certificate: {Type: "mutualTLS"},
 				},
 			},

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"context"
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 	"time"
@@ -105,6 +106,12 @@ func (s *Server) problems(st *api.Status, stuck []*state.Allocation) []api.Statu
 	}
 	if len(st.Hosts) == 0 {
 		n.add(warning, "hosts", "start an agent", "no host has registered: no gateway can run")
+	}
+	if s.opts.Users != nil {
+		problems := s.opts.Users.Problems()
+		for _, name := range slices.Sorted(maps.Keys(problems)) {
+			n.add(warning, "issuer "+name, "look into its jwks_file or jwks_url (auth.issuers of the configuration)", "its keys cannot be read: %s", problems[name])
+		}
 	}
 	slices.SortStableFunc(n, func(a, b api.StatusNote) int { return strings.Compare(a.Severity, b.Severity) }) // critical < warning
 	return n

@@ -121,7 +121,7 @@ error), and 2 when the command line is wrong.`,
 	root.SetErr(a.Stderr)
 	flags := root.PersistentFlags()
 	flags.StringVar(&a.address, "address", "", "URL of a coordinator (environment DEMIURGE_ADDR, default "+defaultAddress+")")
-	flags.StringVar(&a.token, "token", "", "API token (environment DEMIURGE_TOKEN)")
+	flags.StringVar(&a.token, "token", "", "API token, or the token of a platform user (environment DEMIURGE_TOKEN)")
 	flags.StringVar(&a.caCert, "ca-cert", "", "file with the CA certificates to trust (environment DEMIURGE_CACERT)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
