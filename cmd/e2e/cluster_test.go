@@ -4,20 +4,16 @@ package e2e
 
 import (
 	"context"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
-	"slices"
-	"strconv"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/demiurge-platform/demiurge/cmd/e2e/check"
 	"github.com/demiurge-platform/demiurge/cmd/e2e/lab"
 	"github.com/demiurge-platform/demiurge/coordinator/coordtest"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -30,11 +26,13 @@ import (
 
 const (
 	coordinators = 3
-	agents       = 2
+	realHosts    = 3  // with agent, nginx and gateways
+	scripted     = 2  // hosts without: they carry most of the load
 	gateways     = 24 // of the pool
-	capacity     = 20 // of a host
+	capacity     = 10 // of a scripted host
 	callers      = 30 // organizations: more than gateways, so that some calls are refused
 	poolName     = "default"
+	domain       = "example.org"
 	// patience bounds every wait. Only a hang takes so long.
 	patience = 90 * time.Second
 )
@@ -44,9 +42,11 @@ type cluster struct {
 	t       testing.TB
 	ctx     context.Context // ends when somebody interrupts the run
 	dir     string
+	bin     string // directory of the programs
 	net     *lab.Network
 	clients *lab.Host // where the callers are
 	nodes   []*node
+	hosts   []*realHost
 	agents  []*agent
 	token   string
 	orgs    []string
@@ -56,12 +56,14 @@ type cluster struct {
 // node is one coordinator.
 type node struct {
 	*lab.Program
-	name string
-	host *lab.Host
-	dir  string
-	full string // while this file is there, its log finds the disk full
-	api  *client.Client
-	http *http.Client
+	name  string
+	host  *lab.Host
+	dir   string
+	full  string // while this file is there, its log finds the disk full
+	armed string // file that says at which step it is to die
+	trace string // file with the steps that it passed
+	api   *client.Client
+	http  *http.Client
 }
 
 // agent is a scripted agent on a host of its own.
@@ -72,11 +74,10 @@ type agent struct {
 	run    *coordtest.Agent
 }
 
-// newCluster builds the programs, starts three coordinators and two agents, and waits for a full pool.
+// newCluster builds the programs, starts coordinators and hosts, and waits for a full pool.
 func newCluster(ctx context.Context, t testing.TB, dir string) *cluster {
-	c := &cluster{t: t, ctx: ctx, dir: dir}
-	bin := filepath.Join(dir, "bin")
-	build := exec.Command("go", "build", "-tags", "failpoints", "-o", bin+"/", "../demiurge-coordinator")
+	c := &cluster{t: t, ctx: ctx, dir: dir, bin: filepath.Join(dir, "bin")}
+	build := exec.Command("go", "build", "-tags", "failpoints", "-o", c.bin+"/", "../demiurge-coordinator", "../demiurge-agent", "../demiurge-gateway")
 	build.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -buildvcs=false"))
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("cannot build the programs: %v\n%s", err, out)
@@ -92,13 +93,16 @@ func newCluster(ctx context.Context, t testing.TB, dir string) *cluster {
 		c.nodes = append(c.nodes, &node{name: fmt.Sprint("c", i+1), host: c.host(fmt.Sprint("c", i+1))})
 	}
 	for _, n := range c.nodes {
-		c.configure(n, bin, key)
+		c.configure(n, key)
 		c.must(n.Start())
 	}
 	c.awaitToken()
 	c.await("a leader", func() error { _, err := c.leader(); return err })
-	for i := range agents {
-		c.addAgent(fmt.Sprint("h", i+1))
+	for i := range realHosts {
+		c.addRealHost(fmt.Sprint("r", i+1))
+	}
+	for i := range scripted {
+		c.addAgent(fmt.Sprint("s", i+1))
 	}
 	c.fill()
 	return c
@@ -125,35 +129,30 @@ func (c *cluster) close() {
 			a.run.Stop()
 		}
 	}
-	for _, n := range c.nodes {
-		if n.Program != nil {
-			if err := n.Kill(); err != nil {
-				c.t.Error(err)
-			}
-		}
-	}
 	if err := c.net.Close(); err != nil {
 		c.t.Error(err)
 	}
 }
 
 // configure writes a coordinator's files.
-func (c *cluster) configure(n *node, bin string, key pki.Key) {
+func (c *cluster) configure(n *node, key pki.Key) {
 	n.dir = filepath.Join(c.dir, n.name)
-	n.full = filepath.Join(c.dir, n.name+".full")
+	n.full, n.armed, n.trace = filepath.Join(c.dir, n.name+".full"), filepath.Join(c.dir, n.name+".armed"), filepath.Join(c.dir, n.name+".trace")
 	c.must(os.MkdirAll(n.dir, 0o700))
 	c.must(os.WriteFile(filepath.Join(n.dir, "cluster.key"), []byte(key.Reveal()), 0o600))
 	var seeds []string
 	for _, o := range c.nodes {
 		seeds = append(seeds, o.host.Address+":7402")
 	}
-	text := fmt.Sprintf("node_id: %s\ndata_dir: %s\ndomain: example.org\napi:\n  listen: %s:7400\n  rate_limit: 1000000\n  rate_burst: 1000000\n"+
-		"raft:\n  listen: %[3]s:7401\ngossip:\n  listen: %[3]s:7402\ncluster:\n  bootstrap_expect: %d\n  join: [%s]\n",
-		n.name, n.dir, n.host.Address, coordinators, strings.Join(seeds, ", "))
+	text := fmt.Sprintf("node_id: %s\ndata_dir: %s\ndomain: %s\napi:\n  listen: %s:7400\n  rate_limit: 1000000\n  rate_burst: 1000000\n"+
+		"raft:\n  listen: %[4]s:7401\ngossip:\n  listen: %[4]s:7402\ndns:\n  provider: embedded\n  listen: %[4]s:%[5]s\n  nameservers: [ns1.%[3]s %[4]s]\n"+
+		"cluster:\n  bootstrap_expect: %[6]d\n  join: [%[7]s]\n",
+		n.name, n.dir, domain, n.host.Address, dnsPort, coordinators, strings.Join(seeds, ", "))
 	file := filepath.Join(c.dir, n.name+".yaml")
 	c.must(os.WriteFile(file, []byte(text), 0o600))
-	n.Program = n.host.Program(n.name, filepath.Join(c.dir, n.name+".log"), []string{failpoint.FullVariable + "=" + n.full},
-		filepath.Join(bin, "demiurge-coordinator"), "run", "--config", file)
+	n.Program = n.host.Program(n.name, filepath.Join(c.dir, n.name+".log"), []string{
+		failpoint.FullVariable + "=" + n.full, failpoint.FileVariable + "=" + n.armed, failpoint.TraceVariable + "=" + n.trace,
+	}, filepath.Join(c.bin, "demiurge-coordinator"), "run", "--config", file)
 }
 
 // await polls until a condition holds.
@@ -177,6 +176,9 @@ func (c *cluster) await(what string, holds func() error) {
 func (c *cluster) awaitToken() {
 	c.await("the first token", func() error {
 		for _, n := range c.nodes {
+			if !n.Running() {
+				c.t.Fatalf("%s does not run; its log is %s.log", n.name, n.dir)
+			}
 			data, err := os.ReadFile(filepath.Join(n.dir, "admin.token"))
 			if _, missing := os.Stat(filepath.Join(n.dir, "ca.pem")); missing == nil && err == nil && len(data) > 64 {
 				c.token = strings.TrimSpace(string(data))
@@ -269,10 +271,8 @@ func (c *cluster) startAgent(a *agent) {
 // fill makes the pool and the organizations.
 func (c *cluster) fill() {
 	c.await("the hosts", func() error {
-		ctx, cancel := within(5 * time.Second)
-		defer cancel()
-		hosts, err := c.nodes[0].api.ListHosts(ctx)
-		if err == nil && len(hosts) != agents {
+		hosts, err := c.registered()
+		if err == nil && len(hosts) != realHosts+scripted {
 			err = fmt.Errorf("%d hosts", len(hosts))
 		}
 		return err
@@ -293,131 +293,4 @@ func (c *cluster) fill() {
 func poolOf(step int) api.PutPool {
 	size := gateways
 	return api.PutPool{MinReady: &size, Max: &size, MaxInFlight: &size, Step: &step}
-}
-
-// look takes a snapshot through a coordinator. Only live allocations are in it, unless all are wanted.
-func (c *cluster) look(n *node, begun time.Time, all bool) (check.Snapshot, error) {
-	ctx, cancel := within(5 * time.Second)
-	defer cancel()
-	s := check.Snapshot{}
-	var err error
-	if s.Allocations, err = n.api.ListAllocations(ctx, client.AllocationFilter{Live: !all}, client.Consistency("consistent")); err != nil {
-		return s, err
-	}
-	s.Time = time.Now()
-	s.At = s.Time.Sub(begun)
-	return s, nil
-}
-
-// quiet waits until nothing happens any more and all coordinators agree on it, and looks at everything.
-func (c *cluster) quiet(begun time.Time) (look check.Snapshot, states []check.NodeState, usage []check.Usage) {
-	c.t.Helper()
-	c.await("quiet", func() error {
-		leader, err := c.leader()
-		if err != nil {
-			return err
-		}
-		if look, err = c.whole(leader, begun); err != nil {
-			return err
-		}
-		states, err = c.states()
-		if err == nil && slices.ContainsFunc(states, func(s check.NodeState) bool { return s.Index != look.Index }) {
-			err = fmt.Errorf("indexes differ from %d: %+v", look.Index, states)
-		}
-		return err
-	})
-	look.Quiet = true
-	for _, n := range c.nodes {
-		usage = append(usage, c.usage(n))
-	}
-	return look, states, usage
-}
-
-// usage is the least that a coordinator is seen to use within some seconds: connections end by and by.
-func (c *cluster) usage(n *node) check.Usage {
-	n.http.CloseIdleConnections()
-	least := check.Usage{Program: n.name}
-	for i := range 20 {
-		files, err := n.Files()
-		c.must(err)
-		goroutines, err := c.goroutines(n)
-		c.must(err)
-		if i == 0 || files+goroutines < least.Files+least.Goroutines {
-			least.Files, least.Goroutines = files, goroutines
-		}
-		waitFor(c.ctx, 100*time.Millisecond)
-	}
-	return least
-}
-
-// whole looks at everything at one index, and fails while something is on its way.
-func (c *cluster) whole(n *node, begun time.Time) (check.Snapshot, error) {
-	look, err := c.look(n, begun, true)
-	if err != nil {
-		return look, err
-	}
-	ctx, cancel := within(10 * time.Second)
-	defer cancel()
-	var first, last uint64
-	if look.Pools, err = n.api.ListPools(ctx, client.IndexTo(&first)); err != nil {
-		return look, err
-	}
-	if look.Gateways, err = n.api.ListGateways(ctx, client.GatewayFilter{}, client.IndexTo(&look.Index)); err != nil {
-		return look, err
-	}
-	if look.Allocations, err = n.api.ListAllocations(ctx, client.AllocationFilter{}, client.IndexTo(&last)); err != nil {
-		return look, err
-	}
-	if first != last || look.Index != last {
-		return look, fmt.Errorf("it goes on: indexes %d, %d, %d", first, look.Index, last)
-	}
-	present := 0
-	for _, g := range look.Gateways {
-		switch g.State {
-		case api.GatewayReady, api.GatewayAllocated:
-			present++
-		case "terminated":
-		default:
-			return look, fmt.Errorf("gateway %s is %s: %s", g.GatewayID, g.State, g.Message)
-		}
-	}
-	if present != gateways {
-		return look, fmt.Errorf("%d gateways", present)
-	}
-	for _, a := range look.Allocations {
-		if a.EndedAt == nil && a.State != api.AllocationActive {
-			return look, fmt.Errorf("allocation %s is %s", a.AllocationID, a.State)
-		}
-	}
-	return look, nil
-}
-
-// states asks each coordinator for the digest of its own state.
-func (c *cluster) states() ([]check.NodeState, error) {
-	var out []check.NodeState
-	for _, n := range c.nodes {
-		body, err := c.fetch(n, "/v1/operator/state?consistency=stale")
-		if err != nil {
-			return nil, err
-		}
-		var s api.NodeState
-		if err := json.Unmarshal(body, &s); err != nil {
-			return nil, err
-		}
-		out = append(out, check.NodeState{Node: n.name, Index: s.Index, Hash: s.Hash})
-	}
-	return out, nil
-}
-
-func (c *cluster) goroutines(n *node) (int, error) {
-	body, err := c.fetch(n, "/metrics")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(body)) {
-		if value, ok := strings.CutPrefix(line, "go_goroutines "); ok {
-			return strconv.Atoi(strings.TrimSpace(value))
-		}
-	}
-	return 0, fmt.Errorf("the metrics of %s do not say how many goroutines there are", n.name)
 }

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"math/rand/v2"
 	"os"
+	"strings"
 	"syscall"
 	"time"
 
@@ -25,6 +26,7 @@ type nemesis struct {
 	rng      *rand.Rand
 	leader   *node // when the breakage begins
 	follower *node // any other
+	victim   *realHost
 }
 
 func (n *nemesis) peers(of *node) []*lab.Host {
@@ -40,10 +42,7 @@ func (n *nemesis) peers(of *node) []*lab.Host {
 // everybody is all hosts but that of a coordinator.
 func (n *nemesis) everybody(but *node) []*lab.Host {
 	out := append(n.peers(but), n.c.clients)
-	for _, a := range n.c.agents {
-		out = append(out, a.host)
-	}
-	return out
+	return append(out, n.c.hostsOfAgents()...)
 }
 
 // heal takes everything back that a breakage can have done.
@@ -54,6 +53,9 @@ func (n *nemesis) heal() error {
 			errs = append(errs, err)
 		}
 		errs = append(errs, o.host.Heal(), o.Signal(syscall.SIGCONT), o.Start())
+	}
+	for _, h := range n.c.hosts {
+		errs = append(errs, h.host.PowerOn(), h.host.Heal(), h.nginx.Signal(syscall.SIGCONT), h.agent.Signal(syscall.SIGCONT), h.start())
 	}
 	for _, a := range n.c.agents {
 		errs = append(errs, a.host.Heal())
@@ -91,12 +93,28 @@ var breakages = []breakage{
 	{name: "a follower hears nobody", begin: func(n *nemesis) error { return n.follower.host.Refuse(n.everybody(n.follower)...) }},
 	{name: "the agents hear no coordinator", begin: func(n *nemesis) error {
 		var errs []error
-		for _, a := range n.c.agents {
-			errs = append(errs, a.host.Refuse(n.everybody(nil)...))
+		for _, h := range n.c.hostsOfAgents() {
+			errs = append(errs, h.Refuse(n.peers(nil)...))
 		}
 		return errors.Join(errs...)
 	}},
-	{name: "an agent crashes", begin: func(n *nemesis) error {
+	{name: "cut a host off from the coordinators", begin: func(n *nemesis) error {
+		return errors.Join(n.victim.host.Refuse(n.peers(nil)...), n.victim.host.Withhold(n.peers(nil)...))
+	}},
+	{name: "no coordinator hears a host", begin: func(n *nemesis) error { return n.victim.host.Withhold(n.peers(nil)...) }},
+	{name: "kill -9 an agent", begin: func(n *nemesis) error { return n.victim.agent.Kill() }},
+	{name: "stop an agent", begin: func(n *nemesis) error { return n.victim.agent.Signal(syscall.SIGSTOP) }},
+	{name: "kill -9 nginx", begin: func(n *nemesis) error { return n.victim.nginx.Kill() }},
+	{name: "stop nginx", begin: func(n *nemesis) error { return n.victim.nginx.Signal(syscall.SIGSTOP) }},
+	{name: "kill -9 all gateways of a host", begin: func(n *nemesis) error {
+		pids, err := n.victim.host.Processes("demiurge-gateway")
+		for _, pid := range pids {
+			err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
+		}
+		return err
+	}},
+	{name: "a host loses power", begin: func(n *nemesis) error { return n.victim.host.PowerOff() }},
+	{name: "a scripted agent crashes", begin: func(n *nemesis) error {
 		a := n.c.agents[n.rng.IntN(len(n.c.agents))]
 		a.run.Stop()
 		n.c.reports = append(n.c.reports, a.run.Violations()...)
@@ -107,32 +125,29 @@ var breakages = []breakage{
 	{name: "a follower's disk is full", begin: func(n *nemesis) error { return os.WriteFile(n.follower.full, []byte("raft.log"), 0o600) }},
 }
 
-// run breaks one thing after the other until ctx ends. Each lasts for some seconds, and after it the cluster
-// gets some more.
-func (n *nemesis) run(ctx context.Context, order []int) {
-	for _, i := range order {
-		b := breakages[i]
-		if ctx.Err() != nil {
-			break
-		}
-		n.c.await("a leader before the next fault", func() error {
-			var err error
-			n.leader, err = n.c.leader()
-			return err
-		})
-		for n.follower = n.leader; n.follower == n.leader; {
-			n.follower = n.c.nodes[n.rng.IntN(len(n.c.nodes))]
-		}
-		lasts := time.Duration(2500+n.rng.IntN(2500)) * time.Millisecond
-		n.c.t.Logf("%s: %s, for %s; %s leads", time.Now().Format("15:04:05.000"), b.name, lasts, n.leader.name)
-		if err := b.begin(n); err != nil {
-			n.c.t.Errorf("cannot %s: %v", b.name, err)
-		}
-		waitFor(ctx, lasts)
-		if err := n.heal(); err != nil {
-			n.c.t.Errorf("cannot take back: %s: %v", b.name, err)
-		}
-		waitFor(ctx, time.Second)
+// choose looks who leads, and chooses the others by the seed.
+func (n *nemesis) choose() {
+	n.c.await("a leader before the fault", func() error {
+		var err error
+		n.leader, err = n.c.leader()
+		return err
+	})
+	for n.follower = n.leader; n.follower == n.leader; {
+		n.follower = n.c.nodes[n.rng.IntN(len(n.c.nodes))]
+	}
+	n.victim = n.c.hosts[n.rng.IntN(len(n.c.hosts))]
+}
+
+// strike breaks one thing for some seconds and takes it back.
+func (n *nemesis) strike(ctx context.Context, b breakage) {
+	lasts := time.Duration(2500+n.rng.IntN(2500)) * time.Millisecond
+	n.c.t.Logf("%s: %s, for %s; %s leads, %s, %s", time.Now().Format("15:04:05.000"), b.name, lasts, n.leader.name, n.follower.name, n.victim.name)
+	if err := b.begin(n); err != nil {
+		n.c.t.Errorf("cannot %s: %v", b.name, err)
+	}
+	waitFor(ctx, lasts)
+	if err := n.heal(); err != nil {
+		n.c.t.Errorf("cannot take back: %s: %v", b.name, err)
 	}
 }
 
@@ -142,4 +157,15 @@ func waitFor(ctx context.Context, d time.Duration) {
 	case <-ctx.Done():
 	case <-time.After(d):
 	}
+}
+
+// order is all breakages with this in their name, each once, as the seed orders them.
+func (n *nemesis) order(named string) []breakage {
+	var out []breakage
+	for _, i := range n.rng.Perm(len(breakages)) {
+		if strings.Contains(breakages[i].name, named) {
+			out = append(out, breakages[i])
+		}
+	}
+	return out
 }

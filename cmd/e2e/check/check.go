@@ -2,6 +2,7 @@ package check
 
 import (
 	"fmt"
+	"slices"
 	"strings"
 	"time"
 )
@@ -20,6 +21,8 @@ const (
 	Deadlines    Invariant = "no reservation outlives its deadline"
 	Counts       Invariant = "the counts of the pools add up"
 	SameState    Invariant = "all coordinators hold the same state at the same index"
+	Routes       Invariant = "routes on every host equal the state"
+	Names        Invariant = "names in the DNS equal the state"
 	NoGrowth     Invariant = "nothing grows"
 	Linearizable Invariant = "the history is linearizable"
 )
@@ -56,19 +59,25 @@ func Check(r Run, l Limits) []Violation {
 	if v := valid(r, l); len(v) > 0 {
 		return v
 	}
+	out := append(SoFar(r), exactlyOnce(r)...)
+	out = append(out, nothingLeft(r)...)
+	out = append(out, deadlines(r, l)...)
+	out = append(out, counts(r)...)
+	out = append(out, sameState(r)...)
+	out = append(out, routes(r)...)
+	out = append(out, names(r)...)
+	out = append(out, noGrowth(r, l)...)
+	return append(out, linearizable(r, l.Search)...)
+}
+
+// SoFar lists what was broken in a run that did not come to its end.
+func SoFar(r Run) []Violation {
 	var out []Violation
 	for _, report := range r.Reports {
 		out = append(out, Violation{Seen, report})
 	}
 	out = append(out, oneLive(r)...)
-	out = append(out, epochsRise(r)...)
-	out = append(out, exactlyOnce(r)...)
-	out = append(out, nothingLeft(r)...)
-	out = append(out, deadlines(r, l)...)
-	out = append(out, counts(r)...)
-	out = append(out, sameState(r)...)
-	out = append(out, noGrowth(r, l)...)
-	return append(out, linearizable(r, l.Search)...)
+	return append(out, epochsRise(r)...)
 }
 
 // valid reports a run that proves nothing.
@@ -76,17 +85,14 @@ func valid(r Run, l Limits) []Violation {
 	invalid := func(format string, args ...any) []Violation {
 		return []Violation{{Valid, fmt.Sprintf(format, args...)}}
 	}
-	if r.FirstFault <= 0 {
+	if len(r.Faults) == 0 || r.Faults[0].At <= 0 {
 		return invalid("there was no fault")
 	}
-	before := 0
-	for _, op := range r.Operations {
-		if op.Outcome != Unknown && op.Return <= r.FirstFault {
-			before++
-		}
+	if rate := Rate(r.Operations, r.Faults[0].At); rate < l.Rate {
+		return invalid("%.0f operations a second before the fault, want %.0f", rate, l.Rate)
 	}
-	if rate := float64(before) / r.FirstFault.Seconds(); rate < l.Rate {
-		return invalid("%.0f operations a second before the first fault, want %.0f", rate, l.Rate)
+	if r.After.Time.IsZero() {
+		return invalid("it did not come to its end")
 	}
 	if !r.Before.Quiet || !r.After.Quiet {
 		return invalid("it was not quiet before and after: %t, %t", r.Before.Quiet, r.After.Quiet)
@@ -96,6 +102,23 @@ func valid(r Run, l Limits) []Violation {
 	}
 	return nil
 }
+
+// window is how long before a fault the rate of operations is measured.
+const window = 2 * time.Second
+
+// Rate is how many operations a second were answered shortly before a moment.
+func Rate(ops []Operation, at time.Duration) float64 {
+	length, answered := min(window, at), 0
+	for _, op := range ops {
+		if op.Outcome != Unknown && op.Return <= at && op.Return > at-length {
+			answered++
+		}
+	}
+	return float64(answered) / max(length, time.Millisecond).Seconds()
+}
+
+// Unsettled lists the routes and names that differ from the state, and the coordinators that differ.
+func Unsettled(r Run) []Violation { return slices.Concat(routes(r), names(r), sameState(r)) }
 
 // describe prints an operation for a report.
 func describe(op Operation) string {

@@ -40,6 +40,12 @@ func newSound(seed uint64, n int) check.Run {
 	for i := range gateways {
 		s.free = append(s.free, fmt.Sprint("gw-", i))
 	}
+	s.now = -time.Minute
+	for range n / 5 { // before the run, so that something lives when it begins
+		s.now += time.Millisecond
+		s.operation()
+	}
+	s.now = 0
 	s.run = check.Run{Seed: seed, Begun: begun, Before: s.look(true)}
 	for range n {
 		s.now += time.Millisecond
@@ -48,19 +54,38 @@ func newSound(seed uint64, n int) check.Run {
 			s.run.Samples = append(s.run.Samples, s.look(false))
 		}
 	}
-	s.run.FirstFault = s.now / 2
+	s.run.Faults = []check.Fault{{Name: "nothing", At: s.now / 2}}
 	s.now += time.Minute
 	s.run.After = s.look(true)
 	for _, node := range []string{"c1", "c2", "c3"} {
 		s.run.States = append(s.run.States, check.NodeState{Node: node, Index: s.epoch, Hash: "abc"})
+		for i := range organizations {
+			name := check.Name{Node: node, Organization: fmt.Sprint("org-", i)}
+			if _, ok := s.live[name.Organization]; ok {
+				name.Addresses = []string{"192.0.2.1"}
+			}
+			s.run.Names = append(s.run.Names, name)
+		}
 		s.run.UsedBefore = append(s.run.UsedBefore, check.Usage{Program: node, Goroutines: 100, Files: 30})
 		s.run.UsedAfter = append(s.run.UsedAfter, check.Usage{Program: node, Goroutines: 120, Files: 35})
+	}
+	for _, host := range []string{"h1", "h2"} {
+		for i := range organizations {
+			got := check.Answer{Host: host, Organization: fmt.Sprint("org-", i), Status: 503}
+			if a, ok := s.live[got.Organization]; ok && host == a.HostID {
+				got.Status, got.Gateway, got.Epoch, got.Served = 200, a.GatewayID, a.Epoch, a.OrganizationID
+			}
+			s.run.Answers = append(s.run.Answers, got)
+		}
 	}
 	return s.run
 }
 
 func (s *sound) look(quiet bool) check.Snapshot {
-	look := check.Snapshot{At: s.now, Time: begun.Add(s.now), Quiet: quiet, Index: s.epoch, Allocations: slices.Clone(s.ended)}
+	look := check.Snapshot{
+		At: s.now, Time: begun.Add(s.now), Quiet: quiet, Index: s.epoch, Allocations: slices.Clone(s.ended),
+		Hosts: []api.Host{{HostID: "h1", Address: "192.0.2.1"}},
+	}
 	serving := map[string]api.Allocation{}
 	for _, organization := range slices.Sorted(maps.Keys(s.live)) {
 		a := s.live[organization]
@@ -87,7 +112,7 @@ func (s *sound) start(organization string) check.Item {
 		}
 		s.nextID++
 		a = api.Allocation{
-			AllocationID: fmt.Sprint("al-", s.nextID), OrganizationID: organization, GatewayID: s.free[0], Epoch: s.epoch,
+			AllocationID: fmt.Sprint("al-", s.nextID), OrganizationID: organization, GatewayID: s.free[0], HostID: "h1", Epoch: s.epoch,
 			State: api.AllocationActive, CreatedAt: begun.Add(s.now),
 		}
 		s.free = s.free[1:]
@@ -155,7 +180,7 @@ func (s *sound) operation() {
 		}
 		op.Items = []check.Item{it}
 	case 5:
-		s.step = 1 + s.rng.IntN(1000)
+		s.step++
 		op.Kind, op.Step = check.SetStep, s.step
 	case 6:
 		op.Kind, op.Step = check.GetStep, s.step
@@ -220,8 +245,8 @@ var planted = []struct {
 	finds check.Invariant
 	plant func(*testing.T, *check.Run)
 }{
-	{"nobody used it", check.Valid, func(_ *testing.T, r *check.Run) { r.FirstFault = time.Hour }},
-	{"no fault", check.Valid, func(_ *testing.T, r *check.Run) { r.FirstFault = 0 }},
+	{"nobody used it", check.Valid, func(_ *testing.T, r *check.Run) { r.Faults[0].At = time.Hour }},
+	{"no fault", check.Valid, func(_ *testing.T, r *check.Run) { r.Faults = nil }},
 	{"never quiet", check.Valid, func(_ *testing.T, r *check.Run) { r.After.Quiet = false }},
 	{"nobody looked at the state", check.Valid, func(_ *testing.T, r *check.Run) { r.States = nil }},
 	{"an agent serves twice", check.Seen, func(_ *testing.T, r *check.Run) { r.Reports = []string{"organization x is served twice"} }},
@@ -310,6 +335,15 @@ var planted = []struct {
 		r.After.Gateways = slices.DeleteFunc(r.After.Gateways, func(o api.Gateway) bool { return o.GatewayID == g })
 	}},
 	{"coordinators that differ", check.SameState, func(_ *testing.T, r *check.Run) { r.States[2].Hash = "abd" }},
+	{"a route that is missing", check.Routes, func(t *testing.T, r *check.Run) {
+		*answerOf(t, r, 200) = check.Answer{Host: "h1", Organization: answerOf(t, r, 200).Organization, Status: 503}
+	}},
+	{"a route of an older epoch", check.Routes, func(t *testing.T, r *check.Run) { answerOf(t, r, 200).Epoch-- }},
+	{"a gateway that serves another", check.Routes, func(t *testing.T, r *check.Run) { answerOf(t, r, 200).Served = "org-other" }},
+	{"a route that stays", check.Routes, func(t *testing.T, r *check.Run) { answerOf(t, r, 503).Status = 200 }},
+	{"a name that is missing", check.Names, func(t *testing.T, r *check.Run) { nameOf(t, r, true).Addresses = nil }},
+	{"a name that stays", check.Names, func(t *testing.T, r *check.Run) { nameOf(t, r, false).Addresses = []string{"192.0.2.1"} }},
+	{"a silent name server", check.Names, func(t *testing.T, r *check.Run) { nameOf(t, r, true).Error = "timeout" }},
 	{"goroutines that stay", check.NoGrowth, func(_ *testing.T, r *check.Run) { r.UsedAfter[1].Goroutines = 5000 }},
 	{"files that stay open", check.NoGrowth, func(_ *testing.T, r *check.Run) { r.UsedAfter[1].Files = 500 }},
 	{"a stale read", check.Linearizable, func(t *testing.T, r *check.Run) {
@@ -341,6 +375,30 @@ var planted = []struct {
 			Items: []check.Item{{Organization: a.OrganizationID}},
 		})
 	}},
+}
+
+// answerOf is the first answer with this status.
+func answerOf(t *testing.T, r *check.Run, status int) *check.Answer {
+	t.Helper()
+	for i := range r.Answers {
+		if r.Answers[i].Status == status {
+			return &r.Answers[i]
+		}
+	}
+	t.Fatalf("no host answers %d", status)
+	return nil
+}
+
+// nameOf is the first name that has an address, or none.
+func nameOf(t *testing.T, r *check.Run, there bool) *check.Name {
+	t.Helper()
+	for i := range r.Names {
+		if len(r.Names[i].Addresses) > 0 == there {
+			return &r.Names[i]
+		}
+	}
+	t.Fatal("there is no such name")
+	return nil
 }
 
 // rename changes what all operations and looks say of an allocation.
@@ -391,7 +449,7 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 func TestEveryInvariantIsPlantedAgainst(t *testing.T) {
 	for _, i := range []check.Invariant{
 		check.Valid, check.Seen, check.OneLive, check.EpochsRise, check.ExactlyOnce, check.NothingLeft, check.Deadlines,
-		check.Counts, check.SameState, check.NoGrowth, check.Linearizable,
+		check.Counts, check.SameState, check.Routes, check.Names, check.NoGrowth, check.Linearizable,
 	} {
 		if !slices.ContainsFunc(planted, func(p struct {
 			name  string

@@ -98,11 +98,21 @@ func newWitness(r Run) *witness {
 // operation whose answer is not known, or says that it was undone.
 func (w *witness) begun() []Operation {
 	var out []Operation
+	batch := map[uint64]int{} // by epoch: all that a batch begins has one
 	for _, a := range w.run.After.Allocations {
 		if at := a.CreatedAt.Sub(w.run.Begun); at >= 0 && a.Epoch != 0 {
-			if origin := w.origin(a, at); origin != nil {
-				out = append(out, w.started(*origin, a, at))
+			origin := w.origin(a, at)
+			if origin == nil {
+				continue
 			}
+			op := w.started(*origin, a, at)
+			if first, ok := batch[a.Epoch]; ok {
+				out[first].Kind, out[first].Items = Batch, append(out[first].Items, op.Items...)
+				out[first].Return = min(out[first].Return, op.Return)
+				continue
+			}
+			batch[a.Epoch] = len(out)
+			out = append(out, op)
 		}
 	}
 	return out

@@ -3,7 +3,9 @@ package check
 import (
 	"cmp"
 	"fmt"
+	"net/http"
 	"slices"
+	"strings"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
@@ -262,6 +264,51 @@ func sameState(r Run) []Violation {
 			out = append(out, Violation{SameState, fmt.Sprintf("at index %d %s holds %s and %s holds %s", s.Index, was.Node, was.Hash, s.Node, s.Hash)})
 		}
 		at[s.Index] = s
+	}
+	return out
+}
+
+// routes: when quiet, the web server of an allocation's host leads to its gateway, and every other host
+// refuses the organization.
+func routes(r Run) []Violation {
+	live := map[string]api.Allocation{}
+	for _, a := range r.After.Allocations {
+		if a.EndedAt == nil {
+			live[a.OrganizationID] = a
+		}
+	}
+	var out []Violation
+	for _, got := range r.Answers {
+		a, ok := live[got.Organization]
+		switch {
+		case ok && a.HostID == got.Host:
+			if got.Status != http.StatusOK || got.Gateway != a.GatewayID || got.Epoch != a.Epoch || got.Served != a.OrganizationID {
+				out = append(out, Violation{Routes, fmt.Sprintf("allocation %s is on gateway %s with epoch %d, and its host answers %+v", a.AllocationID, a.GatewayID, a.Epoch, got)})
+			}
+		case got.Status != http.StatusServiceUnavailable || got.Gateway != "":
+			out = append(out, Violation{Routes, fmt.Sprintf("the organization is not on this host, which answers %+v", got)})
+		}
+	}
+	return out
+}
+
+// names: when quiet, every coordinator names the address of an allocation's host, and nothing for an organization
+// that has none.
+func names(r Run) []Violation {
+	address, want := map[string]string{}, map[string]string{}
+	for _, h := range r.After.Hosts {
+		address[h.HostID] = h.Address
+	}
+	for _, a := range r.After.Allocations {
+		if a.EndedAt == nil {
+			want[a.OrganizationID] = address[a.HostID]
+		}
+	}
+	var out []Violation
+	for _, got := range r.Names {
+		if got.Error != "" || strings.Join(got.Addresses, " ") != want[got.Organization] {
+			out = append(out, Violation{Names, fmt.Sprintf("want %q, got %+v", want[got.Organization], got)})
+		}
 	}
 	return out
 }

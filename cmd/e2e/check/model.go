@@ -1,9 +1,9 @@
 package check
 
 import (
+	"encoding/binary"
 	"fmt"
 	"hash/fnv"
-	"maps"
 	"slices"
 	"time"
 
@@ -38,7 +38,12 @@ func (p pool) hash() uint64 {
 	h := fnv.New64a()
 	for _, s := range p.slots {
 		_, _ = h.Write([]byte(s.allocation)) // never fails
-		_, _ = h.Write([]byte{byte(s.epoch)})
+		var number [9]byte
+		binary.LittleEndian.PutUint64(number[:], s.epoch)
+		if s.live {
+			number[8] = 1
+		}
+		_, _ = h.Write(number[:])
 	}
 	return h.Sum64() + p.max + uint64(p.step)
 }
@@ -182,29 +187,8 @@ func initial(r Run) (model, pool) {
 	return m, p
 }
 
-// parts splits a history into those of its objects: each organization, each gateway, the pool's step. What is
-// linearizable in each of them is so as a whole, as far as one operation touches one object; that a start gets
-// an organization and a gateway at one moment is held together by its epoch (inOrder).
-func parts(whole []Operation) map[string][]Operation {
-	out := map[string][]Operation{}
-	for _, op := range whole {
-		if op.Kind == SetStep || op.Kind == GetStep {
-			out["step"] = append(out["step"], op)
-		}
-		for _, it := range op.Items {
-			one := op
-			one.Items = []Item{it}
-			out["organization "+it.Organization] = append(out["organization "+it.Organization], one)
-			if it.Gateway != "" && op.Kind != Get {
-				out["gateway "+it.Gateway] = append(out["gateway "+it.Gateway], one)
-			}
-		}
-	}
-	return out
-}
-
 // linearizable reports what keeps the history from being one of a machine that does one thing after the
-// other, each between its call and its return. It gives up after limit.
+// other, each between its call and its return: the whole pool at once. It gives up after limit, and says so.
 func linearizable(r Run, limit time.Duration) []Violation {
 	m, first := initial(r)
 	described := porcupine.Model{
@@ -216,26 +200,20 @@ func linearizable(r Run, limit time.Duration) []Violation {
 		Equal: func(a, b any) bool { return a.(pool).equal(b.(pool)) },
 		Hash:  func(state any) uint64 { return state.(pool).hash() },
 	}
-	var out []Violation
-	end := time.Now().Add(limit)
-	split := parts(history(r))
-	for _, object := range slices.Sorted(maps.Keys(split)) {
-		whole := split[object]
-		operations := make([]porcupine.Operation, len(whole))
-		for i, op := range whole {
-			operations[i] = porcupine.Operation{ClientId: i, Input: op, Call: int64(op.Call), Return: int64(op.Return)}
-		}
-		left := max(time.Until(end), time.Millisecond)
-		switch porcupine.CheckOperationsTimeout(described, operations, left) {
-		case porcupine.Ok:
-		case porcupine.Unknown:
-			out = append(out, Violation{Linearizable, fmt.Sprintf("%s: undecided after %s: %d operations", object, limit, len(operations))})
-		default:
-			_, info := porcupine.CheckOperationsVerbose(described, operations, limit)
-			out = append(out, Violation{Linearizable, object + ": " + stuck(whole, info)})
-		}
+	whole := history(r)
+	narrow(whole, first.max)
+	operations := make([]porcupine.Operation, len(whole))
+	for i, op := range whole {
+		operations[i] = porcupine.Operation{ClientId: i, Input: op, Call: int64(op.Call), Return: int64(op.Return)}
 	}
-	return out
+	switch porcupine.CheckOperationsTimeout(described, operations, limit) {
+	case porcupine.Ok:
+		return nil
+	case porcupine.Unknown:
+		return []Violation{{Linearizable, fmt.Sprintf("unknown: undecided after %s: %d operations", limit, len(operations))}}
+	}
+	_, info := porcupine.CheckOperationsVerbose(described, operations, limit)
+	return []Violation{{Linearizable, stuck(whole, info)}}
 }
 
 // stuck names the first operation that no order has a place for.

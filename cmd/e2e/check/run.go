@@ -41,7 +41,8 @@ type Operation struct {
 	Outcome Outcome       `json:"outcome"`
 	Code    string        `json:"code,omitempty"` // of the refusal, or of the last one before giving up
 	Items   []Item        `json:"items,omitempty"`
-	Step    int           `json:"step,omitempty"` // of the pool
+	Step    int           `json:"step,omitempty"`  // of the pool; no two operations set it to the same
+	Index   uint64        `json:"index,omitempty"` // of the log, at which the step was set
 	// Again marks a repetition of an answered operation with its key: the answer is to be that of the first,
 	// whatever happened since.
 	Again bool `json:"again,omitempty"`
@@ -65,7 +66,8 @@ type Snapshot struct {
 	Index       uint64           `json:"index"`
 	Allocations []api.Allocation `json:"allocations"` // with those that have ended
 	Gateways    []api.Gateway    `json:"gateways"`
-	Pools       []api.Pool       `json:"pools"` // when quiet, at the index of the gateways
+	Pools       []api.Pool       `json:"pools"`           // when quiet, at the index of the gateways
+	Hosts       []api.Host       `json:"hosts,omitempty"` // when quiet
 }
 
 // NodeState is what one coordinator holds, in short.
@@ -82,18 +84,46 @@ type Usage struct {
 	Files      int    `json:"files"`
 }
 
-// Run is one run, from one quiet moment to the next.
+// Fault is something that was broken on purpose.
+type Fault struct {
+	Name string        `json:"name"`
+	At   time.Duration `json:"at"` // when it began
+}
+
+// Answer is what the web server of a host answered for an organization.
+type Answer struct {
+	Host         string `json:"host"`
+	Organization string `json:"organization"`
+	Status       int    `json:"status"` // 0: no answer
+	Gateway      string `json:"gateway,omitempty"`
+	Epoch        uint64 `json:"epoch,omitempty"`
+	Served       string `json:"served,omitempty"` // the organization that the gateway says it serves
+	Error        string `json:"error,omitempty"`
+}
+
+// Name is what a coordinator's DNS server answered for an organization.
+type Name struct {
+	Node         string   `json:"node"`
+	Organization string   `json:"organization"`
+	Addresses    []string `json:"addresses,omitempty"`
+	Error        string   `json:"error,omitempty"` // it gave no answer
+}
+
+// Run is one run, from one quiet moment to the next: the clients begin when all is quiet, and what they began
+// has ended when it is quiet again. So the pool as a whole is known at both ends.
 type Run struct {
-	Seed       uint64        `json:"seed"`
-	Begun      time.Time     `json:"begun"`
-	FirstFault time.Duration `json:"first_fault"`
-	Before     Snapshot      `json:"before"`
-	After      Snapshot      `json:"after"`
-	Operations []Operation   `json:"operations"`
-	Samples    []Snapshot    `json:"samples"`
-	States     []NodeState   `json:"states"` // of all coordinators, when quiet
-	UsedBefore []Usage       `json:"used_before"`
-	UsedAfter  []Usage       `json:"used_after"`
+	Seed       uint64      `json:"seed"`
+	Begun      time.Time   `json:"begun"`
+	Faults     []Fault     `json:"faults,omitempty"`
+	Before     Snapshot    `json:"before"`
+	After      Snapshot    `json:"after"`
+	Operations []Operation `json:"operations,omitempty"`
+	Samples    []Snapshot  `json:"samples,omitempty"`
+	States     []NodeState `json:"states,omitempty"`  // of all coordinators, when quiet
+	Answers    []Answer    `json:"answers,omitempty"` // of every host for every organization, when quiet
+	Names      []Name      `json:"names,omitempty"`   // of every coordinator for every organization, when quiet
+	UsedBefore []Usage     `json:"used_before,omitempty"`
+	UsedAfter  []Usage     `json:"used_after,omitempty"`
 	// Reports are violations that somebody saw in the act, such as an agent that was to serve one
 	// organization with two gateways.
 	Reports []string `json:"reports,omitempty"`

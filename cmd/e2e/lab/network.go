@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -11,12 +12,17 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"syscall"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // prefix begins the name of every namespace of every lab; the id of the process follows.
 const prefix = "dme"
+
+// patience bounds what takes no time unless it hangs.
+const patience = 30 * time.Second
 
 // Network is a bridge with hosts on it.
 type Network struct {
@@ -78,7 +84,7 @@ func sweep() error {
 			continue
 		}
 		if _, err := os.Stat("/proc/" + digits[:end]); errors.Is(err, os.ErrNotExist) {
-			if err := run("ip", "netns", "delete", name); err != nil {
+			if err := remove(name); err != nil {
 				return err
 			}
 		}
@@ -111,14 +117,82 @@ func (n *Network) Add(name string) (*Host, error) {
 	return h, nil
 }
 
-// Close removes all hosts. Programs on them are to be ended before.
+// Close ends what still runs on the hosts, and removes them.
 func (n *Network) Close() error {
 	var errs []error
 	for _, name := range n.names {
-		errs = append(errs, run("ip", "netns", "delete", name))
+		errs = append(errs, remove(name))
 	}
 	n.names = nil
 	return errors.Join(errs...)
+}
+
+// remove ends all processes of a namespace, and removes it.
+func remove(namespace string) error {
+	return errors.Join(endAll(namespace), run("ip", "netns", "delete", namespace))
+}
+
+// endAll kills all processes of a namespace, with those that they start meanwhile, and waits until they are gone.
+func endAll(namespace string) error {
+	for end := time.Now().Add(patience); ; time.Sleep(5 * time.Millisecond) {
+		pids, err := processes(namespace)
+		if err != nil || len(pids) == 0 {
+			return err
+		}
+		if time.Now().After(end) {
+			return fmt.Errorf("cannot end the processes %v of %s", pids, namespace)
+		}
+		for _, pid := range pids {
+			if err := syscall.Kill(pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+				return fmt.Errorf("cannot kill process %d of %s: %w", pid, namespace, err)
+			}
+		}
+	}
+}
+
+// processes are those of a namespace that have not ended.
+func processes(namespace string) ([]int, error) {
+	out, err := exec.Command("ip", "netns", "pids", namespace).Output()
+	if err != nil {
+		return nil, fmt.Errorf("cannot list the processes of %s: %w", namespace, err)
+	}
+	var pids []int
+	for _, field := range strings.Fields(string(out)) {
+		pid, err := strconv.Atoi(field)
+		if err != nil {
+			return nil, fmt.Errorf("cannot list the processes of %s: %w", namespace, err)
+		}
+		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
+		if i := bytes.LastIndex(stat, []byte(") ")); err == nil && i > 0 && stat[i+2] != 'Z' && stat[i+2] != 'X' {
+			pids = append(pids, pid)
+		}
+	}
+	return pids, nil
+}
+
+// Processes are those on this host whose program file has this name.
+func (h *Host) Processes(program string) ([]int, error) {
+	all, err := processes(h.namespace)
+	var out []int
+	for _, pid := range all {
+		if file, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && filepath.Base(file) == program {
+			out = append(out, pid)
+		}
+	}
+	return out, err
+}
+
+// PowerOff takes the host off the network and ends all that runs on it, in this order: nobody is told.
+func (h *Host) PowerOff() error {
+	return errors.Join(run("ip", "-n", h.net.id+"sw", "link", "set", h.port, "down"), endAll(h.namespace))
+}
+
+// PowerOn brings the host back to the network, with nothing running on it.
+func (h *Host) PowerOn() error { return run("ip", "-n", h.net.id+"sw", "link", "set", h.port, "up") }
+
+// Run runs a command on this host to its end.
+func (h *Host) Run(args ...string) error {
+	return run("ip", append([]string{"netns", "exec", h.namespace}, args...)...)
 }
 
 // Dial connects from this host.

@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -88,12 +89,15 @@ func (p *Program) Signal(s syscall.Signal) error {
 	return p.cmd.Process.Signal(s)
 }
 
-// Kill ends the program at once and waits until it is gone.
+// Kill ends the program at once, with all processes of its group, and waits until it is gone.
 func (p *Program) Kill() error {
-	if err := p.Signal(syscall.SIGKILL); err != nil && p.Running() {
-		return fmt.Errorf("cannot kill %s: %w", p.Name, err)
-	}
 	p.mu.Lock()
+	if p.running() {
+		if err := syscall.Kill(-p.cmd.Process.Pid, syscall.SIGKILL); err != nil && !errors.Is(err, syscall.ESRCH) {
+			p.mu.Unlock()
+			return fmt.Errorf("cannot kill %s: %w", p.Name, err)
+		}
+	}
 	exited := p.exited
 	p.mu.Unlock()
 	if exited != nil {

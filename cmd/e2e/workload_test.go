@@ -25,32 +25,34 @@ import (
 )
 
 const (
-	tryFor   = 4 * time.Second  // one try of an operation, at one coordinator
-	giveUp   = 60 * time.Second // all tries; an operation without an answer then has none
-	inFlight = 3000             // operations at once: beyond that the load is not open any more
+	tryFor  = 4 * time.Second  // one try of an operation, at one coordinator
+	giveUp  = 60 * time.Second // all tries; an operation without an answer then has none
+	clients = 24               // each does one thing after the other
 )
 
-// load asks the cluster for things at a fixed rate, however long the answers take, and records everything.
+// load asks the cluster for things and records everything.
 type load struct {
 	c     *cluster
 	begun time.Time
 	rate  int
+	step  int // of the pool, that was set last; guarded by mu
+	rec   *check.Recorder
 
 	mu         sync.Mutex
 	rng        *rand.Rand            // guarded by mu
 	operations []check.Operation     // guarded by mu
 	live       map[string]check.Item // what each organization was last answered with; guarded by mu
-	work       sync.WaitGroup        // the operations on their way
-	slots      chan struct{}         // one for each of them
 	codes      map[string]int        // refusals by code; guarded by mu
 }
 
-func newLoad(c *cluster, seed uint64, rate int, begun time.Time, before check.Snapshot) *load {
+func newLoad(c *cluster, r *check.Run, rec *check.Recorder, rate int) *load {
 	l := &load{
-		c: c, begun: begun, rate: rate, rng: rand.New(rand.NewPCG(seed, 2)), live: map[string]check.Item{}, codes: map[string]int{},
-		slots: make(chan struct{}, inFlight),
+		c: c, begun: r.Begun, rate: rate, rec: rec, rng: rand.New(rand.NewPCG(r.Seed, 2)), live: map[string]check.Item{}, codes: map[string]int{},
 	}
-	for _, a := range before.Allocations {
+	for _, p := range r.Before.Pools {
+		l.step = p.Step
+	}
+	for _, a := range r.Before.Allocations {
 		if a.EndedAt == nil {
 			l.live[a.OrganizationID] = itemOf(a)
 		}
@@ -58,26 +60,28 @@ func newLoad(c *cluster, seed uint64, rate int, begun time.Time, before check.Sn
 	return l
 }
 
-// run begins an operation at every tick until ctx ends, and then waits for the answers.
+// run lets the clients work until ctx ends, and then waits for their last answers.
 func (l *load) run(ctx context.Context) {
-	tick := time.NewTicker(time.Second / time.Duration(l.rate))
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			l.work.Wait()
-			return
-		case <-tick.C:
-		}
-		select {
-		case l.slots <- struct{}{}:
-			l.work.Go(func() {
-				defer func() { <-l.slots }()
+	var work sync.WaitGroup
+	pause := clients * time.Second / time.Duration(l.rate)
+	for i := range clients {
+		work.Go(func() {
+			waitFor(ctx, pause*time.Duration(i)/clients)
+			for ctx.Err() == nil {
+				begun := time.Now()
 				l.operation()
-			})
-		default: // too many are on their way: the check of the rate tells
-		}
+				waitFor(ctx, pause-time.Since(begun))
+			}
+		})
 	}
+	work.Wait()
+}
+
+// lately is how many operations a second were answered in the last moments.
+func (l *load) lately() float64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return check.Rate(l.operations, time.Since(l.begun))
 }
 
 // choose decides what to do next.
@@ -88,16 +92,16 @@ func (l *load) choose() (op check.Operation, first int) {
 	org := func() string { return l.c.orgs[l.rng.IntN(len(l.c.orgs))] }
 	one := org()
 	switch n := l.rng.IntN(100); {
-	case n < 26:
+	case n < 22:
 		op.Kind, op.Key, op.Items = check.Start, id.Secret()[:20], []check.Item{{Organization: one}}
-	case n < 30:
+	case n < 25:
 		op.Kind, op.Key = check.Batch, id.Secret()[:20]
 		for range 3 {
 			if o := org(); !slices.ContainsFunc(op.Items, func(it check.Item) bool { return it.Organization == o }) {
 				op.Items = append(op.Items, check.Item{Organization: o})
 			}
 		}
-	case n < 62:
+	case n < 47:
 		if it, ok := l.live[one]; ok {
 			op.Kind, op.Items = check.Release, []check.Item{it}
 			delete(l.live, one)
@@ -107,7 +111,8 @@ func (l *load) choose() (op check.Operation, first int) {
 	case n < 92:
 		op.Kind, op.Items = check.Get, []check.Item{{Organization: one}}
 	case n < 94:
-		op.Kind, op.Step = check.SetStep, 1+l.rng.IntN(1000)
+		l.step = l.step%1000 + 1
+		op.Kind, op.Step = check.SetStep, l.step
 	default:
 		op.Kind = check.GetStep
 	}
@@ -120,6 +125,7 @@ func (l *load) choose() (op check.Operation, first int) {
 func (l *load) operation() {
 	op, at := l.choose()
 	op.Call = time.Since(l.begun)
+	l.rec.Operation(op)
 	var err error
 	for end := time.Now().Add(giveUp); ; at++ {
 		n := l.c.nodes[at%len(l.c.nodes)]
@@ -159,6 +165,8 @@ func (l *load) again(op check.Operation, n *node) {
 	op.Items = []check.Item{{Organization: op.Items[0].Organization}}
 	l.operations = append(l.operations, op)
 	l.mu.Unlock()
+	op.Outcome = check.Unknown
+	l.rec.Operation(op)
 	ctx, cancel := within(tryFor)
 	defer cancel()
 	op.Outcome = check.OK
@@ -186,6 +194,7 @@ func (l *load) recorded() []check.Operation {
 }
 
 func (l *load) record(op check.Operation) {
+	l.rec.Operation(op)
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	l.operations[op.ID] = op
@@ -225,7 +234,10 @@ func do(ctx context.Context, n *node, op *check.Operation) error {
 		}
 		return err
 	case check.SetStep:
-		_, err := n.api.PutPool(ctx, poolName, poolOf(op.Step))
+		p, err := n.api.PutPool(ctx, poolName, poolOf(op.Step))
+		if err == nil && p.Step == op.Step {
+			op.Index = p.Index
+		}
 		return err
 	case check.GetStep:
 		p, err := n.api.Pool(ctx, poolName, client.Consistency("consistent"))
@@ -275,6 +287,7 @@ func (l *load) sample(ctx context.Context) []check.Snapshot {
 		// A coordinator that is cut off or gone does not answer: then there is one look less.
 		if s, err := l.c.look(l.c.nodes[i%len(l.c.nodes)], l.begun, false); err == nil {
 			out = append(out, s)
+			l.rec.Sample(s)
 		}
 	}
 }

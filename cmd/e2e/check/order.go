@@ -1,0 +1,260 @@
+package check
+
+import (
+	"maps"
+	"slices"
+	"time"
+)
+
+// order is what the answers themselves say of the order of things. Allocations began in the order of their epochs,
+// in the whole pool; an organization or a gateway had one after the other; who saw one alive came before its end.
+// A search over the whole pool that knows this has little to try, and loses no order that could be one.
+type order struct {
+	ops   []Operation
+	known uint64 // the highest epoch before the run
+
+	times  []span        // of the operations, and after them of the beginnings that several may have made
+	before map[int][]int // of each: what came before it
+
+	began     map[uint64]int      // by epoch: what began it
+	ended     map[string]int      // by allocation: the only operation that can have ended it
+	following map[string][]uint64 // of an organization or a gateway: its epochs, in order
+}
+
+// span is when something happened, at the earliest and at the latest.
+type span struct{ call, back time.Duration }
+
+// narrow shortens the time in which each operation can have happened. It leaves operations that contradict each
+// other as they are: the search finds no place for them.
+func narrow(ops []Operation, known uint64) {
+	o := order{
+		ops: ops, known: known, before: map[int][]int{}, began: map[uint64]int{}, ended: map[string]int{}, following: map[string][]uint64{},
+	}
+	for _, op := range ops {
+		o.times = append(o.times, span{op.Call, op.Return})
+	}
+	o.beginnings()
+	o.endings()
+	o.sights()
+	o.steps()
+	if !o.settle() {
+		return
+	}
+	o.gaps()
+	if !o.settle() {
+		return
+	}
+	for i := range ops {
+		ops[i].Call, ops[i].Return = o.times[i].call, o.times[i].back
+	}
+}
+
+// follow notes that b came after a.
+func (o *order) follow(a, b int) {
+	if a != b {
+		o.before[b] = append(o.before[b], a)
+	}
+}
+
+// each calls f with all that an answered operation said of allocations.
+func (o *order) each(f func(i int, op Operation, it Item)) {
+	for i, op := range o.ops {
+		for _, it := range op.Items {
+			if op.Outcome == OK && it.Epoch != 0 {
+				f(i, op, it)
+			}
+		}
+	}
+}
+
+// beginnings finds what began each epoch, in their order.
+func (o *order) beginnings() {
+	may := map[uint64][]int{}
+	o.each(func(i int, op Operation, it Item) {
+		if op.Kind != Start && op.Kind != Batch {
+			return
+		}
+		if it.Epoch > o.known {
+			may[it.Epoch] = append(may[it.Epoch], i)
+		}
+		for _, place := range []string{it.Organization, it.Gateway} {
+			if !slices.Contains(o.following[place], it.Epoch) {
+				o.following[place] = append(o.following[place], it.Epoch)
+			}
+		}
+	})
+	for _, list := range o.following {
+		slices.Sort(list)
+	}
+	last := -1
+	for _, epoch := range slices.Sorted(maps.Keys(may)) {
+		ops := slices.Compact(may[epoch]) // a batch may name it more than once
+		began := ops[0]
+		if len(ops) > 1 {
+			began = len(o.times)
+			s := span{forever, forever}
+			for _, i := range ops {
+				s.call = min(s.call, o.times[i].call)
+			}
+			o.times = append(o.times, s)
+		}
+		o.began[epoch] = began
+		if last >= 0 {
+			o.follow(last, began)
+		}
+		last = began
+	}
+	o.each(func(i int, _ Operation, it Item) {
+		if began, ok := o.began[it.Epoch]; ok {
+			o.follow(began, i)
+		}
+	})
+}
+
+// endings finds what ended each allocation, where only one operation can have.
+func (o *order) endings() {
+	often := map[string]int{}
+	o.each(func(i int, op Operation, it Item) {
+		if op.Kind == Release || op.Kind == ended {
+			often[it.Allocation]++
+			o.ended[it.Allocation] = i
+		}
+	})
+	for allocation, n := range often {
+		if n > 1 {
+			delete(o.ended, allocation)
+		}
+	}
+}
+
+// next is what began the epoch after this one, at an organization or a gateway.
+func (o *order) next(place string, epoch uint64) (int, bool) {
+	list := o.following[place]
+	at, _ := slices.BinarySearch(list, epoch+1)
+	if at == len(list) {
+		return 0, false
+	}
+	began, ok := o.began[list[at]]
+	return began, ok
+}
+
+// sights puts each operation between the beginning and the end of what it saw.
+func (o *order) sights() {
+	o.each(func(i int, op Operation, it Item) {
+		end, sure := o.ended[it.Allocation]
+		switch {
+		case op.Kind == Release || op.Kind == ended:
+			if !sure {
+				return
+			}
+			if next, ok := o.next(it.Gateway, it.Epoch); ok {
+				o.follow(i, next)
+			}
+		case sure && op.Kind == Get && ending(it.State):
+			o.follow(end, i)
+		case sure:
+			o.follow(i, end)
+		}
+		if next, ok := o.next(it.Organization, it.Epoch); ok {
+			o.follow(i, next)
+		}
+	})
+}
+
+// steps orders what set the step of the pool, and puts what read it in between.
+func (o *order) steps() {
+	var sets []int
+	set := map[int]int{} // by step
+	for i, op := range o.ops {
+		if op.Kind == SetStep {
+			set[op.Step] = i
+			if op.Index != 0 {
+				sets = append(sets, i)
+			}
+		}
+	}
+	slices.SortFunc(sets, func(a, b int) int { return int(o.ops[a].Index) - int(o.ops[b].Index) })
+	after := map[int]int{}
+	for n := 1; n < len(sets); n++ {
+		o.follow(sets[n-1], sets[n])
+		after[sets[n-1]] = sets[n]
+	}
+	for i, op := range o.ops {
+		if op.Kind != GetStep {
+			continue
+		}
+		if s, ok := set[op.Step]; ok {
+			o.follow(s, i)
+			if next, ok := after[s]; ok {
+				o.follow(i, next)
+			}
+		}
+	}
+}
+
+// gaps puts each operation that found an organization without allocation between the end of one and the beginning of
+// the next, where the times leave only one place.
+func (o *order) gaps() {
+	ends := map[string]map[uint64]int{} // by organization and epoch
+	o.each(func(i int, op Operation, it Item) {
+		if end, ok := o.ended[it.Allocation]; ok && end == i {
+			if ends[it.Organization] == nil {
+				ends[it.Organization] = map[uint64]int{}
+			}
+			ends[it.Organization][it.Epoch] = i
+		}
+	})
+	for i, op := range o.ops {
+		absent := op.Kind == Get && op.Outcome == OK && op.Items[0].Epoch == 0 || op.Kind == Start && op.Outcome == Refused
+		if !absent {
+			continue
+		}
+		list := o.following[op.Items[0].Organization]
+		place, places := -1, 0
+		for n := -1; n < len(list); n++ { // after the n-th, before the next
+			if n >= 0 {
+				if end, ok := ends[op.Items[0].Organization][list[n]]; ok && o.times[end].call > o.times[i].back {
+					continue
+				}
+			}
+			if n+1 < len(list) {
+				if began, ok := o.began[list[n+1]]; !ok || o.times[began].back < o.times[i].call {
+					continue
+				}
+			}
+			place, places = n, places+1
+		}
+		if places != 1 {
+			continue
+		}
+		if place >= 0 {
+			if end, ok := ends[op.Items[0].Organization][list[place]]; ok {
+				o.follow(end, i)
+			}
+		}
+		if place+1 < len(list) {
+			o.follow(i, o.began[list[place+1]])
+		}
+	}
+}
+
+// settle draws the conclusions for the times until there are no more. It reports whether they agree.
+func (o *order) settle() bool {
+	for changed, rounds := true, 0; changed; rounds++ {
+		changed = false
+		for b, all := range o.before {
+			for _, a := range all {
+				if at := o.times[a].call + 1; at > o.times[b].call {
+					o.times[b].call, changed = at, true
+				}
+				if at := o.times[b].back - 1; at < o.times[a].back {
+					o.times[a].back, changed = at, true
+				}
+			}
+		}
+		if rounds > len(o.times) {
+			return false
+		}
+	}
+	return !slices.ContainsFunc(o.times, func(s span) bool { return s.call > s.back })
+}

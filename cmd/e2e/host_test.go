@@ -1,0 +1,200 @@
+//go:build e2e
+
+package e2e
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/cmd/e2e/check"
+	"github.com/demiurge-platform/demiurge/cmd/e2e/lab"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/failpoint"
+	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/pki"
+)
+
+const (
+	// realCapacity bounds the gateways of a real host: each is a process that is started anew after every
+	// release, and this machine is small.
+	realCapacity = 4
+	webPort      = "80"
+	dnsPort      = "7453"
+)
+
+// realHost runs the real agent, the real nginx and real gateways.
+type realHost struct {
+	name  string
+	host  *lab.Host
+	agent *lab.Program
+	nginx *lab.Program
+	armed string // file of failpoints of the agent
+	trace string // file with the labels that the agent passed
+	web   *http.Client
+}
+
+// addRealHost lets a host in as an operator does, and starts its programs as systemd does.
+func (c *cluster) addRealHost(name string) {
+	h := &realHost{name: name, host: c.host(name)}
+	c.hosts = append(c.hosts, h)
+	dir := filepath.Join(c.dir, name)
+	c.must(os.Mkdir(dir, 0o700))
+	file := filepath.Join(c.dir, name+".yaml")
+	var addresses []string
+	for _, n := range c.nodes {
+		addresses = append(addresses, n.host.Address+":7400")
+	}
+	text := fmt.Sprintf("host_id: %s\ncoordinators: [%s]\ndata_dir: %s/agent\nrun_dir: %[3]s/run\ndomain: %s\naddress: %s\ncapacity: %d\n"+
+		"nginx:\n  data_dir: %[3]s/nginx\n  listen: [\"%[5]s:%[7]s\"]\n  workers: 1\ngateway:\n  program: %[8]s\nmetrics:\n  listen: %[5]s:9464\nlog:\n  level: info\n",
+		name, strings.Join(addresses, ", "), dir, domain, h.host.Address, realCapacity, webPort, filepath.Join(c.bin, "demiurge-gateway"))
+	c.must(os.WriteFile(file, []byte(text), 0o600))
+
+	leader, err := c.leader()
+	c.must(err)
+	ctx, cancel := within(patience)
+	defer cancel()
+	made, err := leader.api.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: name})
+	c.must(err)
+	program := filepath.Join(c.bin, "demiurge-agent")
+	c.must(h.host.Run(program, "join", "--config", file, "--token", made.Secret))
+
+	h.armed, h.trace = filepath.Join(c.dir, name+".armed"), filepath.Join(c.dir, name+".trace")
+	h.agent = h.host.Program(name, filepath.Join(c.dir, name+".log"),
+		[]string{failpoint.FileVariable + "=" + h.armed, failpoint.TraceVariable + "=" + h.trace}, program, "run", "--config", file)
+	h.nginx = h.host.Program(name+" nginx", filepath.Join(c.dir, name+".nginx.log"), nil, "/bin/sh", "-c",
+		fmt.Sprintf("%s nginx-prepare --config %s && exec nginx -e %[3]s/log/error.log -c %[3]s/nginx.conf -g 'daemon off;'", program, file, dir+"/nginx"))
+	h.web = &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: c.clients.Dial, DisableKeepAlives: true}}
+	c.must(h.start())
+}
+
+// start starts what does not run.
+func (h *realHost) start() error { return errors.Join(h.nginx.Start(), h.agent.Start()) }
+
+// ask asks the host's web server for an organization, as a browser does.
+func (h *realHost) ask(ctx context.Context, organization string) check.Answer {
+	got := check.Answer{Host: h.name, Organization: organization}
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(h.host.Address, webPort)+"/collab/ping", nil)
+	if err != nil {
+		got.Error = err.Error()
+		return got
+	}
+	req.Host = id.Hostname(id.Organization(organization), domain)
+	resp, err := h.web.Do(req)
+	if err != nil {
+		got.Error = err.Error()
+		return got
+	}
+	defer resp.Body.Close()
+	body, err := io.ReadAll(io.LimitReader(resp.Body, 1<<16))
+	if err != nil {
+		got.Error = err.Error()
+		return got
+	}
+	got.Status, got.Gateway = resp.StatusCode, resp.Header.Get(api.HeaderGateway)
+	var health api.GatewayHealth
+	if resp.StatusCode == http.StatusOK {
+		if err := json.Unmarshal(body, &health); err != nil {
+			got.Error = err.Error()
+		}
+	}
+	if epoch := resp.Header.Get(api.HeaderEpoch); epoch != "" {
+		if got.Epoch, err = strconv.ParseUint(epoch, 10, 64); err != nil {
+			got.Error = err.Error()
+		}
+	}
+	got.Served = health.OrganizationID
+	return got
+}
+
+// answers asks every real host for every organization.
+func (c *cluster) answers(ctx context.Context) []check.Answer {
+	out := make([]check.Answer, len(c.hosts)*len(c.orgs))
+	var work sync.WaitGroup
+	for i, h := range c.hosts {
+		work.Go(func() {
+			for j, organization := range c.orgs {
+				out[i*len(c.orgs)+j] = h.ask(ctx, organization)
+			}
+		})
+	}
+	work.Wait()
+	return out
+}
+
+// names asks every coordinator for the name of every organization.
+func (c *cluster) names(ctx context.Context) []check.Name {
+	out := make([]check.Name, len(c.nodes)*len(c.orgs))
+	var work sync.WaitGroup
+	for i, n := range c.nodes {
+		resolver := net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+			return c.clients.Dial(ctx, network, net.JoinHostPort(n.host.Address, dnsPort))
+		}}
+		work.Go(func() {
+			for j, organization := range c.orgs {
+				one := check.Name{Node: n.name, Organization: organization}
+				addresses, err := resolver.LookupNetIP(ctx, "ip4", id.Hostname(id.Organization(organization), domain)+".")
+				var missing *net.DNSError
+				if err != nil && !(errors.As(err, &missing) && missing.IsNotFound) {
+					one.Error = err.Error()
+				}
+				for _, a := range addresses {
+					one.Addresses = append(one.Addresses, a.String())
+				}
+				out[i*len(c.orgs)+j] = one
+			}
+		})
+	}
+	work.Wait()
+	return out
+}
+
+// watch asks real hosts for organizations until ctx ends. A host may answer that it does not serve one, or not
+// at all; never may the gateway of another organization answer.
+func (c *cluster) watch(ctx context.Context, seed uint64) (reports []string, asked, served int) {
+	rng := rand.New(rand.NewPCG(seed, 4))
+	for ; ctx.Err() == nil; waitFor(ctx, 50*time.Millisecond) {
+		h := c.hosts[rng.IntN(len(c.hosts))]
+		got := h.ask(ctx, c.orgs[rng.IntN(len(c.orgs))])
+		asked++
+		if got.Status != http.StatusOK {
+			continue
+		}
+		served++
+		if got.Served != got.Organization {
+			reports = append(reports, fmt.Sprintf("a gateway of another organization answered: %+v", got))
+		}
+	}
+	return reports, asked, served
+}
+
+// registered lists the hosts that the coordinators know.
+func (c *cluster) registered() ([]api.Host, error) {
+	ctx, cancel := within(5 * time.Second)
+	defer cancel()
+	return c.nodes[0].api.ListHosts(ctx, client.Consistency("consistent"))
+}
+
+// hostsOfAgents are all hosts that an agent runs on.
+func (c *cluster) hostsOfAgents() []*lab.Host {
+	var out []*lab.Host
+	for _, h := range c.hosts {
+		out = append(out, h.host)
+	}
+	for _, a := range c.agents {
+		out = append(out, a.host)
+	}
+	return out
+}
