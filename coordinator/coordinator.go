@@ -29,9 +29,11 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/metrics"
 	"github.com/demiurge-platform/demiurge/coordinator/peerlink"
 	"github.com/demiurge-platform/demiurge/coordinator/poolkeeper"
+	"github.com/demiurge-platform/demiurge/coordinator/relocator"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/coordinator/trust"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
+	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
 	"github.com/demiurge-platform/demiurge/shared/pki"
 	"github.com/demiurge-platform/demiurge/shared/usertoken"
@@ -224,7 +226,11 @@ func (c *Coordinator) lead(ctx context.Context) {
 	}).Run)
 	loops.Go("host monitor", hostmonitor.New(hostmonitor.Options{
 		Store: c.store, Proposer: c.propose, Agents: agents{c.link}, Members: c.members.Snapshot,
-		Thresholds: c.opts.Config.thresholds(), Logger: c.log.Named("hostmonitor"), Now: c.opts.Now,
+		Thresholds: c.opts.Config.thresholds(), Lease: c.opts.Config.Hosts.Lease,
+		Logger: c.log.Named("hostmonitor"), Now: c.opts.Now,
+	}).Run)
+	loops.Go("relocator", relocator.New(relocator.Options{
+		Store: c.store, Proposer: c.propose, FencedBy: c.fencedBy(c.opts.Now()), Logger: c.log.Named("relocator"), Now: c.opts.Now,
 	}).Run)
 	loops.Go("DNS", dns.NewLoop(dns.LoopOptions{
 		Provider: c.names, Domain: c.opts.Config.Domain, Wanted: c.wantedNames, Logger: c.log.Named("dns"), Now: c.opts.Now,
@@ -232,6 +238,15 @@ func (c *Coordinator) lead(ctx context.Context) {
 	<-ctx.Done()
 	if err := loops.Stop(context.Background()); err != nil {
 		c.log.Error("a leader loop did not stop", "error", err)
+	}
+}
+
+// fencedBy tells when a host that is not heard of any more has ended its lease, for a leader since then.
+func (c *Coordinator) fencedBy(leadsSince time.Time) func(id.Host) time.Time {
+	return func(h id.Host) time.Time {
+		s := agents{c.link}.Signals(h)
+		s.LeadsSince = leadsSince
+		return membership.LeaseEnd(s, c.opts.Config.Hosts.Lease)
 	}
 }
 

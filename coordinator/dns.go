@@ -39,7 +39,7 @@ type answers struct{ store *state.Store }
 func (a answers) Addresses(org id.Organization) ([]netip.Addr, bool) {
 	v := a.store.View()
 	alloc := v.LiveAllocation(nil, org)
-	if alloc == nil || alloc.State != state.AllocationActive && alloc.State != state.AllocationReserved {
+	if alloc == nil || alloc.State == state.AllocationQueued || alloc.State.Ending() {
 		return nil, false
 	}
 	return hostAddresses(v, alloc)
@@ -62,7 +62,9 @@ func hostAddresses(v state.View, alloc *state.Allocation) ([]netip.Addr, bool) {
 }
 
 // wantedNames is every record that the state wants, with a channel that is closed when the state has
-// changed. The steps of an allocation that is not active yet, or that ends, own its record.
+// changed. The steps of an allocation that is not active yet, or that ends, own its record. That of one which
+// moves points to what serves it: to its old host until the new one is confirmed, or, where the old one is lost,
+// to the new one as soon as that is chosen.
 func (c *Coordinator) wantedNames() ([]dns.Wanted, <-chan struct{}) {
 	_, changed, _ := c.store.Events(c.store.LastEvent(), 1)
 	v, cfg := c.store.View(), c.opts.Config
@@ -74,7 +76,7 @@ func (c *Coordinator) wantedNames() ([]dns.Wanted, <-chan struct{}) {
 		}
 		out = append(out, dns.Wanted{
 			Record:  dns.Record{Name: id.Hostname(a.Organization, cfg.Domain), Addresses: addresses, TTL: cfg.DNS.TTL, Epoch: a.Epoch},
-			Pending: a.State != state.AllocationActive,
+			Pending: a.State != state.AllocationActive && a.State != state.AllocationRelocating,
 		})
 	}
 	return out, changed

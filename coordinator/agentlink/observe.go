@@ -116,7 +116,7 @@ func split(view state.View, h id.Host, p parsed) ([]allocator.Progress, []comman
 	for _, g := range p.reports {
 		rec := view.Gateway(nil, g.Gateway)
 		if rec != nil && rec.Host == h && g.Phase == api.PhaseServing && rec.Desired.Allocation != "" &&
-			g.Epoch == rec.Desired.Epoch && g.Incarnation == rec.Desired.Incarnation && reserved(view, rec.Desired.Allocation) {
+			g.Epoch == rec.Desired.Epoch && g.Incarnation == rec.Desired.Incarnation && pending(view, rec) {
 			of(rec.Desired.Allocation, g.Epoch).Serving = &g
 			continue
 		}
@@ -129,9 +129,14 @@ func split(view state.View, h id.Host, p parsed) ([]allocator.Progress, []comman
 	return out, rest
 }
 
-func reserved(view state.View, a id.Allocation) bool {
-	rec := view.Allocation(nil, a)
-	return rec != nil && rec.State == state.AllocationReserved
+// pending reports whether a gateway's grant is to be confirmed.
+func pending(view state.View, g *state.Gateway) bool {
+	rec := view.Allocation(nil, g.Desired.Allocation)
+	if rec == nil {
+		return false
+	}
+	grant, ok := rec.Pending()
+	return ok && grant.Gateway == g.ID
 }
 
 // command makes the entry for what is new in an observation; changed is false when nothing is.
@@ -148,6 +153,15 @@ func (r *Receiver) command(view state.View, h id.Host, obs api.Observation, p pa
 			cmd.Report, changed = &report, true
 		}
 	}
+	for _, g := range p.reports {
+		if rec := view.Gateway(nil, g.Gateway); rec != nil && rec.Host == h && isPast(rec, g) {
+			cmd.Events = append(cmd.Events, command.Event{
+				Type: "gateway.fenced", At: cmd.At, Code: fault.StaleEpoch, Gateway: g.Gateway, Organization: g.Organization,
+				Reason: "epoch " + g.Epoch.String() + " ended while the host was lost",
+			})
+			changed = true
+		}
+	}
 	for _, g := range rest {
 		if !sameGateway(view.Gateway(nil, g.Gateway), g) {
 			cmd.Gateways = append(cmd.Gateways, g)
@@ -158,6 +172,12 @@ func (r *Receiver) command(view state.View, h id.Host, obs api.Observation, p pa
 		cmd.Full, cmd.Gateways, changed = true, p.reports, true
 	}
 	return cmd, changed
+}
+
+// isPast reports whether a host that was lost still serves an epoch that ended meanwhile. What it says of its
+// process is taken in all the same.
+func isPast(rec *state.Gateway, g command.GatewayReport) bool {
+	return rec.Observed.Stale && g.Epoch != 0 && g.Incarnation < rec.Desired.Incarnation
 }
 
 // missing reports whether the state has gateways that were seen on the host and are no longer named.

@@ -105,13 +105,13 @@ func phaseAfter(steps []command.Step) string {
 	return phase
 }
 
-// trackLocked returns the run of an allocation that is reserved, making it when it is not there yet. The
+// trackLocked returns the run of a grant that is not confirmed yet, making it when it is not there yet. The
 // caller holds mu.
-func (r *Runner) trackLocked(a *state.Allocation) *run {
-	rn := r.runs[a.ID]
-	if rn == nil || rn.epoch != a.Epoch {
-		rn = &run{epoch: a.Epoch}
-		r.runs[a.ID] = rn
+func (r *Runner) trackLocked(a id.Allocation, epoch id.Epoch) *run {
+	rn := r.runs[a]
+	if rn == nil || rn.epoch != epoch {
+		rn = &run{epoch: epoch}
+		r.runs[a] = rn
 	}
 	return rn
 }

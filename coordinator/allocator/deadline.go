@@ -100,12 +100,22 @@ func dueAt(a *state.Allocation) time.Time {
 	switch a.State {
 	case state.AllocationQueued:
 		return a.QueueUntil
-	case state.AllocationReserved:
-		return a.Deadline
 	case state.AllocationActive:
 		return a.ExpiresAt
 	}
-	return time.Time{}
+	grant, pending := a.Pending()
+	switch {
+	case !pending && a.State != state.AllocationRelocating:
+		return time.Time{}
+	case !pending, expires(a, grant.Deadline):
+		return a.ExpiresAt
+	}
+	return grant.Deadline
+}
+
+// expires reports whether an allocation's time to live ends before a deadline.
+func expires(a *state.Allocation, deadline time.Time) bool {
+	return !a.ExpiresAt.IsZero() && a.ExpiresAt.Before(deadline)
 }
 
 // fire concludes what is due. Each is looked at again in a second, until it has moved on.
@@ -137,31 +147,39 @@ func (r *Runner) fire(ctx context.Context, q *queue, slots chan struct{}) {
 func (r *Runner) overdue(ctx context.Context, rec *state.Allocation) {
 	switch rec.State {
 	case state.AllocationQueued:
-		r.fail(ctx, rec, fault.PoolExhausted,
-			"no gateway of pool "+string(rec.Pool)+" became free within the wait; wait longer, raise the pool's maximum or add a host", nil, false)
-	case state.AllocationReserved:
-		r.mu.Lock()
-		rn := r.trackLocked(rec)
-		steps, concluded := append([]command.Step(nil), rn.steps...), rn.concluded
-		rn.concluded = true
-		r.mu.Unlock()
-		if !concluded {
-			r.fail(ctx, rec, fault.ActivationTimeout, overdueMessage(rec, steps), steps, true)
+		r.fail(ctx, rec, 0, failure{
+			code: fault.PoolExhausted, message: "no gateway of pool " + string(rec.Pool) + " became free within the wait; wait longer, raise the pool's maximum or add a host",
+		}, nil)
+	case state.AllocationReserved, state.AllocationRelocating, state.AllocationActive:
+		if grant, pending := rec.Pending(); pending && !expires(rec, grant.Deadline) {
+			r.timeOut(ctx, rec, grant)
+			return
 		}
-	case state.AllocationActive:
 		result, _, err := r.opts.Proposer.Propose(ctx, command.Release{
 			Meta: r.meta("allocator", ""), Allocation: rec.ID, Reason: "its time to live is over",
 		})
-		r.concluded(rec, "release", result.Err, err)
+		r.concluded(rec, rec.Epoch, "release", result.Err, err)
 	}
 }
 
-func overdueMessage(rec *state.Allocation, steps []command.Step) string {
-	done := "host " + string(rec.Host) + " reported no step"
-	if n := len(steps); n > 0 {
-		done = "the last step that host " + string(rec.Host) + " reported is " + steps[n-1].Step
+// timeOut ends a grant that was not confirmed in time.
+func (r *Runner) timeOut(ctx context.Context, rec *state.Allocation, grant state.Grant) {
+	r.mu.Lock()
+	rn := r.trackLocked(rec.ID, grant.Epoch)
+	steps, concluded := append([]command.Step(nil), rn.steps...), rn.concluded
+	rn.concluded = true
+	r.mu.Unlock()
+	if !concluded {
+		r.fail(ctx, rec, grant.Epoch, failure{fault.ActivationTimeout, overdueMessage(rec, grant, steps), true}, steps)
 	}
-	return "gateway " + string(rec.Gateway) + " was not served within " + rec.ActivationTimeout.String() + ": " + done + "; it was taken back, try again"
+}
+
+func overdueMessage(rec *state.Allocation, grant state.Grant, steps []command.Step) string {
+	done := "host " + string(grant.Host) + " reported no step"
+	if n := len(steps); n > 0 {
+		done = "the last step that host " + string(grant.Host) + " reported is " + steps[n-1].Step
+	}
+	return "gateway " + string(grant.Gateway) + " was not served within " + rec.ActivationTimeout.String() + ": " + done + "; it was taken back, try again"
 }
 
 func (r *Runner) collect(ctx context.Context) {

@@ -36,12 +36,16 @@ func (r *Runner) Report(ctx context.Context, host id.Host, progress []Progress) 
 // conclude records the steps and returns what there is to propose, or nil.
 func (r *Runner) conclude(host id.Host, p Progress) func(context.Context) {
 	rec := r.opts.Store.View().Allocation(nil, p.Allocation)
-	if rec == nil || rec.Epoch != p.Epoch || rec.Host != host || rec.State != state.AllocationReserved {
+	if rec == nil {
+		return nil
+	}
+	grant, pending := rec.Pending()
+	if !pending || grant.Epoch != p.Epoch || grant.Host != host {
 		return nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	rn := r.trackLocked(rec)
+	rn := r.trackLocked(rec.ID, grant.Epoch)
 	rn.steps = mergeSteps(rn.steps, p.Steps)
 	if rn.concluded {
 		return nil
@@ -50,7 +54,7 @@ func (r *Runner) conclude(host id.Host, p Progress) func(context.Context) {
 	if bad := failedStep(steps); bad != nil {
 		rn.concluded = true
 		return func(ctx context.Context) {
-			r.fail(ctx, rec, bad.Code, "step "+bad.Step+" failed: "+bad.Error, steps, true)
+			r.fail(ctx, rec, grant.Epoch, failure{bad.Code, "step " + bad.Step + " failed: " + bad.Error, true}, steps)
 		}
 	}
 	if p.Serving == nil {
@@ -58,6 +62,9 @@ func (r *Runner) conclude(host id.Host, p Progress) func(context.Context) {
 	}
 	rn.concluded = true
 	asked, reserve := rn.asked, rn.reserve
+	if rec.State == state.AllocationRelocating {
+		return func(ctx context.Context) { r.confirmMove(ctx, rec, grant, *p.Serving, steps) }
+	}
 	return func(ctx context.Context) { r.confirm(ctx, rec, *p.Serving, steps, asked, reserve) }
 }
 
@@ -79,7 +86,7 @@ func (r *Runner) confirm(ctx context.Context, rec *state.Allocation, serving com
 		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: rec.Epoch, Timings: timings, Observed: serving,
 		Journal: journal(rec, steps, now),
 	})
-	r.concluded(rec, "confirm", result.Err, err)
+	r.concluded(rec, rec.Epoch, "confirm", result.Err, err)
 	if err == nil && result.Err == nil {
 		r.mu.Lock()
 		r.verified[rec.ID] = now
@@ -94,31 +101,46 @@ func journal(rec *state.Allocation, steps []command.Step, now time.Time) []comma
 	return append(all, command.Step{Step: api.StepConfirm, State: api.StepDone, StartedAt: now})
 }
 
-// fail ends an allocation that did not become active; its undo follows from the new assignment.
-func (r *Runner) fail(ctx context.Context, rec *state.Allocation, code fault.Code, message string, steps []command.Step, blame bool) {
-	if code == "" {
-		code = fault.Internal
+// failure is why a grant did not come to serve.
+type failure struct {
+	code    fault.Code
+	message string
+	blame   bool // it counts against the gateway
+}
+
+// fail ends a grant that was not confirmed, or a place in line (epoch 0); its undo follows from the new
+// assignment. With the grant ends the allocation, unless that is relocating: it stays where it is or gets another
+// gateway.
+func (r *Runner) fail(ctx context.Context, rec *state.Allocation, epoch id.Epoch, why failure, steps []command.Step) {
+	if why.code == "" {
+		why.code = fault.Internal
 	}
 	result, _, err := r.opts.Proposer.Propose(ctx, command.Fail{
-		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: rec.Epoch, Code: code, Message: message,
-		Journal: steps, BlameGateway: blame,
+		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: epoch, Code: why.code, Message: why.message,
+		Journal: steps, BlameGateway: why.blame,
 	})
-	r.concluded(rec, "fail", result.Err, err)
+	r.concluded(rec, epoch, "fail", result.Err, err)
 }
 
 // concluded drops the run after its last entry, or lets it be concluded again when the entry did not
 // get into the log.
-func (r *Runner) concluded(rec *state.Allocation, what string, refused *fault.Error, err error) {
+func (r *Runner) concluded(rec *state.Allocation, epoch id.Epoch, what string, refused *fault.Error, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	rn := r.runs[rec.ID]
+	if rn != nil && rn.epoch != epoch {
+		rn = nil // the next grant's
+	}
 	if err != nil {
-		if rn := r.runs[rec.ID]; rn != nil && rn.epoch == rec.Epoch {
+		if rn != nil {
 			rn.concluded = false
 		}
 		r.opts.Logger.Warn("cannot conclude allocation now", "allocation", rec.ID, "with", what, "error", err)
 		return
 	}
-	delete(r.runs, rec.ID)
+	if rn != nil {
+		delete(r.runs, rec.ID)
+	}
 	if refused != nil {
 		r.opts.Logger.Info("allocation was concluded otherwise", "allocation", rec.ID, "with", what, "refused", refused.Message)
 	}

@@ -23,6 +23,9 @@ const (
 	unknownPatience = 2 * time.Second
 	// verifiedFor is how long a verification of an active allocation is believed.
 	verifiedFor = time.Second
+	// movingPatience is how long a start waits for an organization that nothing serves until it has come to
+	// another host.
+	movingPatience = 15 * time.Second
 	// reverifyPatience is how long a start of a served organization waits for it to answer.
 	reverifyPatience = 5 * time.Second
 )
@@ -154,7 +157,7 @@ func (r *Runner) note(a id.Allocation, asked time.Time, took time.Duration) {
 		return // confirmed already: the agent was faster than this goroutine
 	}
 	r.mu.Lock()
-	rn := r.trackLocked(rec)
+	rn := r.trackLocked(rec.ID, rec.Epoch)
 	rn.asked, rn.reserve = asked, took
 	r.mu.Unlock()
 }
@@ -202,18 +205,39 @@ func (r *Runner) await(ctx context.Context, a id.Allocation, until string, exist
 		}
 		return true
 	})
+	if err == nil && unserved(rec) {
+		movingCtx, cancel := context.WithTimeout(ctx, movingPatience)
+		rec, err = r.watch(movingCtx, a, func(rec *state.Allocation) bool { return !unserved(rec) })
+		cancel()
+		if err != nil && ctx.Err() == nil {
+			f := fault.Wrap(fault.HostLost, err, "organization %s lost its host and waits for a gateway on another one; `demiurge alloc steps %s` shows how far it is", rec.Organization, a)
+			f.RetryAfter = time.Second
+			return f
+		}
+		existing = true // whatever was there at first is not what is now
+	}
 	switch {
 	case err != nil:
 		r.abandon(a)
 		return fault.Wrap(fault.ActivationTimeout, err, "the caller stopped waiting for allocation %s; if it was past the line it goes on, and the next start of the organization finds it", a)
 	case rec == nil:
 		return fault.New(fault.Superseded, "allocation %s is no longer on record; start the organization again", a)
-	case rec.State == state.AllocationActive && existing && until == api.AllocationActive:
+	case served(rec) && existing && until == api.AllocationActive:
 		return r.reverify(ctx, rec)
-	case rec.State == state.AllocationActive, rec.State == state.AllocationReserved:
+	case served(rec), rec.State == state.AllocationReserved:
 		return nil
 	}
 	return r.awaitUndo(ctx, rec)
+}
+
+// served reports whether what an allocation has was confirmed to serve it; it may be about to move.
+func served(a *state.Allocation) bool {
+	return a.State == state.AllocationActive || a.State == state.AllocationRelocating && a.Move.Target != nil
+}
+
+// unserved reports whether an allocation is on its way to another gateway and nothing serves it for certain.
+func unserved(a *state.Allocation) bool {
+	return a != nil && a.State == state.AllocationRelocating && a.Move.Target == nil
 }
 
 // awaitUndo waits for the clean-up of a failed allocation, so that the caller's error comes after it.
@@ -331,5 +355,5 @@ func (r *Runner) abandon(a id.Allocation) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), unknownPatience)
 	defer cancel()
-	r.fail(ctx, rec, fault.Superseded, "the caller stopped waiting in line", nil, false)
+	r.fail(ctx, rec, 0, failure{code: fault.Superseded, message: "the caller stopped waiting in line"}, nil)
 }

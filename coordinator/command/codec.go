@@ -280,8 +280,14 @@ func shared(word []byte) string {
 		return "recycle"
 	case "unroute":
 		return "unroute"
+	case "relocate":
+		return "relocate"
+	case "state":
+		return "state"
 	case "done":
 		return "done"
+	case "skipped":
+		return "skipped"
 	case "ready":
 		return "ready"
 	case "serving":

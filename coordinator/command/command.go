@@ -45,6 +45,9 @@ const (
 	TypeDeleteJoinToken    Type = 26
 	TypeEnroll             Type = 27
 	TypeDeleteEnrolment    Type = 28
+	TypeLoseHost           Type = 29
+	TypeRelocate           Type = 30
+	TypePlace              Type = 31
 )
 
 // Skippable marks a type that a member which does not know it may pass over. An unknown type without

@@ -43,7 +43,7 @@ var decoders = map[Type]map[uint8]func([]byte) (Command, error){
 	TypePutPool:            {1: decode[PutPool]},
 	TypeDeletePool:         {1: decode[DeletePool]},
 	TypeNotePool:           {1: decode[NotePool]},
-	TypeCreateGateways:     {1: decode[CreateGateways]},
+	TypeCreateGateways:     {1: decodeCreateGateways1, 2: decode[CreateGateways]},
 	TypeRetireGateways:     {1: decode[RetireGateways]},
 	TypeRecycleGateway:     {1: decode[RecycleGateway]},
 	TypeQuarantineGateway:  {1: decode[QuarantineGateway]},
@@ -59,6 +59,9 @@ var decoders = map[Type]map[uint8]func([]byte) (Command, error){
 	TypeDeleteJoinToken:    {1: decode[DeleteJoinToken]},
 	TypeEnroll:             {1: decode[Enroll]},
 	TypeDeleteEnrolment:    {1: decode[DeleteEnrolment]},
+	TypeLoseHost:           {1: decode[LoseHost]},
+	TypeRelocate:           {1: decode[Relocate]},
+	TypePlace:              {1: decode[Place]},
 }
 
 // Decode reads the bytes of a command. A payload with a field that its version does not have is an error.

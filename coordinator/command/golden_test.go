@@ -79,7 +79,7 @@ func samples() map[string]command.Command {
 		"delete_pool": command.DeletePool{Meta: meta, Pool: pool},
 		"note_pool":   command.NotePool{Meta: meta, Pool: pool, Breaker: "open", Until: at, Failures: 3, Limited: "breaker", Reason: "they fail"},
 		"create_gateways": command.CreateGateways{
-			Meta: meta, Pool: pool, Gateways: []command.NewGateway{{ID: gateway, Host: host}}, Reason: "ready 0 < 2",
+			Meta: meta, Pool: pool, Gateways: []command.NewGateway{{ID: gateway, Host: host}}, Reason: "ready 0 < 2", BesidesLost: true,
 		},
 		"retire_gateways":    command.RetireGateways{Meta: meta, Gateways: []id.Gateway{gateway}, Reason: "too many"},
 		"recycle_gateway":    command.RecycleGateway{Meta: meta, Gateway: gateway, Reason: "asked"},
@@ -106,6 +106,12 @@ func samples() map[string]command.Command {
 		"delete_join_token": command.DeleteJoinToken{Meta: meta, Token: join},
 		"enroll":            command.Enroll{Meta: meta, Token: join, Name: "host-1", PublicKey: strings.Repeat("cd", 32)},
 		"delete_enrolment":  command.DeleteEnrolment{Meta: meta, Role: "agent", Name: "host-1", Reason: "stolen"},
+		"lose_host":         command.LoseHost{Meta: meta, Host: host, Reason: "no gossip", FencedBy: at.Add(9 * time.Second)},
+		"relocate": command.Relocate{
+			Meta: meta, Items: []command.RelocateItem{{Allocation: allocation, Epoch: 7}}, Cause: "migrate", To: "host-2",
+			Drain: 30 * time.Second, Force: true, Reason: "asked", Key: "k4", Digest: "d",
+		},
+		"place": command.Place{Meta: meta, Allocations: []id.Allocation{allocation}},
 	}
 }
 
@@ -141,7 +147,7 @@ func TestGoldenBytes(t *testing.T) {
 			}
 		})
 	}
-	for kind := command.TypeInitCluster; kind <= command.TypeDeleteEnrolment; kind++ {
+	for kind := command.TypeInitCluster; kind <= command.TypePlace; kind++ {
 		if !types[kind] {
 			t.Errorf("command %d has no golden bytes", kind)
 		}

@@ -80,6 +80,29 @@ type CreateGateways struct {
 	Pool     id.Pool      `json:"pool"`
 	Gateways []NewGateway `json:"gateways"`
 	Reason   string       `json:"reason"`
+	// BesidesLost leaves gateways of lost hosts out of the pool's maximum. Version 1 has no such field and
+	// counts them.
+	BesidesLost bool `json:"besides_lost,omitempty"`
+}
+
+// createGateways1 is version 1 of CreateGateways.
+type createGateways1 struct {
+	Meta
+	Pool     id.Pool      `json:"pool"`
+	Gateways []NewGateway `json:"gateways"`
+	Reason   string       `json:"reason"`
+}
+
+func (createGateways1) Type() Type     { return TypeCreateGateways }
+func (createGateways1) Version() uint8 { return 1 }
+
+func decodeCreateGateways1(payload []byte) (Command, error) {
+	c, err := decode[createGateways1](payload)
+	if err != nil {
+		return nil, err
+	}
+	one := c.(createGateways1)
+	return CreateGateways{Meta: one.Meta, Pool: one.Pool, Gateways: one.Gateways, Reason: one.Reason}, nil
 }
 
 // NewGateway is one gateway to create.
@@ -123,7 +146,12 @@ func (ObserveHost) Version() uint8        { return 1 }
 func (SetHostStatus) Version() uint8      { return 1 }
 func (SetHostSchedulable) Version() uint8 { return 1 }
 func (DeleteHost) Version() uint8         { return 1 }
-func (CreateGateways) Version() uint8     { return 1 }
-func (RetireGateways) Version() uint8     { return 1 }
-func (RecycleGateway) Version() uint8     { return 1 }
-func (QuarantineGateway) Version() uint8  { return 1 }
+func (c CreateGateways) Version() uint8 {
+	if c.BesidesLost {
+		return 2
+	}
+	return 1
+}
+func (RetireGateways) Version() uint8    { return 1 }
+func (RecycleGateway) Version() uint8    { return 1 }
+func (QuarantineGateway) Version() uint8 { return 1 }

@@ -33,7 +33,7 @@ type Agent struct {
 	instance string
 	capacity int
 	client   *client.Client
-	cancel   context.CancelFunc
+	cancel   context.CancelFunc // of the connection; changed by Return only
 	done     sync.WaitGroup
 
 	mu         sync.Mutex
@@ -53,16 +53,26 @@ type scripted struct {
 
 // NewAgent starts a scripted agent that speaks through this client, until Stop.
 func NewAgent(t testing.TB, c *client.Client, host string, capacity int, script Script) *Agent {
-	ctx, cancel := context.WithCancel(context.Background())
 	a := &Agent{
-		t: t, host: host, instance: id.Secret()[:16], capacity: capacity, script: script, client: c, cancel: cancel,
+		t: t, host: host, instance: id.Secret()[:16], capacity: capacity, script: script, client: c,
 		gateways: map[string]*scripted{}, queued: map[string]int{}, serving: map[string]string{}, wake: make(chan struct{}, 1),
 	}
+	a.Return()
+	return a
+}
+
+// Return connects an agent again that was stopped, with all that it served then and still serves, like a host
+// that only was cut off.
+func (a *Agent) Return() {
+	ctx, cancel := context.WithCancel(context.Background())
+	a.cancel = cancel
+	a.mu.Lock()
 	a.pending = a.full()
+	clear(a.queued)
+	a.mu.Unlock()
 	a.done.Go(func() { a.follow(ctx) })
 	a.done.Go(func() { a.send(ctx) })
 	a.poke()
-	return a
 }
 
 // Stop ends the agent as a crash does: nothing is said to the coordinator.

@@ -133,23 +133,32 @@ func refused(code fault.Code, after time.Duration, format string, args ...any) c
 
 func confirm(t *state.Txn, c command.Confirm) command.Result {
 	a := t.Allocation(c.Allocation)
-	switch {
-	case a == nil:
+	if a == nil {
 		return refuse(fault.NotFound, "allocation %s does not exist", c.Allocation)
-	case a.Epoch != c.Epoch:
-		return refuse(fault.StaleEpoch, "allocation %s has epoch %d, not %d", a.ID, a.Epoch, c.Epoch)
+	}
+	grant, pending := a.Pending()
+	if !pending {
+		grant = a.Grant()
+	}
+	switch {
+	case grant.Epoch != c.Epoch:
+		return refuse(fault.StaleEpoch, "allocation %s has epoch %d, not %d", a.ID, grant.Epoch, c.Epoch)
 	case a.State == state.AllocationActive:
 		return command.Result{Object: string(a.ID)}
-	case a.State != state.AllocationReserved:
+	case !pending:
 		return refuse(fault.Superseded, "allocation %s is %s already", a.ID, a.State)
 	}
-	g := t.Gateway(a.Gateway)
-	if r := &c.Observed; r.Gateway != g.ID || r.Incarnation != g.Desired.Incarnation || r.Epoch != a.Epoch {
+	g := t.Gateway(grant.Gateway)
+	if r := &c.Observed; r.Gateway != g.ID || r.Incarnation != g.Desired.Incarnation || r.Epoch != grant.Epoch {
 		return refuse(fault.StaleEpoch, "the report of gateway %q, incarnation %d, epoch %d is not about allocation %s on gateway %s, incarnation %d, epoch %d",
-			r.Gateway, r.Incarnation, r.Epoch, a.ID, g.ID, g.Desired.Incarnation, a.Epoch)
+			r.Gateway, r.Incarnation, r.Epoch, a.ID, g.ID, g.Desired.Incarnation, grant.Epoch)
 	}
 	if c.Observed.Phase != api.PhaseServing {
 		return refuse(fault.VerifyFailed, "gateway %s is %s and does not serve allocation %s", g.ID, c.Observed.Phase, a.ID)
+	}
+	if a.State == state.AllocationRelocating {
+		confirmMove(t, a, g, &c)
+		return command.Result{Object: string(a.ID)}
 	}
 	active := *a
 	active.State, active.ActiveAt, active.Timings = state.AllocationActive, t.Now(), c.Timings
@@ -174,10 +183,21 @@ func fail(t *state.Txn, c command.Fail) command.Result {
 		ended := *a
 		ended.State, ended.EndedAt, ended.Failure, ended.Journal = state.AllocationFailed, t.Now(), failure, joined(a.Journal, c.Journal)
 		t.PutAllocation(ended, c.Message)
-	case a.State != state.AllocationReserved:
+	default:
+		return failPending(t, a, failure, c)
+	}
+	return command.Result{Object: string(a.ID)}
+}
+
+func failPending(t *state.Txn, a *state.Allocation, failure state.Failure, c command.Fail) command.Result {
+	grant, pending := a.Pending()
+	switch {
+	case !pending:
 		return refuse(fault.Superseded, "allocation %s is %s already", a.ID, a.State)
-	case a.Epoch != c.Epoch:
-		return refuse(fault.StaleEpoch, "allocation %s has epoch %d, not %d", a.ID, a.Epoch, c.Epoch)
+	case grant.Epoch != c.Epoch:
+		return refuse(fault.StaleEpoch, "allocation %s has epoch %d, not %d", a.ID, grant.Epoch, c.Epoch)
+	case a.State == state.AllocationRelocating:
+		failMove(t, a, grant, failure, c.BlameGateway)
 	default:
 		rollBack(t, a, failure, c.Journal, c.BlameGateway)
 	}
@@ -196,12 +216,15 @@ func release(t *state.Txn, c command.Release) command.Result {
 		t.PutAllocation(ended, c.Reason)
 	case state.AllocationReserved:
 		rollBack(t, a, state.Failure{Code: fault.Superseded, Message: "released before it was active"}, nil, false)
+	case state.AllocationRelocating:
+		releaseMoving(t, a, c)
 	case state.AllocationActive:
-		ended.State = state.AllocationReleasing
+		ended.Left, ended.State = nil, state.AllocationReleasing
 		if t.Host(nil, a.Host).Lost() {
 			ended.State, ended.EndedAt = state.AllocationReleased, t.Now()
 		}
 		t.PutAllocation(ended, c.Reason)
+		leftAlone(t, a.Left)
 		t.PutGateway(ungrant(t, t.Gateway(a.Gateway), c.Drain, c.Reason), c.Reason)
 	}
 	return command.Result{Object: string(a.ID)}

@@ -15,6 +15,9 @@ func createGateways(t *state.Txn, c command.CreateGateways) command.Result {
 	}
 	counts := t.Counts(nil, pool.Name)
 	before := counts.Total() - counts.Of(state.GatewayTerminating)
+	if c.BesidesLost {
+		before -= counts.Of(state.GatewayLost)
+	}
 	room := pool.Max - before
 	onHost := map[id.Host]int{}
 	created := 0

@@ -1,6 +1,8 @@
 package fsm
 
 import (
+	"time"
+
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -28,21 +30,21 @@ func setHostStatus(t *state.Txn, c command.SetHostStatus) command.Result {
 	return command.Result{Count: 1}
 }
 
-// lose gives a host up: what was not active yet fails, what was ending is over, and active allocations keep
-// their gateway until it is known what becomes of them.
+// lose gives a host up as logs of older versions do: what was not active yet fails, what was ending is over,
+// and active allocations keep their gateway until a LoseHost brings them elsewhere.
 func lose(t *state.Txn, next state.Host) {
 	host := t.PutHost(next)
 	for _, g := range t.HostGateways(host.ID) {
 		after := *g
-		if a := t.Allocation(g.Desired.Allocation); a != nil && a.State == state.AllocationReserved {
+		a := t.Allocation(g.Desired.Allocation)
+		switch {
+		case a != nil && a.State == state.AllocationReserved:
 			endLost(t, a, state.AllocationFailed)
 			after = ungrant(t, g, 0, "its host was lost")
+		case a != nil && a.State == state.AllocationRelocating && a.Has(g.ID):
+			strandLost(t, a, &after, time.Time{})
 		}
-		if a := t.Ending(g.ID); a != nil && a.State == state.AllocationReleasing {
-			endLost(t, a, state.AllocationReleased)
-		} else if a != nil {
-			endLost(t, a, state.AllocationFailed)
-		}
+		loseEnding(t, g.ID)
 		after.Observed.Stale = true
 		t.PutGateway(after, host.Reason)
 	}
@@ -83,11 +85,16 @@ func deleteHost(t *state.Txn, c command.DeleteHost) command.Result {
 	}
 	gateways := t.HostGateways(host.ID)
 	for _, g := range gateways {
-		if g.Desired.Allocation != "" {
-			return refuse(fault.OrganizationActive, "host %s serves organization %s; release its allocations first", host.ID, g.Desired.Organization)
+		if g.Desired.Allocation != "" && strandedOn(t, g) == nil {
+			return refuse(fault.OrganizationActive, "host %s serves organization %s; release its allocations first, or drain the host", host.ID, g.Desired.Organization)
 		}
 	}
 	for _, g := range gateways {
+		if a := strandedOn(t, g); a != nil { // it goes on waiting, and will not get this one back
+			next := *a
+			next.Hold(state.Grant{})
+			t.PutAllocation(next, "")
+		}
 		finish(t, g.ID, nil)
 		removeGateway(t, g, "its host was deleted")
 	}
@@ -97,4 +104,14 @@ func deleteHost(t *state.Txn, c command.DeleteHost) command.Result {
 	t.RemoveHost(host)
 	t.Emit(state.Event{Type: "host.deleted", Host: host.ID, Before: host.Status})
 	return command.Result{Count: len(gateways)}
+}
+
+// strandedOn is the allocation that waits for another gateway than this one, which it still has; nil when there
+// is none.
+func strandedOn(t *state.Txn, g *state.Gateway) *state.Allocation {
+	a := t.Allocation(g.Desired.Allocation)
+	if a == nil || a.State != state.AllocationRelocating || !a.Move.Stranded || a.Gateway != g.ID {
+		return nil
+	}
+	return a
 }

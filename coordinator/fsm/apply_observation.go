@@ -68,6 +68,7 @@ func observeHostItself(t *state.Txn, host *state.Host, c *command.ObserveHost) *
 func replaceHost(t *state.Txn, before *state.Host, next state.Host) *state.Host {
 	host := t.PutHost(next)
 	if before.Lost() != host.Lost() {
+		recoverStranded(t, host)
 		for _, g := range t.HostGateways(host.ID) {
 			t.PutGateway(*g, host.Reason)
 		}

@@ -42,13 +42,21 @@ func storeOrganization(t *state.Txn, old *state.Organization, next state.Organiz
 	t.PutOrganization(next)
 	t.Emit(state.Event{Type: "organization.changed", Organization: next.ID, Before: old.Name, After: next.Name})
 	if a := t.LiveAllocation(next.ID); a != nil {
-		if g := t.Gateway(a.Gateway); g != nil && g.Desired.Allocation == a.ID {
-			told := *g
-			told.Desired.Index = t.EntryIndex()
-			t.PutGateway(told, "")
+		tell(t, a, a.Gateway)
+		if a.Move != nil && a.Move.Target != nil {
+			tell(t, a, a.Move.Target.Gateway)
 		}
 	}
 	return result
+}
+
+// tell makes the agent of a gateway hear of its organization again.
+func tell(t *state.Txn, a *state.Allocation, gateway id.Gateway) {
+	if g := t.Gateway(gateway); g != nil && g.Desired.Allocation == a.ID {
+		told := *g
+		told.Desired.Index = t.EntryIndex()
+		t.PutGateway(told, "")
+	}
 }
 
 func editOrganization(t *state.Txn, c command.EditOrganization) command.Result {

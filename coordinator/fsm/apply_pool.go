@@ -53,6 +53,11 @@ func deletePool(t *state.Txn, c command.DeletePool) command.Result {
 	if a := t.Head(pool.Name); a != nil {
 		return refuse(fault.OrganizationActive, "organization %s waits for a gateway of pool %s; release allocation %s first", a.Organization, pool.Name, a.ID)
 	}
+	for a := range t.LiveAllocations(nil) {
+		if a.Pool == pool.Name && a.State == state.AllocationRelocating {
+			return refuse(fault.OrganizationActive, "organization %s moves to another gateway of pool %s; release allocation %s first", a.Organization, pool.Name, a.ID)
+		}
+	}
 	gateways := t.PoolGateways(pool.Name)
 	for _, g := range gateways {
 		if g.Desired.Allocation != "" {

@@ -136,6 +136,12 @@ func apply(t *state.Txn, c command.Command) command.Result {
 		return enroll(t, c)
 	case command.DeleteEnrolment:
 		return deleteEnrolment(t, c)
+	case command.LoseHost:
+		return loseHost(t, c)
+	case command.Relocate:
+		return relocate(t, c)
+	case command.Place:
+		return place(t, c)
 	}
 	return command.Result{} // skipped
 }

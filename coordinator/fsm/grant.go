@@ -6,7 +6,6 @@ import (
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
-	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
@@ -17,35 +16,53 @@ const defaultActivation = 10 * time.Second
 // tooManyFailures in a row retire a gateway.
 const tooManyFailures = 3
 
-// grant gives a ready gateway to an allocation. The epoch is the entry's index, so it is higher than every
-// one before.
+// grant gives a ready gateway to an allocation.
 func grant(t *state.Txn, a state.Allocation, g *state.Gateway, why state.Explanation) {
-	a.State = state.AllocationReserved
-	a.Gateway, a.Host = g.ID, g.Host
-	a.Epoch = id.Epoch(t.EntryIndex())
-	a.ReservedAt = t.Now()
-	timeout := a.ActivationTimeout
-	if timeout <= 0 {
-		timeout = defaultActivation
-	}
-	a.Deadline = t.Now().Add(timeout)
-	a.Explanation = why
-	t.PutAllocation(a, "")
-
-	next := *g
-	next.Desired.Index = t.EntryIndex()
-	next.Desired.Organization, next.Desired.Allocation, next.Desired.Epoch = a.Organization, a.ID, a.Epoch
-	next.Desired.Drain, next.Desired.Reason = 0, ""
-	t.PutGateway(next, "")
+	grantAs(t, a, state.AllocationReserved, g, why)
 }
 
-// serveLine gives out what is ready to those who wait longest.
+// grantAs makes a ready gateway the one that an allocation has. The epoch is the entry's index, so it is higher
+// than every one before.
+func grantAs(t *state.Txn, a state.Allocation, as state.AllocationState, g *state.Gateway, why state.Explanation) {
+	a.State, a.Explanation = as, why
+	a.Hold(state.Grant{
+		Gateway: g.ID, Host: g.Host, Epoch: id.Epoch(t.EntryIndex()), ReservedAt: t.Now(), Deadline: t.Now().Add(activationOf(&a)),
+	})
+	t.PutAllocation(a, "")
+	t.PutGateway(granted(t, g, &a, a.Epoch), "")
+}
+
+// activationOf is how long a gateway has for coming to serve an allocation.
+func activationOf(a *state.Allocation) time.Duration {
+	if a.ActivationTimeout > 0 {
+		return a.ActivationTimeout
+	}
+	return defaultActivation
+}
+
+// granted is a ready gateway with its organization. The record is not stored yet.
+func granted(t *state.Txn, g *state.Gateway, a *state.Allocation, epoch id.Epoch) state.Gateway {
+	next := *g
+	next.Desired.Index = t.EntryIndex()
+	next.Desired.Organization, next.Desired.Allocation, next.Desired.Epoch = a.Organization, a.ID, epoch
+	next.Desired.Drain, next.Desired.Reason = 0, ""
+	return next
+}
+
+// serveLine gives out what is ready: first to those who lost their gateway, then to those who wait longest.
 func serveLine(t *state.Txn, pool id.Pool) {
-	head := t.Head(pool)
-	if head == nil {
+	stranded, head := t.FirstStranded(pool), t.Head(pool)
+	if stranded == nil && head == nil {
 		return
 	}
 	p := newPlacer(t, pool)
+	for ; stranded != nil; stranded = t.FirstStranded(pool) {
+		g, why := p.take(ruleMoved)
+		if g == nil {
+			return
+		}
+		placeStranded(t, stranded, g, why)
+	}
 	for ; head != nil; head = t.Head(pool) {
 		g, why := p.take(ruleInLine)
 		if g == nil {
@@ -81,24 +98,28 @@ func rollBack(t *state.Txn, a *state.Allocation, failure state.Failure, journal 
 	ended := *a
 	ended.State, ended.Failure, ended.Journal = state.AllocationRollingBack, failure, joined(a.Journal, journal)
 	t.PutAllocation(ended, failure.Message)
-	g := ungrant(t, t.Gateway(a.Gateway), 0, failure.Message)
-	if blame {
-		g.Failures++
-	}
-	if g.Failures >= tooManyFailures {
-		g.Desired.Target = api.TargetGone
-	}
-	t.PutGateway(g, failure.Message)
+	takeBack(t, t.Gateway(a.Gateway), failure.Message, blame)
 }
 
-// finish ends the allocation that was waiting for a gateway's clean-up, if there is one.
+// finish takes in that a gateway is clean: it ends the allocation that was waiting for that, or notes that the
+// one which has moved away has left nothing.
 func finish(t *state.Txn, gateway id.Gateway, undo []command.Step) {
 	a := t.Ending(gateway)
 	if a == nil {
 		return
 	}
 	ended := *a
-	ended.State, ended.EndedAt, ended.Journal = state.AllocationReleased, t.Now(), joined(a.Journal, undo)
+	ended.Journal = joined(a.Journal, undo)
+	if a.Left != nil {
+		ended.Left = nil
+		t.PutAllocation(ended, "")
+		t.Emit(state.Event{
+			Type: "allocation.left", Allocation: a.ID, Organization: a.Organization, Pool: a.Pool,
+			Gateway: a.Left.Gateway, Host: a.Left.Host, Before: a.Left.Epoch.String(),
+		})
+		return
+	}
+	ended.State, ended.EndedAt = state.AllocationReleased, t.Now()
 	if a.State == state.AllocationRollingBack {
 		ended.State = state.AllocationRolledBack
 	}

@@ -1,6 +1,7 @@
 package fsm_test
 
 import (
+	"encoding/json"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -125,7 +126,21 @@ func records(v state.View) string {
 		fmt.Fprintf(&b, "%+v\n", *r)
 	}
 	for r := range v.Allocations(nil) {
-		fmt.Fprintf(&b, "%+v\n", *r)
+		moving, err := json.Marshal(struct {
+			Move  *state.Move
+			Moves []state.Moved
+			Left  *state.Grant
+		}{r.Move, r.Moves, r.Left})
+		if err != nil {
+			panic(err)
+		}
+		plain := *r
+		plain.Move, plain.Moves, plain.Left = nil, nil, nil
+		text := strings.Replace(fmt.Sprintf("%+v", plain), " Move:<nil> Moves:[] Left:<nil>", "", 1) // as version 1 knew it
+		if r.Move != nil || r.Moves != nil || r.Left != nil {
+			text += string(moving)
+		}
+		b.WriteString(text + "\n")
 	}
 	for r := range v.Gateways(nil) {
 		fmt.Fprintf(&b, "%+v\n", *r)

@@ -102,8 +102,12 @@ func (w *world) reserveSome() {
 
 func (w *world) confirmOne() {
 	a := w.anyAllocation()
-	c := command.Confirm{Meta: w.meta(), Allocation: a.ID, Epoch: a.Epoch}
-	if g := w.store.View().Gateway(nil, a.Gateway); g != nil {
+	grant, ok := a.Pending()
+	if !ok {
+		grant = a.Grant()
+	}
+	c := command.Confirm{Meta: w.meta(), Allocation: a.ID, Epoch: grant.Epoch}
+	if g := w.store.View().Gateway(nil, grant.Gateway); g != nil {
 		c.Observed = w.report(g.ID, api.PhaseServing)
 	}
 	if w.chance("stale", 10) {
@@ -114,7 +118,11 @@ func (w *world) confirmOne() {
 
 func (w *world) failOne() {
 	a := w.anyAllocation()
-	c := command.Fail{Meta: w.meta(), Allocation: a.ID, Epoch: a.Epoch, Code: fault.VerifyFailed, Message: "no", BlameGateway: w.chance("blame", 50)}
+	grant, ok := a.Pending()
+	if !ok {
+		grant = a.Grant()
+	}
+	c := command.Fail{Meta: w.meta(), Allocation: a.ID, Epoch: grant.Epoch, Code: fault.VerifyFailed, Message: "no", BlameGateway: w.chance("blame", 50)}
 	if w.chance("stale", 10) {
 		c.Epoch--
 	}
@@ -195,7 +203,10 @@ func (w *world) aPool() {
 	case 2, 3:
 		w.run(command.NotePool{Meta: w.meta(), Pool: name, Breaker: []string{"open", "closed"}[w.pick("breaker", 2)], Limited: "max"})
 	default:
-		w.run(command.PutPool{Meta: w.meta(), Pool: name, Max: w.pick("max", 15), Step: 1, MaxInFlight: 1, ActivationTimeout: time.Second})
+		w.run(command.PutPool{
+			Meta: w.meta(), Pool: name, Max: w.pick("max", 15), Step: 1, MaxInFlight: 1, ActivationTimeout: time.Second,
+			Isolation: []string{"serve", "stop"}[w.pick("isolation", 2)],
+		})
 	}
 }
 
@@ -208,6 +219,32 @@ func (w *world) aHost() {
 	default:
 		status := []string{api.HostAlive, api.HostAlive, api.HostSilent, api.HostLost}[w.pick("status", 4)]
 		w.run(command.SetHostStatus{Meta: w.meta(), Host: w.anyHost(), Status: status, Reason: "model"})
+	}
+}
+
+// move brings allocations elsewhere, and lets held ones go.
+func (w *world) move() {
+	switch w.pick("move", 6) {
+	case 0:
+		w.run(command.LoseHost{Meta: w.meta(), Host: w.anyHost(), Reason: "model", FencedBy: w.now.Add(time.Minute)})
+	case 1:
+		c := command.Place{Meta: w.meta()}
+		for a := range w.store.View().LiveAllocations(nil) {
+			c.Allocations = append(c.Allocations, a.ID)
+		}
+		w.run(c)
+	default:
+		c := command.Relocate{Meta: w.meta(), Cause: state.CauseMigrate, Drain: time.Second, Force: w.chance("force", 20), Reason: "model"}
+		if w.chance("to", 30) {
+			c.To = w.anyHost()
+		}
+		if w.chance("key", 20) {
+			c.Key, c.Digest = fmt.Sprint("k", w.pick("key", 3)), fmt.Sprint("d", w.pick("digest", 2))
+		}
+		for range 1 + w.pick("items", 3) {
+			c.Items = append(c.Items, command.RelocateItem{Allocation: w.anyAllocation().ID})
+		}
+		w.run(c)
 	}
 }
 
@@ -268,7 +305,8 @@ func TestModel(t *testing.T) {
 			w.org(n)
 		}
 		w.ready("default", "h1", 1000, 1002)
-		w.gateways = []id.Gateway{gwID(1000), gwID(1001), gwID(1002)}
+		w.ready("default", "h2", 1003, 1004)
+		w.gateways = []id.Gateway{gwID(1000), gwID(1001), gwID(1002), gwID(1003), gwID(1004)}
 		w.snapshotHere()
 		action := func(f func()) func(*rapid.T) { return func(*rapid.T) { f() } }
 		rt.Repeat(map[string]func(*rapid.T){
@@ -278,7 +316,7 @@ func TestModel(t *testing.T) {
 			"release": action(func() { w.run(command.Release{Meta: w.meta(), Allocation: w.anyAllocation().ID}) }),
 			"edit":    action(w.editOne), "organization": action(w.organization), "pool": action(w.aPool),
 			"host": action(w.aHost), "gateway": action(w.aGateway), "upkeep": action(w.upkeep),
-			"snapshot": action(w.snapshotHere),
+			"snapshot": action(w.snapshotHere), "move": action(w.move), "move2": action(w.move),
 		})
 		w.replay(rt)
 	})

@@ -10,6 +10,8 @@ import (
 // Why a gateway was chosen. The rule is the same; what differs is whether somebody had to wait.
 const (
 	ruleAtOnce = "the eligible host with the lowest load, then with the most ready gateways; on it the ready gateway with the fewest failures, then the longest ready one"
+	ruleMoved  = "its host was lost; first in line for " + ruleAtOnce
+	ruleMove   = "to another host: " + ruleAtOnce
 	ruleInLine = "first in line when a gateway became ready; " + ruleAtOnce
 )
 
@@ -41,6 +43,44 @@ func newPlacer(t *state.Txn, pool id.Pool) *placer {
 		p.hosts = append(p.hosts, c)
 	}
 	return p
+}
+
+// notThis and notThat are why a host is no choice for an allocation that moves.
+const (
+	notThis = "the allocation is on this host"
+	notThat = "another host was asked for"
+)
+
+// takeFor is take for an allocation that leaves a host, to a certain one if to is not empty.
+func (p *placer) takeFor(rule string, from, to id.Host) (*state.Gateway, state.Explanation) {
+	all := p.hosts
+	defer func() { p.hosts = all }()
+	p.hosts = make([]candidate, len(all))
+	copy(p.hosts, all)
+	for i := range p.hosts {
+		c := &p.hosts[i]
+		switch {
+		case c.host.ID == from:
+			c.eligible, c.why = false, notThis
+		case to != "" && c.host.ID != to && c.eligible:
+			c.eligible, c.why = false, notThat
+		}
+	}
+	g, why := p.take(rule)
+	for i := range all { // what was taken counts for the next one
+		all[i].ready, all[i].inUse = p.hosts[i].ready, p.hosts[i].inUse
+	}
+	return g, why
+}
+
+// eligibleBut reports whether there is a host that may be used, apart from one.
+func (p *placer) eligibleBut(host id.Host) bool {
+	for i := range p.hosts {
+		if p.hosts[i].eligible && p.hosts[i].host.ID != host {
+			return true
+		}
+	}
+	return false
 }
 
 // better reports whether a is to be preferred to b.

@@ -36,6 +36,7 @@ type Options struct {
 	Agents     Agents
 	Members    func() *membership.Snapshot
 	Thresholds membership.Thresholds
+	Lease      time.Duration // how long a host that is cut off serves pools with isolation stop
 	Logger     hclog.Logger
 	Now        func() time.Time
 }
@@ -79,9 +80,12 @@ func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.
 	if next == h.Status {
 		return
 	}
-	if _, _, err := m.opts.Proposer.Propose(ctx, command.SetHostStatus{
-		Meta: command.Meta{At: m.opts.Now(), Actor: "hostmonitor"}, Host: h.ID, Status: next, Reason: reason,
-	}); err != nil && ctx.Err() == nil {
+	meta := command.Meta{At: m.opts.Now(), Actor: "hostmonitor"}
+	var c command.Command = command.SetHostStatus{Meta: meta, Host: h.ID, Status: next, Reason: reason}
+	if next == api.HostLost { // and everything on it goes elsewhere with the same entry
+		c = command.LoseHost{Meta: meta, Host: h.ID, Reason: reason, FencedBy: membership.LeaseEnd(s, m.opts.Lease)}
+	}
+	if _, _, err := m.opts.Proposer.Propose(ctx, c); err != nil && ctx.Err() == nil {
 		m.opts.Logger.Warn("cannot record the status of a host now", "host", h.ID, "status", next, "error", err)
 	}
 }

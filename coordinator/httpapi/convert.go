@@ -3,6 +3,7 @@ package httpapi
 import (
 	"time"
 
+	"github.com/demiurge-platform/demiurge/coordinator/allocator"
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -65,16 +66,21 @@ func (c *converter) position(a *state.Allocation) int {
 // line that tells of an undo is put into the step that it takes back.
 func (c *converter) steps(a *state.Allocation) []api.Step {
 	journal := a.Journal
-	if a.State == state.AllocationReserved {
-		if _, live, ok := c.server.opts.Allocations.Phase(a.ID); ok {
-			journal = append(withoutAny(journal, live), live...)
+	if a.State == state.AllocationReserved || a.State == state.AllocationRelocating {
+		live := allocator.MoveSteps(a)
+		if _, reported, ok := c.server.opts.Allocations.Phase(a.ID); ok {
+			live = append(live, reported...)
 		}
+		journal = append(withoutAny(journal, live), live...)
 	}
 	out := []api.Step{}
 	for _, st := range journal {
 		out = append(out, api.Step{
 			Step: st.Step, State: st.State, StartedAt: st.StartedAt.UTC(), EndedAt: instant(st.EndedAt), Error: st.Error, Code: string(st.Code),
 		})
+	}
+	if a.State == state.AllocationActive || a.State == state.AllocationRelocating {
+		return out // what was taken back is of a gateway that it has left
 	}
 	return withUndo(out)
 }

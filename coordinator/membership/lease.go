@@ -4,7 +4,7 @@ import "time"
 
 // A host that is cut off goes on serving pools with isolation stop only for a lease, which it counts by its
 // own clock from the moment at which it sent the last word that a leader acknowledged. A coordinator gives
-// such an organization to another host only when that lease is over for certain: see LeaseOver.
+// such an organization to another host only when that lease is over for certain: see LeaseEnd.
 const (
 	// DefaultLease outlasts a change of the leader with a hung disk (about 5 s), the agent's way to the next
 	// one, and the second between two of its words, so that the end of a leader never stops a gateway.
@@ -19,12 +19,18 @@ const (
 )
 
 // LeaseOver reports whether the lease of a host has ended, by a clock that may be slower than this one, and
-// its routes are closed. The word that it counts from was sent before it was heard here; what an earlier
-// leader acknowledged was sent before this one began to lead.
+// its routes are closed.
 func LeaseOver(s Signals, now time.Time, lease time.Duration) bool {
+	return now.After(LeaseEnd(s, lease))
+}
+
+// LeaseEnd is when the lease of a host that is not heard of any more has ended for certain. The word that it
+// counts from was sent before it was heard here; what an earlier leader acknowledged was sent before this one
+// began to lead.
+func LeaseEnd(s Signals, lease time.Duration) time.Time {
 	last := s.LeadsSince
 	if s.Heard.After(last) {
 		last = s.Heard
 	}
-	return now.Sub(last) > lease+lease/clockDrift+fenceTime
+	return last.Add(lease + lease/clockDrift + fenceTime)
 }

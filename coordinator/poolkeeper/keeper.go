@@ -77,9 +77,15 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 	c := view.Counts(ws, p.Name)
 	out := Pool{
 		Spec: *p, Ready: c.Of(state.GatewayReady), InFlight: c.Of(state.GatewayPending) + c.Of(state.GatewayStarting),
-		Recycled: c.Of(state.GatewayRecycling), Total: c.Total() - c.Of(state.GatewayTerminating), Hosts: hosts,
+		Recycled: c.Of(state.GatewayRecycling), Total: c.Total() - c.Of(state.GatewayTerminating) - c.Of(state.GatewayLost), Hosts: hosts,
 	}
 	for range view.Line(ws, p.Name) {
+		out.Queued++
+	}
+	for range view.Stranded(ws, p.Name) {
+		out.Queued++
+	}
+	for range view.Held(ws, p.Name) {
 		out.Queued++
 	}
 	if c.Of(state.GatewayFailed) > 0 {
@@ -114,7 +120,7 @@ func (k *Keeper) keep(ctx context.Context, p Pool) (again time.Time, err error) 
 		}
 	}
 	if len(a.Create) > 0 {
-		cmd := command.CreateGateways{Meta: k.meta(), Pool: p.Spec.Name, Reason: a.Reason}
+		cmd := command.CreateGateways{Meta: k.meta(), Pool: p.Spec.Name, Reason: a.Reason, BesidesLost: true}
 		for _, h := range a.Create {
 			cmd.Gateways = append(cmd.Gateways, command.NewGateway{ID: id.NewGateway(), Host: h})
 		}

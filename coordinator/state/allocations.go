@@ -24,7 +24,7 @@ type Allocation struct {
 	ActiveAt          time.Time         `json:"active_at,omitzero"`
 	EndedAt           time.Time         `json:"ended_at,omitzero"`
 	QueueUntil        time.Time         `json:"queue_until,omitzero"` // while in line
-	QueueIndex        uint64            `json:"queue_index,omitzero"` // orders the line, with QueueSeq
+	QueueIndex        uint64            `json:"queue_index,omitzero"` // orders the line, and those who lost their gateway; with QueueSeq
 	QueueSeq          int               `json:"queue_seq,omitzero"`
 	ActivationTimeout time.Duration     `json:"activation_timeout,omitzero"` // of the pool when it was asked for
 	Deadline          time.Time         `json:"deadline,omitzero"`           // for becoming active: ReservedAt + ActivationTimeout
@@ -35,6 +35,9 @@ type Allocation struct {
 	Journal           []command.Step    `json:"journal,omitzero"`
 	Failure           Failure           `json:"failure,omitzero"`
 	Explanation       Explanation       `json:"explanation,omitzero"`
+	Move              *Move             `json:"move,omitzero"`  // while it is relocating
+	Moves             []Moved           `json:"moves,omitzero"` // the latest, oldest first
+	Left              *Grant            `json:"left,omitzero"`  // the gateway that it left and that is not clean yet
 	Actor             string            `json:"actor,omitzero"`
 	CreateIndex       uint64            `json:"create_index,omitzero"`
 	ModifyIndex       uint64            `json:"modify_index,omitzero"`
@@ -66,8 +69,8 @@ type Candidate struct {
 type allocationTrees struct {
 	allocations tree[Allocation] // by id
 	live        tree[Allocation] // the one live allocation of an organization, by that
-	line        tree[Allocation] // the queued ones by pool and place
-	ending      tree[Allocation] // the one that is being cleaned up on a gateway, by that
+	line        tree[Allocation] // the queued, stranded and held ones by pool and place
+	ending      tree[Allocation] // the one that is being cleaned up on a gateway, or left it, by that
 }
 
 func allocationTable() table {
@@ -96,17 +99,26 @@ func liveKey(a *Allocation) string {
 }
 
 func lineKey(a *Allocation) string {
-	if a.State == AllocationQueued {
-		return linePrefix(a.Pool) + ordered(a.QueueIndex) + ordered(uint64(a.QueueSeq))
+	place := ordered(a.QueueIndex) + ordered(uint64(a.QueueSeq))
+	switch {
+	case a.State == AllocationQueued:
+		return linePrefix(a.Pool) + place
+	case a.State != AllocationRelocating || !a.Move.Stranded:
+		return ""
+	case a.Move.Held != "":
+		return heldPrefix(a.Pool) + place
 	}
-	return ""
+	return strandedPrefix(a.Pool) + place
 }
 
 func linePrefix(pool id.Pool) string { return string(pool) + "\x00" }
 
 func endingKey(a *Allocation) string {
-	if a.State.Ending() {
+	switch {
+	case a.State.Ending():
 		return string(a.Gateway)
+	case a.Left != nil:
+		return string(a.Left.Gateway)
 	}
 	return ""
 }
@@ -161,7 +173,8 @@ func (v View) Line(ws WatchSet, pool id.Pool) iter.Seq[*Allocation] {
 	return v.trees.line.all(ws, linePrefix(pool))
 }
 
-// Ending gives the allocation that is being released or rolled back on a gateway; nil when there is none.
+// Ending gives the allocation that is being released or rolled back on a gateway, or that has left it for
+// another one; nil when there is none.
 func (v View) Ending(gateway id.Gateway) *Allocation {
 	return v.trees.ending.get(nil, string(gateway))
 }

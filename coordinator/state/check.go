@@ -67,8 +67,12 @@ func (c *checker) allocations() {
 		if a.Epoch > id.Epoch(c.Index()) {
 			c.failf("allocation %s: its epoch %d is after the log's index %d", a.ID, a.Epoch, c.Index())
 		}
-		if holds := a.State == AllocationReserved || a.State == AllocationActive || a.State.Ending(); holds && a.Gateway == "" {
+		holds := a.State == AllocationReserved || a.State == AllocationActive || a.State.Ending()
+		if pending, ok := a.Pending(); (holds || ok) && a.Gateway == "" || ok && pending.Gateway == "" {
 			c.failf("allocation %s is %s without a gateway", a.ID, a.State)
+		}
+		if moving := a.State == AllocationRelocating; moving != (a.Move != nil) || a.Left != nil && !moving && a.State != AllocationActive {
+			c.failf("allocation %s is %s with the move %v and has left %v", a.ID, a.State, a.Move, a.Left)
 		}
 		l := byOwner[owner{"organization", string(a.Organization)}]
 		if l == nil {
@@ -87,37 +91,63 @@ func (c *checker) allocations() {
 		}
 		c.granted(a)
 	}
-	onGateway := map[id.Gateway]*Allocation{}
-	byEpoch := slices.SortedFunc(c.Allocations(nil), func(a, b *Allocation) int { return int(a.Epoch) - int(b.Epoch) })
-	for _, a := range byEpoch {
-		if a.Gateway == "" {
-			continue
+	c.oneOnEach()
+}
+
+// oneOnEach: a gateway is given to one allocation at a time, and to each at a higher epoch.
+func (c *checker) oneOnEach() {
+	type holding struct {
+		*Allocation
+		grant Grant
+	}
+	var all []holding
+	for a := range c.Allocations(nil) {
+		if a.Gateway != "" {
+			all = append(all, holding{a, a.Grant()})
 		}
-		if p := onGateway[a.Gateway]; p != nil && (p.Epoch == a.Epoch || p.State.Live()) {
-			c.failf("gateway %s: given to %s (epoch %d, %s) and to %s (epoch %d)", a.Gateway, p.ID, p.Epoch, p.State, a.ID, a.Epoch)
+		if a.Move != nil && a.Move.Target != nil {
+			all = append(all, holding{a, *a.Move.Target})
 		}
-		onGateway[a.Gateway] = a
+	}
+	slices.SortStableFunc(all, func(a, b holding) int { return int(a.grant.Epoch) - int(b.grant.Epoch) })
+	onGateway := map[id.Gateway]holding{}
+	for _, h := range all {
+		if p, ok := onGateway[h.grant.Gateway]; ok && (p.grant.Epoch == h.grant.Epoch || p.State.Live()) {
+			c.failf("gateway %s: given to %s (epoch %d, %s) and to %s (epoch %d)", h.grant.Gateway, p.ID, p.grant.Epoch, p.State, h.ID, h.grant.Epoch)
+		}
+		onGateway[h.grant.Gateway] = h
 	}
 }
 
-// granted: an allocation that is reserved or active is what its gateway is granted to.
+// granted: what an allocation has is granted to it and to nobody else.
 func (c *checker) granted(a *Allocation) {
 	if live := c.LiveAllocation(nil, a.Organization); a.State.Live() && live != a {
 		c.failf("allocation %s is live and is not found by its organization %s", a.ID, a.Organization)
 	}
-	if a.State != AllocationReserved && a.State != AllocationActive {
-		return
+	if pending, ok := a.Pending(); ok {
+		if h := c.Host(nil, pending.Host); h != nil && h.Lost() {
+			c.failf("allocation %s is %s on host %s, which is lost", a.ID, a.State, pending.Host)
+		}
 	}
-	if h := c.Host(nil, a.Host); h != nil && h.Lost() && a.State != AllocationActive {
-		c.failf("allocation %s is %s on host %s, which is lost", a.ID, a.State, a.Host)
+	if a.Gateway != "" && a.Has(a.Gateway) {
+		c.has(a, a.Grant())
 	}
-	g := c.Gateway(nil, a.Gateway)
+	if a.Move != nil && a.Move.Target != nil {
+		if a.Move.Stranded || a.Move.Target.Epoch <= a.Epoch || a.Move.Target.Gateway == a.Gateway {
+			c.failf("allocation %s, epoch %d on gateway %s, has the target %+v", a.ID, a.Epoch, a.Gateway, *a.Move.Target)
+		}
+		c.has(a, *a.Move.Target)
+	}
+}
+
+func (c *checker) has(a *Allocation, grant Grant) {
+	g := c.Gateway(nil, grant.Gateway)
 	if g == nil {
-		c.failf("allocation %s is %s on gateway %s, which does not exist", a.ID, a.State, a.Gateway)
+		c.failf("allocation %s is %s on gateway %s, which does not exist", a.ID, a.State, grant.Gateway)
 		return
 	}
-	if g.Desired.Allocation != a.ID || g.Desired.Organization != a.Organization || g.Desired.Epoch != a.Epoch || g.Host != a.Host {
-		c.failf("allocation %s is %s and gateway %s is granted to %q, epoch %d", a.ID, a.State, g.ID, g.Desired.Allocation, g.Desired.Epoch)
+	if g.Desired.Allocation != a.ID || g.Desired.Organization != a.Organization || g.Desired.Epoch != grant.Epoch || g.Host != grant.Host {
+		c.failf("allocation %s is %s with epoch %d and gateway %s is granted to %q, epoch %d", a.ID, a.State, grant.Epoch, g.ID, g.Desired.Allocation, g.Desired.Epoch)
 	}
 }
 
@@ -135,7 +165,7 @@ func (c *checker) gateways() {
 		var grant *Allocation
 		if d.Allocation != "" {
 			grant = c.Allocation(nil, d.Allocation)
-			if grant == nil || grant.Gateway != g.ID || grant.State != AllocationReserved && grant.State != AllocationActive {
+			if grant == nil || !grant.Has(g.ID) {
 				c.failf("gateway %s is granted to %s, which does not have it", g.ID, d.Allocation)
 			}
 		} else if d.Epoch != 0 || d.Organization != "" {
@@ -196,13 +226,23 @@ func (c *checker) tallies() {
 
 // line: it is in order, holds the queued ones, and nobody waits while something can be given out.
 func (c *checker) line() {
-	queued := 0
+	queued, stranded := 0, 0
 	for a := range c.Allocations(nil) {
-		if a.State == AllocationQueued {
+		switch {
+		case a.State == AllocationQueued:
 			queued++
+		case a.State == AllocationRelocating && a.Move.Stranded:
+			stranded++
 		}
 	}
 	for p := range c.Pools(nil) {
+		for a := range c.Stranded(nil, p.Name) {
+			stranded--
+			c.waits(p, a)
+		}
+		for range c.Held(nil, p.Name) {
+			stranded--
+		}
 		var before *Allocation
 		for a := range c.Line(nil, p.Name) {
 			queued--
@@ -211,17 +251,21 @@ func (c *checker) line() {
 			}
 			before = a
 		}
-		if before == nil {
-			continue
-		}
-		for h := range c.Hosts(nil) {
-			if _, eligible := h.Eligible(); eligible && c.CountsOfHost(nil, p.Name, h.ID).Of(GatewayReady) > 0 {
-				c.failf("pool %s: %s waits in line and host %s has a ready gateway", p.Name, before.ID, h.ID)
-			}
+		if before != nil {
+			c.waits(p, before)
 		}
 	}
-	if queued != 0 {
-		c.failf("%d queued allocations are in no line", queued)
+	if queued != 0 || stranded != 0 {
+		c.failf("%d queued and %d stranded allocations are in no line", queued, stranded)
+	}
+}
+
+// waits: nothing is ready for an allocation that waits.
+func (c *checker) waits(p *Pool, a *Allocation) {
+	for h := range c.Hosts(nil) {
+		if _, eligible := h.Eligible(); eligible && c.CountsOfHost(nil, p.Name, h.ID).Of(GatewayReady) > 0 {
+			c.failf("pool %s: %s waits in line and host %s has a ready gateway", p.Name, a.ID, h.ID)
+		}
 	}
 }
 

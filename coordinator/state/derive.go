@@ -44,7 +44,7 @@ func deriveGateway(g *Gateway, hostLost bool, grant, ending *Allocation) Gateway
 		return GatewayRecycling
 	}
 	switch {
-	case grant != nil && grant.State == AllocationActive:
+	case grant != nil && grant.serves(g.ID):
 		return GatewayAllocated
 	case grant != nil:
 		return GatewayReserved

@@ -36,6 +36,7 @@ const (
 	AllocationRollingBack AllocationState = "rolling_back"
 	AllocationRolledBack  AllocationState = "rolled_back"
 	AllocationFailed      AllocationState = "failed"
+	AllocationRelocating  AllocationState = "relocating"
 )
 
 // Live reports whether an allocation in this state is its organization's one live allocation: it holds a
@@ -57,8 +58,9 @@ func (s AllocationState) Ending() bool {
 var allocationMoves = map[AllocationState][]AllocationState{
 	"":                    {AllocationQueued, AllocationReserved},
 	AllocationQueued:      {AllocationReserved, AllocationReleased, AllocationFailed},
-	AllocationReserved:    {AllocationActive, AllocationRollingBack, AllocationFailed},
-	AllocationActive:      {AllocationReleasing, AllocationReleased},
+	AllocationReserved:    {AllocationActive, AllocationRollingBack, AllocationFailed, AllocationRelocating},
+	AllocationActive:      {AllocationReleasing, AllocationReleased, AllocationRelocating},
+	AllocationRelocating:  {AllocationReserved, AllocationActive, AllocationReleasing, AllocationReleased},
 	AllocationReleasing:   {AllocationReleased},
 	AllocationRollingBack: {AllocationRolledBack, AllocationFailed},
 }
@@ -102,7 +104,7 @@ var gatewayMoves = map[GatewayState][]GatewayState{
 	},
 	GatewayLost: {GatewayReconciling, GatewayTerminating},
 	GatewayReconciling: {
-		GatewayPending, GatewayStarting, GatewayReady, GatewayAllocated, GatewayRecycling, GatewayDraining,
+		GatewayPending, GatewayStarting, GatewayReady, GatewayReserved, GatewayAllocated, GatewayRecycling, GatewayDraining,
 		GatewayUnhealthy, GatewayLost, GatewayFailed, GatewayQuarantined, GatewayTerminating,
 	},
 	GatewayFailed: {

@@ -21,6 +21,7 @@ const (
 	KindAllocation = "allocation"
 	KindToken      = "token"
 	KindJoinToken  = "join_token"
+	KindMove       = "move"
 )
 
 func requestTable() table {

@@ -85,8 +85,11 @@ type Failure struct {
 	Message string `json:"message"`
 }
 
-// Names of the steps of an allocation, in order, and of a release.
+// Names of the steps of an allocation, in order, of a move to another gateway, which begins with relocate and
+// state in the place of queue and reserve, and of a release.
 const (
+	StepRelocate   = "relocate"
+	StepState      = "state"
 	StepQueue      = "queue"
 	StepReserve    = "reserve"
 	StepActivate   = "activate"
