@@ -38,15 +38,9 @@ type Node struct {
 	run *coordinator.Coordinator
 }
 
-<<<<<<< ours
-// StartSeveral runs coordinators that begin a cluster together, and waits until one leads. tune changes their
-// configuration before that.
-func StartSeveral(t testing.TB, n int, tune ...func(*coordinator.Config)) *Several {
-=======
 // StartSeveral runs coordinators that begin a cluster together, and waits until one leads. Change may alter
 // the configuration of each.
 func StartSeveral(t testing.TB, n int, change ...func(*coordinator.Config)) *Several {
->>>>>>> theirs
 	t.Helper()
 	s := &Several{t: t, key: pki.NewKey(), logs: hclog.NewNullLogger()}
 	if testing.Verbose() {
@@ -56,9 +50,6 @@ func StartSeveral(t testing.TB, n int, change ...func(*coordinator.Config)) *Sev
 		s.add(n)
 	}
 	for _, node := range s.Nodes {
-		for _, f := range tune {
-			f(node.Config)
-		}
 		node.Config.Cluster.Join = s.seeds()
 		if n == 1 {
 			node.Config.Cluster.Join = nil
