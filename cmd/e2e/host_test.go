@@ -41,8 +41,9 @@ type realHost struct {
 	host  *lab.Host
 	agent *lab.Program
 	nginx *lab.Program
-	armed string // file of failpoints of the agent
-	trace string // file with the labels that the agent passed
+	full  string // while this file is there, the agent finds its disk full, or bad
+	armed string // file that says at which step the agent is to die
+	trace string // file with the steps that the agent passed
 	web   *http.Client
 }
 
@@ -71,9 +72,9 @@ func (c *cluster) addRealHost(name string) {
 	program := filepath.Join(c.bin, "demiurge-agent")
 	c.must(h.host.Run(program, "join", "--config", file, "--token", made.Secret))
 
-	h.armed, h.trace = filepath.Join(c.dir, name+".armed"), filepath.Join(c.dir, name+".trace")
+	h.full, h.armed, h.trace = filepath.Join(c.dir, name+".full"), filepath.Join(c.dir, name+".armed"), filepath.Join(c.dir, name+".trace")
 	h.agent = h.host.Program(name, filepath.Join(c.dir, name+".log"),
-		[]string{failpoint.FileVariable + "=" + h.armed, failpoint.TraceVariable + "=" + h.trace}, program, "run", "--config", file)
+		[]string{failpoint.FullVariable + "=" + h.full, failpoint.FileVariable + "=" + h.armed, failpoint.TraceVariable + "=" + h.trace}, program, "run", "--config", file)
 	h.nginx = h.host.Program(name+" nginx", filepath.Join(c.dir, name+".nginx.log"), nil, "/bin/sh", "-c",
 		fmt.Sprintf("%s nginx-prepare --config %s && exec nginx -e %[3]s/log/error.log -c %[3]s/nginx.conf -g 'daemon off;'", program, file, dir+"/nginx"))
 	h.web = &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: c.clients.Dial, DisableKeepAlives: true}}
@@ -165,8 +166,9 @@ func (c *cluster) names(ctx context.Context) []check.Name {
 // at all; never may the gateway of another organization answer.
 func (c *cluster) watch(ctx context.Context, seed uint64) (reports []string, asked, served int) {
 	rng := rand.New(rand.NewPCG(seed, 4))
-	for ; ctx.Err() == nil; waitFor(ctx, 50*time.Millisecond) {
-		h := c.hosts[rng.IntN(len(c.hosts))]
+	for turn := 0; ctx.Err() == nil; waitFor(ctx, 20*time.Millisecond) {
+		h := c.hosts[turn%len(c.hosts)]
+		turn++
 		got := h.ask(ctx, c.orgs[rng.IntN(len(c.orgs))])
 		asked++
 		if got.Status != http.StatusOK {

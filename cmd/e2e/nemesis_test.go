@@ -49,13 +49,12 @@ func (n *nemesis) everybody(but *node) []*lab.Host {
 func (n *nemesis) heal() error {
 	var errs []error
 	for _, o := range n.c.nodes {
-		if err := os.Remove(o.full); err != nil && !errors.Is(err, os.ErrNotExist) {
-			errs = append(errs, err)
-		}
-		errs = append(errs, o.host.Heal(), o.Signal(syscall.SIGCONT), o.Start())
+		n.disarm(o.name, o.armed)
+		errs = append(errs, forget(o.full), forget(o.armed), o.host.Heal(), o.Signal(syscall.SIGCONT), o.Start())
 	}
 	for _, h := range n.c.hosts {
-		errs = append(errs, h.host.PowerOn(), h.host.Heal(), h.nginx.Signal(syscall.SIGCONT), h.agent.Signal(syscall.SIGCONT), h.start())
+		n.disarm(h.name, h.armed)
+		errs = append(errs, forget(h.full), forget(h.armed), h.host.PowerOn(), h.host.Heal(), h.nginx.Signal(syscall.SIGCONT), h.agent.Signal(syscall.SIGCONT), h.start())
 	}
 	for _, a := range n.c.agents {
 		errs = append(errs, a.host.Heal())
@@ -64,65 +63,6 @@ func (n *nemesis) heal() error {
 		}
 	}
 	return errors.Join(errs...)
-}
-
-// breakages, each once in every round, in the order that the seed gives.
-var breakages = []breakage{
-	{name: "kill -9 the leader", begin: func(n *nemesis) error { return n.leader.Kill() }},
-	{name: "kill -9 a follower", begin: func(n *nemesis) error { return n.follower.Kill() }},
-	{name: "kill -9 all coordinators", begin: func(n *nemesis) error {
-		var errs []error
-		for _, o := range n.c.nodes {
-			errs = append(errs, o.Kill())
-		}
-		return errors.Join(errs...)
-	}},
-	{name: "kill -9 the leader and start it at once", begin: func(n *nemesis) error {
-		return errors.Join(n.leader.Kill(), n.leader.Start())
-	}},
-	{name: "stop the leader", begin: func(n *nemesis) error { return n.leader.Signal(syscall.SIGSTOP) }},
-	{name: "stop a follower", begin: func(n *nemesis) error { return n.follower.Signal(syscall.SIGSTOP) }},
-	{name: "cut the leader off from all", begin: func(n *nemesis) error {
-		return errors.Join(n.leader.host.Refuse(n.everybody(n.leader)...), n.leader.host.Withhold(n.everybody(n.leader)...))
-	}},
-	{name: "cut the leader off from the followers", begin: func(n *nemesis) error {
-		return errors.Join(n.leader.host.Refuse(n.peers(n.leader)...), n.leader.host.Withhold(n.peers(n.leader)...))
-	}},
-	{name: "the leader hears no follower", begin: func(n *nemesis) error { return n.leader.host.Refuse(n.peers(n.leader)...) }},
-	{name: "no follower hears the leader", begin: func(n *nemesis) error { return n.leader.host.Withhold(n.peers(n.leader)...) }},
-	{name: "a follower hears nobody", begin: func(n *nemesis) error { return n.follower.host.Refuse(n.everybody(n.follower)...) }},
-	{name: "the agents hear no coordinator", begin: func(n *nemesis) error {
-		var errs []error
-		for _, h := range n.c.hostsOfAgents() {
-			errs = append(errs, h.Refuse(n.peers(nil)...))
-		}
-		return errors.Join(errs...)
-	}},
-	{name: "cut a host off from the coordinators", begin: func(n *nemesis) error {
-		return errors.Join(n.victim.host.Refuse(n.peers(nil)...), n.victim.host.Withhold(n.peers(nil)...))
-	}},
-	{name: "no coordinator hears a host", begin: func(n *nemesis) error { return n.victim.host.Withhold(n.peers(nil)...) }},
-	{name: "kill -9 an agent", begin: func(n *nemesis) error { return n.victim.agent.Kill() }},
-	{name: "stop an agent", begin: func(n *nemesis) error { return n.victim.agent.Signal(syscall.SIGSTOP) }},
-	{name: "kill -9 nginx", begin: func(n *nemesis) error { return n.victim.nginx.Kill() }},
-	{name: "stop nginx", begin: func(n *nemesis) error { return n.victim.nginx.Signal(syscall.SIGSTOP) }},
-	{name: "kill -9 all gateways of a host", begin: func(n *nemesis) error {
-		pids, err := n.victim.host.Processes("demiurge-gateway")
-		for _, pid := range pids {
-			err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
-		}
-		return err
-	}},
-	{name: "a host loses power", begin: func(n *nemesis) error { return n.victim.host.PowerOff() }},
-	{name: "a scripted agent crashes", begin: func(n *nemesis) error {
-		a := n.c.agents[n.rng.IntN(len(n.c.agents))]
-		a.run.Stop()
-		n.c.reports = append(n.c.reports, a.run.Violations()...)
-		a.run = nil
-		return nil
-	}},
-	{name: "the leader's disk is full", begin: func(n *nemesis) error { return os.WriteFile(n.leader.full, []byte("raft.log"), 0o600) }},
-	{name: "a follower's disk is full", begin: func(n *nemesis) error { return os.WriteFile(n.follower.full, []byte("raft.log"), 0o600) }},
 }
 
 // choose looks who leads, and chooses the others by the seed.
@@ -168,4 +108,19 @@ func (n *nemesis) order(named string) []breakage {
 		}
 	}
 	return out
+}
+
+// disarm tells of a step that was not reached.
+func (n *nemesis) disarm(name, armed string) {
+	if label, err := os.ReadFile(armed); err == nil {
+		n.c.t.Logf("%s did not reach %s", name, label)
+	}
+}
+
+// forget removes a file that may not be there.
+func forget(path string) error {
+	if err := os.Remove(path); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return err
+	}
+	return nil
 }

@@ -101,8 +101,9 @@ func (g *guard) isFenced() bool {
 func (g *guard) letGo() { g.release1.Do(func() { close(g.released) }) }
 
 // do runs one write. A write that returns after the fence fell is reported as failed, whatever it did:
-// nothing may be acknowledged on its strength.
-func (g *guard) do(what string, fn func() error) error {
+// nothing may be acknowledged on its strength. Before and after it are failpoints: <label>.before and .after;
+// a write that fails at <label>.fsync has happened all the same, as one whose sync failed may have.
+func (g *guard) do(label, what string, fn func() error) error {
 	if g.isFenced() {
 		return errFenced
 	}
@@ -110,7 +111,15 @@ func (g *guard) do(what string, fn func() error) error {
 	g.mu.Lock()
 	g.writes[w] = struct{}{}
 	g.mu.Unlock()
-	err := fn()
+	failpoint.Hit(label + ".before")
+	err := failpoint.Fail(label)
+	if err == nil {
+		err = fn()
+	}
+	if err == nil {
+		err = failpoint.Fail(label + ".fsync")
+	}
+	failpoint.Hit(label + ".after")
 	g.mu.Lock()
 	delete(g.writes, w)
 	g.mu.Unlock()
@@ -138,12 +147,7 @@ func (g *guard) StoreLogs(logs []*raft.Log) error {
 		}
 	}
 	start := time.Now()
-	err := g.do("a log write", func() error {
-		if err := failpoint.Fail("raft.log"); err != nil {
-			return err
-		}
-		return g.store.StoreLogs(logs)
-	})
+	err := g.do("raft.log", "a log write", func() error { return g.store.StoreLogs(logs) })
 	if err == nil {
 		g.took.add(time.Since(start))
 		g.mu.Lock()
@@ -182,7 +186,7 @@ func (g *guard) LastIndex() (uint64, error) { return g.store.LastIndex() }
 
 // DeleteRange implements raft.LogStore.
 func (g *guard) DeleteRange(low, high uint64) error {
-	return g.do("a log truncation", func() error { return g.store.DeleteRange(low, high) })
+	return g.do("raft.truncate", "a log truncation", func() error { return g.store.DeleteRange(low, high) })
 }
 
 // IsMonotonic implements raft.MonotonicLogStore.

@@ -35,7 +35,7 @@ func TestWatchdogCountsLooks(t *testing.T) {
 	g := newGuard(newMemory(), time.Second, func(string) {})
 	inside, finish, done := make(chan struct{}), make(chan struct{}), make(chan error)
 	go func() { // received from below
-		done <- g.do("a write", func() error { close(inside); <-finish; return nil })
+		done <- g.do("raft.test", "a write", func() error { close(inside); <-finish; return nil })
 	}()
 	<-inside
 	for i := range watchSlices {

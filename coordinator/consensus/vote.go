@@ -34,7 +34,7 @@ func (s *stable) Set(key, value []byte) error {
 		record := binary.LittleEndian.AppendUint64(nil, s.vote)
 		key, value = []byte(keyVote), append(record, value...)
 	}
-	return s.guard.do("a write of the vote", func() error { return s.guard.store.Set(key, value) })
+	return s.guard.do("raft.vote", "a write of the vote", func() error { return s.guard.store.Set(key, value) })
 }
 
 // Get implements raft.StableStore.
@@ -55,7 +55,7 @@ func (s *stable) SetUint64(key []byte, value uint64) error {
 	case keyTerm:
 		return s.setTerm(value)
 	}
-	return s.guard.do("a write of Raft state", func() error { return s.guard.store.SetUint64(key, value) })
+	return s.guard.do("raft.state", "a write of Raft state", func() error { return s.guard.store.SetUint64(key, value) })
 }
 
 // GetUint64 implements raft.StableStore.
@@ -81,7 +81,7 @@ func (s *stable) setTerm(term uint64) error {
 	if term == s.term {
 		return nil // the library writes the term it has just read when it starts
 	}
-	err := s.guard.do("a write of the term", func() error {
+	err := s.guard.do("raft.term", "a write of the term", func() error {
 		return s.guard.store.SetUint64([]byte(keyTerm), term)
 	})
 	if err != nil {

@@ -59,6 +59,14 @@ func TestHitKillsOnlyWithTheTag(t *testing.T) {
 	if out, err := run("failpoints", "", full); err != nil || strings.Count(out, "no space left on device") != 3 {
 		t.Errorf("a full disk: %q, %v; want every step to fail", out, err)
 	}
+	write(t, file, "other. loop.=eio")
+	if out, err := run("failpoints", "", full); err != nil || strings.Count(out, "input/output error") != 3 {
+		t.Errorf("a bad disk: %q, %v; want every step to fail", out, err)
+	}
+	write(t, file, "loop.=1ms")
+	if out, err := run("failpoints", "", full); err != nil || out != "0\n1\n2\n" {
+		t.Errorf("a slow disk: %q, %v", out, err)
+	}
 	write(t, file, "other.")
 	if out, err := run("failpoints", "", full); err != nil || out != "0\n1\n2\n" {
 		t.Errorf("a disk that is full for others: %q, %v", out, err)

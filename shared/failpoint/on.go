@@ -8,6 +8,7 @@ import (
 	"strings"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Enabled tells whether this program was built with failpoints.
@@ -103,7 +104,7 @@ func (p *points) note(label string) {
 	}
 }
 
-// Fail answers ENOSPC while the file of FullVariable is there and a word of it begins the label.
+// Fail does to a step what the file of FullVariable says, while it is there: nothing, a delay, or an error.
 func Fail(label string) error {
 	p := selected()
 	if p.full == "" {
@@ -113,9 +114,18 @@ func Fail(label string) error {
 	if err != nil {
 		return nil
 	}
-	for _, beginning := range strings.Fields(string(b)) {
-		if strings.HasPrefix(label, beginning) {
-			return &os.PathError{Op: "write", Path: label, Err: syscall.ENOSPC}
+	for _, word := range strings.Fields(string(b)) {
+		f, err := ParseFault(word)
+		if err != nil {
+			fmt.Fprintln(os.Stderr, err)
+			os.Exit(2)
+		}
+		if !strings.HasPrefix(label, f.Label) {
+			continue
+		}
+		time.Sleep(f.Delay)
+		if f.Err != nil {
+			return &os.PathError{Op: "write", Path: label, Err: f.Err}
 		}
 	}
 	return nil
