@@ -3,6 +3,7 @@ package coordinator_test
 import (
 	"bytes"
 	"io"
+	"slices"
 	"strings"
 	"testing"
 
@@ -146,8 +147,18 @@ func TestRemovingACoordinator(t *testing.T) {
 	if err := s.Leader().Admin.RemovePeer(ctx, other.ID, false); !fault.Is(err, fault.Conflict) || !strings.Contains(err.Error(), "majority") {
 		t.Errorf("one of two that are left alive: %v", err)
 	}
-	if err := s.Leader().Admin.RemovePeer(ctx, down.ID, false); err != nil && !fault.Is(err, fault.NotFound) {
+	err := s.Leader().Admin.RemovePeer(ctx, down.ID, false)
+	if err != nil && !fault.Is(err, fault.NotFound) {
 		t.Fatal(err)
+	}
+	events, err2 := s.Leader().Admin.ListEvents(ctx, client.EventQuery{Topics: []string{"coordinator"}})
+	if err2 != nil {
+		t.Fatal(err2)
+	}
+	if told := slices.ContainsFunc(events, func(e api.Event) bool {
+		return e.Type == "coordinator.removed" && strings.HasPrefix(e.Actor, "tk-") && e.Source == "127.0.0.1"
+	}); err == nil && !told {
+		t.Errorf("no event tells who removed it: %+v", events)
 	}
 	coordtest.Eventually(t, "it is gone everywhere", func() bool {
 		peers, err := s.Leader().Admin.RaftPeers(ctx)

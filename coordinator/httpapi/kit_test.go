@@ -227,6 +227,12 @@ type reply struct {
 // call sends one request with a secret and gives the answer back.
 func (k *kit) call(method, path, secret, body string, headers ...string) reply {
 	k.t.Helper()
+	return k.prepare(method, path, secret, body, headers...)()
+}
+
+// prepare makes a call that can be sent from another goroutine.
+func (k *kit) prepare(method, path, secret, body string, headers ...string) func() reply {
+	k.t.Helper()
 	req, err := http.NewRequest(method, k.url(secret)+path, strings.NewReader(body))
 	if err != nil {
 		k.t.Fatal(err)
@@ -245,11 +251,13 @@ func (k *kit) call(method, path, secret, body string, headers ...string) reply {
 	if program != nil {
 		noRedirect.Transport = program.Transport
 	}
-	resp, err := noRedirect.Do(req)
-	if err != nil {
-		k.t.Fatalf("%s %s: %v", method, path, err)
+	return func() reply {
+		resp, err := noRedirect.Do(req)
+		if err != nil {
+			k.t.Fatalf("%s %s: %v", method, path, err)
+		}
+		return readReply(k.t, resp)
 	}
-	return readReply(k.t, resp)
 }
 
 func readReply(t testing.TB, resp *http.Response) reply {
@@ -295,9 +303,15 @@ type scriptedCluster struct {
 	leader   atomic.Bool
 	full     atomic.Bool // its disk, nearly
 	barriers atomic.Int64
+	asked    atomic.Int64 // whether it leads
 }
 
-func (c *scriptedCluster) IsLeader() bool         { return c.leader.Load() }
+// IsLeader counts the questions.
+func (c *scriptedCluster) IsLeader() bool {
+	c.asked.Add(1)
+	return c.leader.Load()
+}
+
 func (c *scriptedCluster) Reign() context.Context { return context.Background() }
 func (c *scriptedCluster) Leader() (string, string) {
 	if c.leader.Load() {

@@ -16,10 +16,13 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// blocked runs a blocking read and delivers its answer.
+// blocked runs a blocking read, waits until it is past the gate, and delivers its answer.
 func (k *kit) blocked(path string) <-chan reply {
-	out, secret := make(chan reply, 1), k.tokens[api.RoleAdmin]
-	go func() { out <- k.call(get, path, secret, "") }()
+	k.t.Helper()
+	out, send := make(chan reply, 1), k.prepare(get, path, k.tokens[api.RoleAdmin], "")
+	before := k.cluster.asked.Load() // a read asks before it looks, and the gate does not
+	go func() { out <- send() }()
+	eventually(k.t, "the read has begun", func() bool { return k.cluster.asked.Load() > before })
 	return out
 }
 

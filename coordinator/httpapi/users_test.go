@@ -2,10 +2,13 @@ package httpapi
 
 import (
 	"context"
+	"crypto/sha256"
 	"crypto/x509"
+	"encoding/hex"
 	"encoding/json"
 	"encoding/pem"
 	"net/http"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -362,4 +365,74 @@ func TestSecurityP15UserTokensStayOutOfTheLog(t *testing.T) {
 	if !strings.Contains(log.String(), "signature is invalid") {
 		t.Errorf("the log does not say why: %s", log.String())
 	}
+}
+
+// TestEveryRefusedCallIsAnEvent: whoever is refused at whatever row, for having no right or no fitting one,
+// is in the events with actor, source and the row.
+func TestEveryRefusedCallIsAnEvent(t *testing.T) {
+	k := newKit(t, func(o *Options) {
+		o.Limits = Limits{Failed: Rate{1e6, 1e6}, User: Rate{1e6, 1e6}}
+	})
+	org := k.withMembers()
+	mallory := k.user("mallory")
+	holder := k.store.View().TokenByHash(hashOf(k.tokens[api.RoleReader]))
+	for _, rt := range routes() {
+		if rt.access == public {
+			continue
+		}
+		row := rt.method + " " + rt.path
+		path := strings.NewReplacer("{id}", string(org), "{name}", "p", "{user_id}", "u", "{project_id}", "p").Replace(rt.path)
+		want := map[string]bool{"anonymous " + string(fault.Unauthenticated): true}
+		k.call(rt.method, path, "", "")
+		switch {
+		case rt.access&(agent|joiner) != 0: // they ask for no token
+		case rt.access&reader == 0:
+			want[string(holder.ID)+" "+string(fault.Forbidden)] = true
+			k.call(rt.method, path, k.tokens[api.RoleReader], "")
+		}
+		if rt.access&(agent|joiner|aMember|aManager) == 0 {
+			want["user/platform/mallory "+string(fault.Forbidden)] = true
+			k.call(rt.method, path, mallory, "")
+		} else if call, ok := userCalls()[rt.name]; ok && call.stranger == fault.Forbidden {
+			want["user/platform/mallory "+string(fault.Forbidden)] = true
+			k.call(rt.method, call.path(org, ""), mallory, call.body(org))
+		}
+		k.server.refusals.record(context.Background()) // sooner than it would by itself
+		eventually(t, row+" is in the events", func() bool {
+			missing := len(want)
+			events, _, _ := k.store.Events(state.EventID{}, state.KeptEvents)
+			for _, e := range events {
+				if e.Type == eventRefused && want[e.Actor+" "+string(e.Code)] && e.Source == "127.0.0.1" && strings.Contains(e.Reason, row+" ") {
+					missing--
+				}
+			}
+			return missing <= 0
+		})
+	}
+}
+
+// TestAFloodOfOriginsIsBounded: few entries of the log tell of many callers, and none is left out.
+func TestAFloodOfOriginsIsBounded(t *testing.T) {
+	seen := map[refusal]int{}
+	for i := range refusalKinds {
+		seen[refusal{code: fault.Forbidden, route: "GET /", actor: "tk-" + strconv.Itoa(i), address: "192.0.2.1"}] = 1
+	}
+	seen[refusal{code: fault.Unauthenticated, route: "GET /", actor: "tk-1", address: "192.0.2.1"}] = 1
+	made := entries(seen, 7, time.Now())
+	told := 0
+	for _, e := range made {
+		told += len(e.Events)
+		if e.Actor == "" || e.Actor != gateActor && e.Source == "" {
+			t.Errorf("no origin: %+v", e.Meta)
+		}
+	}
+	if len(made) != refusalOrigins+1 || told != len(seen)+1 {
+		t.Errorf("%d entries tell of %d", len(made), told)
+	}
+}
+
+// hashOf is how the store knows a secret.
+func hashOf(secret string) string {
+	sum := sha256.Sum256([]byte(secret))
+	return hex.EncodeToString(sum[:])
 }
