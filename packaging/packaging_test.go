@@ -129,6 +129,9 @@ func TestUnitsKeepTheirPromises(t *testing.T) {
 	if !strings.Contains(read(t, "packaging/config/agent.yaml"), "\n  data_dir: /var/lib/demiurge/nginx\n") || !strings.Contains(nginx, "-c /var/lib/demiurge/nginx/nginx.conf ") {
 		t.Error("the example configuration of the agent and the unit of nginx name different directories")
 	}
+	if !strings.Contains(nginx, " -p ./ ") {
+		t.Error("nginx would look for the routes of organizations elsewhere")
+	}
 }
 
 // `make install` into an empty directory puts everything where the units look for it; `make uninstall`

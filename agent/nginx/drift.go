@@ -23,7 +23,7 @@ func (e *Engine) newWatch() (*watch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch the nginx directory: %w; is fs.inotify.max_user_instances reached?", err)
 	}
-	dirs := []string{e.l.routes(), e.l.data, e.l.certs()}
+	dirs := []string{e.l.routes(), e.l.run, e.l.data, e.l.certs()}
 	if e.opts.CertificateFile != "" {
 		dirs = append(dirs, filepath.Dir(e.opts.CertificateFile))
 	}
@@ -51,6 +51,12 @@ func (e *Engine) watchDrift(ctx context.Context, w *watch) {
 			if !ok {
 				return
 			}
+			if ev.Name == e.l.routes() {
+				if ev.Has(fsnotify.Remove) || ev.Has(fsnotify.Rename) {
+					e.remakeRoutes(ctx, w)
+				}
+				continue
+			}
 			e.changedFile(ctx, ev.Name)
 		case err, ok := <-w.Errors:
 			if !ok {
@@ -64,6 +70,31 @@ func (e *Engine) watchDrift(ctx context.Context, w *watch) {
 			e.poke()
 		}
 	}
+}
+
+// remakeRoutes makes the directory of routes again, with every link, and lets nginx start new workers: the
+// old ones stand in the one that is gone.
+func (e *Engine) remakeRoutes(ctx context.Context, w *watch) {
+	err := e.missingDirs()
+	if err == nil {
+		_ = w.Remove(e.l.routes()) // of the one that is gone, if it is known still
+		err = w.Add(e.l.routes())
+	}
+	if err != nil {
+		e.log.Error("cannot make the directory of routes again", "error", err)
+		return
+	}
+	e.scanRoutes(ctx)
+	e.renewWorkers("the directory was removed or moved away")
+}
+
+// renewWorkers loads the configuration anew although it has not changed, because the running workers do
+// not follow the links.
+func (e *Engine) renewWorkers(reason string) {
+	e.log.Warn("nginx does not follow the routes; it gets new workers", "reason", reason)
+	e.event(Event{Type: DriftRepaired, Part: "routes", Reason: reason})
+	e.change(func(st *state) { st.force = true })
+	e.poke()
 }
 
 func (e *Engine) changedFile(ctx context.Context, path string) {

@@ -2,9 +2,7 @@ package nginx
 
 import (
 	"context"
-	"errors"
 	"fmt"
-	"io/fs"
 	"maps"
 	"path/filepath"
 	"sync"
@@ -66,7 +64,7 @@ func Open(opts Options) (*Engine, error) {
 		return nil, err
 	}
 	l := layout{data: opts.DataDir, run: opts.RunDir}
-	if err := l.checkVersion(); err != nil {
+	if err := l.checkVersion(opts.Binary); err != nil {
 		return nil, err
 	}
 	unlock, err := fsx.TryLock(l.ownerLock())
@@ -145,6 +143,9 @@ func (st *state) adopt(files tree, digest string) {
 // establish makes the layout, removes leftovers and makes sure that the journal names a whole
 // generation as live. Both Open and Prepare begin with it; it changes neither pointer nor nginx.
 func establish(f fsx.FS, l layout, r renderer) (journal, error) {
+	if err := bringUpToDate(f, l); err != nil {
+		return journal{}, err
+	}
 	for _, dir := range l.dirs() {
 		if err := f.MkdirAll("nginx.layout.mkdir", dir, 0o700); err != nil {
 			return journal{}, fmt.Errorf("cannot make directory %s: %w; is the disk full or the directory not writable?", dir, err)
@@ -155,10 +156,11 @@ func establish(f fsx.FS, l layout, r renderer) (journal, error) {
 			return journal{}, fmt.Errorf("cannot clear leftovers in %s: %w", dir, err)
 		}
 	}
-	if _, err := f.Lstat("nginx.version.stat", l.version()); errors.Is(err, fs.ErrNotExist) {
-		if err := fsx.WriteAtomic(f, "nginx.version", l.version(), []byte(formatVersion+"\n"), 0o600); err != nil {
-			return journal{}, fmt.Errorf("cannot write %s: %w", l.version(), err)
-		}
+	if err := forgetOtherBoot(f, l); err != nil {
+		return journal{}, err
+	}
+	if err := recordVersion(f, l); err != nil {
+		return journal{}, err
 	}
 	j, found, err := loadJournal(f, l)
 	if err != nil {

@@ -94,6 +94,9 @@ func (e *Engine) try(ctx context.Context, cfg Config, digest string) error {
 	if master.stopped() {
 		return transient(errWedged, "cannot apply a configuration")
 	}
+	if master.stray {
+		return transient(errStray, "cannot apply a configuration")
+	}
 	a := &attempt{n: e.nextNumber(), digest: digest, master: master, begun: e.opts.Now()}
 	a.files = e.r.render(a.n, cfg)
 	e.change(func(st *state) { st.attempted = a.n })

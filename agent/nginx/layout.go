@@ -11,8 +11,12 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// formatVersion is the version of the layout below; a data directory of another version is refused.
-const formatVersion = "2"
+// formatVersion is the version of the layout below. A data directory of the version before is brought up
+// to date while nginx does not run; every other one is refused.
+const (
+	formatVersion = "3"
+	formatBefore  = "2" // routes lay in the data directory
+)
 
 // layout names every file of the engine. The tree is described in DESIGN.md.
 type layout struct {
@@ -24,8 +28,9 @@ func (l layout) mainConf() string   { return l.data + "/nginx.conf" }
 func (l layout) pointer() string    { return l.data + "/live.conf" }
 func (l layout) journal() string    { return l.data + "/journal" }
 func (l layout) quarantine() string { return l.data + "/quarantine" }
-func (l layout) routes() string     { return l.data + "/routes" }
-func (l layout) slotFile() string   { return l.data + "/slot" }
+func (l layout) routes() string     { return l.run + "/routes" }
+func (l layout) slotFile() string   { return l.run + "/slot" }
+func (l layout) boot() string       { return l.run + "/boot" }
 func (l layout) certs() string      { return l.data + "/certs" }
 func (l layout) logs() string       { return l.data + "/log" }
 func (l layout) errorLog() string   { return l.data + "/log/error.log" }
@@ -45,7 +50,7 @@ func (l layout) fence(n uint64) string      { return l.run + "/gen-" + number(n)
 func (l layout) route(o id.Organization) string { return l.routes() + "/" + string(o) }
 
 // slot is what an organization's route leads to. It is another name of one empty file: its path is the
-// message. It lies beside the routes, so that nginx resolves no more names and one fsync covers both.
+// message. It lies beside the routes, so that nginx resolves no more names.
 func (l layout) slot(t Target) string { return l.routes() + "/" + link(t) }
 
 func (l layout) certificate(o id.Organization) string { return l.certs() + "/" + string(o) + ".pem" }
@@ -94,8 +99,9 @@ func parsePointer(b []byte) (uint64, bool) {
 	return n, ok && ok2 && ok3
 }
 
-// checkVersion refuses a directory that another version of the layout wrote.
-func (l layout) checkVersion() error {
+// checkVersion refuses a directory that another version of the layout wrote. The version before can be
+// brought up to date, but not under a running nginx, which reads the routes where they were.
+func (l layout) checkVersion(binary string) error {
 	b, err := os.ReadFile(l.version())
 	if os.IsNotExist(err) {
 		return nil
@@ -103,9 +109,17 @@ func (l layout) checkVersion() error {
 	if err != nil {
 		return fmt.Errorf("cannot read %s: %w", l.version(), err)
 	}
-	if got := strings.TrimSpace(string(b)); got != formatVersion {
+	switch got := strings.TrimSpace(string(b)); got {
+	case formatVersion:
+		return nil
+	case formatBefore:
+		if master, err := findMaster(l, binary); err == nil {
+			return fmt.Errorf("cannot use directory %s: nginx (pid %d) still runs with format %s of it and this program writes format %s; restart nginx (systemctl restart demiurge-nginx)",
+				filepath.Clean(l.data), master.pid, got, formatVersion)
+		}
+		return nil
+	default:
 		return fmt.Errorf("cannot use directory %s: it has format %.20q and this program writes format %s; run the program that wrote it, or empty the directory",
 			filepath.Clean(l.data), got, formatVersion)
 	}
-	return nil
 }

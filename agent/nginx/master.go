@@ -17,11 +17,17 @@ type process struct {
 	pid   int
 	start uint64 // clock ticks after boot
 	state byte   // as in /proc/<pid>/stat when it was looked at
+	stray bool   // an nginx master that was started without our prefix: it would not find the routes
 }
+
+// prefix is what nginx is started with (-p): relative paths of the configuration, the roots of
+// organizations, begin where its workers stand.
+const prefix = "./"
 
 var (
 	errNoMaster = errors.New("nginx does not run")
 	errWedged   = errors.New("the nginx master is stopped")
+	errStray    = errors.New("nginx was started without -p " + prefix + " and would find no route: restart it the way its unit does (systemctl restart demiurge-nginx)")
 )
 
 // findMaster finds the nginx master that was started with our nginx.conf. The pid file alone proves
@@ -39,20 +45,24 @@ func findMaster(l layout, binary string) (process, error) {
 		return process{}, errNoMaster // empty while nginx starts
 	}
 	p, err := lookAt(pid)
-	if err != nil || p.state == 'Z' || p.state == 'X' || !isMaster(pid, l, binary) {
+	if err != nil || p.state == 'Z' || p.state == 'X' {
 		return process{}, errNoMaster
 	}
+	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+	if err != nil {
+		return process{}, errNoMaster
+	}
+	title = bytes.ReplaceAll(title, []byte{0}, []byte{' '})
+	if !isMaster(pid, title, l, binary) {
+		return process{}, errNoMaster
+	}
+	p.stray = !bytes.Contains(title, []byte(" -p "+prefix+" "))
 	return p, nil
 }
 
 // isMaster checks the title, which nginx keeps with its arguments, and where the system lets us the
 // executable.
-func isMaster(pid int, l layout, binary string) bool {
-	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-	if err != nil {
-		return false
-	}
-	title = bytes.ReplaceAll(title, []byte{0}, []byte{' '})
+func isMaster(pid int, title []byte, l layout, binary string) bool {
 	if !bytes.HasPrefix(title, []byte("nginx: master process ")) || !bytes.Contains(title, []byte(l.mainConf())) {
 		return false
 	}

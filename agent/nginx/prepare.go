@@ -26,7 +26,7 @@ func Prepare(ctx context.Context, opts Options) error {
 		return err
 	}
 	l := layout{data: opts.DataDir, run: opts.RunDir}
-	if err := l.checkVersion(); err != nil {
+	if err := l.checkVersion(opts.Binary); err != nil {
 		return err
 	}
 	files := opts.FS

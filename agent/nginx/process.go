@@ -66,7 +66,7 @@ func (p *Process) run(ctx context.Context) {
 // once runs nginx until it ends or ctx ends.
 func (p *Process) once(ctx context.Context) error {
 	l := layout{data: p.opts.DataDir, run: p.opts.RunDir}
-	cmd := exec.Command(p.opts.Binary, "-e", l.errorLog(), "-c", l.mainConf(), "-g", "daemon off;")
+	cmd := exec.Command(p.opts.Binary, "-e", l.errorLog(), "-p", prefix, "-c", l.mainConf(), "-g", "daemon off;")
 	// A signal to our terminal is not for nginx, and nginx must not outlive us without an owner.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	tail := tailFrom(l.errorLog())

@@ -36,13 +36,13 @@ type renderer struct {
 
 // view is what the templates see.
 type view struct {
-	Dir, Temp, AccessLog, Routes, RoutesPattern, SocketDir string
-	Domain, DomainPattern, Agent, Certificate              string
-	Listen, Proxies, Own, AgentPaths                       []string
-	SlotUpstreams, SlotNames, SlotLimits                   string
-	Limits                                                 []int64
-	MaxBody, Smallest                                      int64
-	NamesHash, MapHash                                     int
+	Dir, Temp, AccessLog, RoutesPattern, SocketDir string
+	Domain, DomainPattern, Agent, Certificate      string
+	Listen, Proxies, Own, AgentPaths               []string
+	SlotUpstreams, SlotNames, SlotLimits           string
+	Limits                                         []int64
+	MaxBody, Smallest                              int64
+	NamesHash, MapHash                             int
 }
 
 // agentPaths are the locations that the agent answers on organizations' names.
@@ -75,18 +75,18 @@ func (r renderer) renderTo(dir string, n uint64, cfg Config) tree {
 			certificate = r.l.certificate(s.Organization)
 		}
 		out["sites/"+string(s.Organization)+".conf"] = execute("site.conf", struct {
-			Site                             Site
-			Listen                           []string
-			Domain, Routes, Certificate, Dir string
-			MaxBody                          int64
-		}{s, v.Listen, v.Domain, v.Routes, certificate, v.Dir, maxBody})
+			Site                     Site
+			Listen                   []string
+			Domain, Certificate, Dir string
+			MaxBody                  int64
+		}{s, v.Listen, v.Domain, certificate, v.Dir, maxBody})
 	}
 	return out
 }
 
 func (r renderer) view(dir string, cfg Config) view {
 	v := view{
-		Dir: dir, Temp: r.l.temp(), AccessLog: r.l.accessLog(), Routes: r.l.routes(),
+		Dir: dir, Temp: r.l.temp(), AccessLog: r.l.accessLog(),
 		RoutesPattern: regexp.QuoteMeta(r.l.routes()), SocketDir: r.opts.SocketDir, Domain: r.opts.Domain,
 		DomainPattern: regexp.QuoteMeta(r.opts.Domain), Agent: r.opts.AgentSocket, AgentPaths: agentPaths,
 		MaxBody: defaultMaxBody, Smallest: defaultMaxBody,
@@ -179,9 +179,9 @@ func (r renderer) mainConf(pid, errorLog, include string, descriptors uint64) []
 		}
 	}
 	return execute("nginx.conf", struct {
-		User, PID, ErrorLog, Include      string
-		Workers, Connections, Descriptors uint64
-	}{account, pid, errorLog, include, uint64(r.opts.Workers), max(512, descriptors/2), descriptors})
+		User, PID, ErrorLog, Routes, Include string
+		Workers, Connections, Descriptors    uint64
+	}{account, pid, errorLog, r.l.routes(), include, uint64(r.opts.Workers), max(512, descriptors/2), descriptors})
 }
 
 // digest identifies a configuration whatever its number: the rendered text of generation 0 and the

@@ -16,12 +16,12 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// routes is the table of routes and the links that are its durable form.
+// routes is the table of routes and the links that nginx reads. Links live as long as nginx can: they are
+// not durable, because after a start of the machine the agent makes them anew from its journal.
 type routes struct {
 	fs    fsx.FS
 	l     layout
 	locks keyedLocks
-	sync  groupSync
 
 	mu    sync.Mutex // guards table
 	table map[id.Organization]Target
@@ -30,9 +30,7 @@ type routes struct {
 }
 
 func newRoutes(f fsx.FS, l layout) *routes {
-	r := &routes{fs: f, l: l, table: map[id.Organization]Target{}, locks: keyedLocks{held: map[id.Organization]chan struct{}{}}}
-	r.sync.run = func() error { return f.SyncDir("nginx.route.sync", l.routes()) }
-	return r
+	return &routes{fs: f, l: l, table: map[id.Organization]Target{}, locks: keyedLocks{held: map[id.Organization]chan struct{}{}}}
 }
 
 func (r *routes) get(org id.Organization) (Target, bool) {
@@ -95,7 +93,7 @@ func (r *routes) gateways() map[id.Gateway]bool {
 // removed.
 func (r *routes) load() error {
 	if _, err := r.fs.Lstat("nginx.route.stat", r.l.slotFile()); errors.Is(err, fs.ErrNotExist) {
-		if err := r.fs.WriteSync("nginx.route.slotfile", r.l.slotFile(), nil, 0o600); err != nil {
+		if err := r.fs.Write("nginx.route.slotfile", r.l.slotFile(), nil, 0o600); err != nil {
 			return fmt.Errorf("cannot write %s: %w", r.l.slotFile(), err)
 		}
 	}
@@ -141,7 +139,7 @@ func (r *routes) load() error {
 	return nil
 }
 
-// place makes the link of an organization lead to a target, in one rename, not yet durable.
+// place makes the link of an organization lead to a target, in one rename.
 func (r *routes) place(org id.Organization, t Target) error {
 	if err := r.makeSlot(t); err != nil {
 		return err
@@ -149,7 +147,7 @@ func (r *routes) place(org id.Organization, t Target) error {
 	return fsx.SymlinkAtomic(r.fs, "nginx.route", link(t), r.l.route(org))
 }
 
-// remove takes the link away, not yet durable.
+// remove takes the link away.
 func (r *routes) remove(org id.Organization) error {
 	err := r.fs.Remove("nginx.route.remove", r.l.route(org))
 	if errors.Is(err, fs.ErrNotExist) {
@@ -184,10 +182,9 @@ func checkTarget(org id.Organization, t Target) error {
 	return nil
 }
 
-// Route leads an organization's requests to a gateway and epoch: one rename, then at the same time one
-// directory fsync, shared with whoever switches at the same moment, and nginx's own word that the name
-// leads there now. On failure of either the previous target is put back. An epoch below the current one
-// is refused.
+// Route leads an organization's requests to a gateway and epoch: one rename, then nginx's own word that the
+// name leads there now. On failure of either the previous target is put back. An epoch below the current
+// one is refused.
 func (e *Engine) Route(ctx context.Context, org id.Organization, t Target) error {
 	return e.lead(ctx, org, t, true)
 }
@@ -216,12 +213,8 @@ func (e *Engine) lead(ctx context.Context, org id.Organization, t Target, proven
 	}
 	e.routes.set(org, t)
 	err = e.routes.place(org, t)
-	switch {
-	case err != nil:
-	case proven:
-		err = e.secureRoute(ctx, org, proofText(t))
-	default:
-		err = e.routes.sync.wait()
+	if err == nil && proven {
+		err = e.proveRoute(ctx, org, proofText(t))
 	}
 	if err != nil {
 		if backErr := e.restoreRoute(org, before, had); backErr != nil {
@@ -238,15 +231,6 @@ func (e *Engine) lead(ctx context.Context, org id.Organization, t Target, proven
 	return nil
 }
 
-// secureRoute makes a link durable and proves it. Neither needs the other: nginx reads the link from the
-// moment of the rename.
-func (e *Engine) secureRoute(ctx context.Context, org id.Organization, want string) error {
-	durable := make(chan error, 1)
-	go func() { durable <- e.routes.sync.wait() }() // received below
-	err := e.proveRoute(ctx, org, want)
-	return errors.Join(err, <-durable)
-}
-
 // names tells whether the live generation has an upstream for the gateway.
 func (e *Engine) names(g id.Gateway) bool {
 	e.mu.Lock()
@@ -258,10 +242,10 @@ func (e *Engine) names(g id.Gateway) bool {
 func (e *Engine) restoreRoute(org id.Organization, before Target, had bool) error {
 	if had {
 		e.routes.set(org, before)
-		return errors.Join(e.routes.place(org, before), e.routes.sync.wait())
+		return e.routes.place(org, before)
 	}
 	e.routes.drop(org)
-	return errors.Join(e.routes.remove(org), e.routes.sync.wait())
+	return e.routes.remove(org)
 }
 
 // Unroute ends an organization's route if it leads to this target; a route that leads elsewhere belongs
@@ -289,9 +273,6 @@ func (e *Engine) Unroute(ctx context.Context, org id.Organization, t Target) err
 		e.routes.set(org, t)
 		return fail(err)
 	}
-	if err := e.routes.sync.wait(); err != nil {
-		return fail(err)
-	}
 	if err := e.proveRoute(ctx, org, unrouted); err != nil && !isRefused(err) {
 		return fail(err)
 	}
@@ -314,6 +295,9 @@ func (e *Engine) proveRoute(ctx context.Context, org id.Organization, want strin
 		if got, err = e.web.routeOf(ctx, e.base(), org); err == nil {
 			if got == want {
 				return nil
+			}
+			if e.routes.inPlace(org) {
+				e.renewWorkers("the link is right and nginx leads elsewhere")
 			}
 			return fmt.Errorf("nginx leads the name of organization %s to %q instead of %q", org, got, want)
 		}
@@ -340,9 +324,6 @@ func (e *Engine) Retain(keep map[id.Organization]Target) {
 	}
 	if changed == 0 {
 		return
-	}
-	if err := e.routes.sync.wait(); err != nil {
-		e.log.Error("cannot make the routes durable", "error", err)
 	}
 	e.log.Info("routes brought in line with the assignment", "changed", changed, "routes", len(keep))
 	e.poke()
@@ -397,9 +378,6 @@ func (e *Engine) repairRoute(ctx context.Context, org id.Organization) bool {
 	} else {
 		err = e.fs.RemoveAll("nginx.drift.remove", e.l.route(org))
 	}
-	if err == nil {
-		err = e.routes.sync.wait()
-	}
 	if err != nil {
 		e.log.Error("cannot repair a route", "organization", org, "error", err)
 		return false
@@ -409,8 +387,8 @@ func (e *Engine) repairRoute(ctx context.Context, org id.Organization) bool {
 	return true
 }
 
-// scanRoutes compares every link with the table and removes what is no route. It is for the watch that
-// lost events, and every few minutes for what the watch cannot see.
+// scanRoutes compares every link with the table, removes what is no route and asks nginx about some. It is
+// for the watch that lost events, and every few minutes for what the watch cannot see.
 func (e *Engine) scanRoutes(ctx context.Context) {
 	entries, err := e.fs.ReadDir("nginx.route.list", e.l.routes())
 	if err != nil {
@@ -445,6 +423,13 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 					e.event(Event{Type: DriftRepaired, Organization: org, Part: "routes/" + link(t), Reason: "removed by somebody else"})
 				}
 			}
+		}
+	}
+	for _, org := range e.routes.sample(canarySample) {
+		var wrong *wrongAnswer
+		if err := e.tryRoute(ctx, e.base(), org); errors.As(err, &wrong) {
+			e.renewWorkers(err.Error())
+			return
 		}
 	}
 }

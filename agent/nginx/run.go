@@ -298,7 +298,10 @@ func (e *Engine) condition(ctx context.Context) (condition, reason string, drain
 	}
 	draining = master.draining()
 	if master.stopped() {
-		return api.NginxWedged, "the nginx master is stopped", draining
+		return api.NginxWedged, errWedged.Error(), draining
+	}
+	if master.stray {
+		return api.NginxWedged, errStray.Error(), draining
 	}
 	ctx, cancel := context.WithTimeout(ctx, silence)
 	defer cancel()

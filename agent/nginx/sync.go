@@ -40,42 +40,5 @@ func (k *keyedLocks) lock(ctx context.Context, org id.Organization) (unlock func
 	}
 }
 
-// groupSync runs one fsync for everybody who asked before it began.
-type groupSync struct {
-	run func() error
-
-	mu      sync.Mutex // guards next
-	next    *batch     // collects those who arrive while a run is on its way
-	running sync.Mutex // held during run
-}
-
-type batch struct {
-	done chan struct{}
-	err  error // written before done is closed
-}
-
-// wait returns when a run that began after the call has ended.
-func (g *groupSync) wait() error {
-	g.mu.Lock()
-	b, leads := g.next, false
-	if b == nil {
-		b, leads = &batch{done: make(chan struct{})}, true
-		g.next = b
-	}
-	g.mu.Unlock()
-	if !leads {
-		<-b.done
-		return b.err
-	}
-	g.running.Lock()
-	g.mu.Lock()
-	g.next = nil // from here on others belong to the following run
-	g.mu.Unlock()
-	b.err = g.run()
-	g.running.Unlock()
-	close(b.done)
-	return b.err
-}
-
 // isRefused tells that nobody accepts connections at all.
 func isRefused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }

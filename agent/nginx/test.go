@@ -32,7 +32,7 @@ func (e *Engine) nginxTest(ctx context.Context, master process, include string) 
 	ctx, cancel := context.WithTimeout(ctx, time.Minute)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `ulimit -S -n "$0"; exec "$@"`, fmt.Sprint(limit),
-		e.opts.Binary, "-t", "-e", "stderr", "-c", conf)
+		e.opts.Binary, "-t", "-e", "stderr", "-p", prefix, "-c", conf)
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out

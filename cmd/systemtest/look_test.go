@@ -364,7 +364,7 @@ func (s *system) wrongSlots(gateways []api.Gateway) string {
 
 // wrongFiles is what is left over, or "".
 func (s *system) wrongFiles(routed []string, gateways []api.Gateway) string {
-	entries, err := os.ReadDir(filepath.Join(s.dir, "agent/nginx/routes"))
+	entries, err := os.ReadDir(filepath.Join(s.dir, "run/nginx/routes"))
 	if err != nil {
 		return err.Error()
 	}

@@ -156,7 +156,7 @@ func (s *system) nginx() program {
 			return s.command(ctx, s.tools.agent, "nginx-prepare", "--config", s.home.agentConfig())
 		},
 		started: func(i identity) { group = i.PID },
-		argv:    []string{s.tools.nginx, "-e", "stderr", "-p", s.home.agentData(), "-c", conf, "-g", "daemon off;"},
+		argv:    []string{s.tools.nginx, "-e", "stderr", "-p", "./", "-c", conf, "-g", "daemon off;"},
 		stop:    []ending{{syscall.SIGQUIT, 3 * time.Second}, {syscall.SIGTERM, 3 * time.Second}},
 	}
 }
