@@ -21,8 +21,29 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// onDisk makes benchmarks use a real disk.
-func onDisk(b *testing.B) { b.Setenv("DEMIURGE_TEST_DISK", "1") }
+// benchHost is a host as it is in earnest: data on a disk, the run directory in memory as /run is, and on
+// the same disk only where there is no directory in memory. where() is in the benchmark's name.
+func benchHost(b *testing.B) *host {
+	run := memory()
+	b.Setenv("DEMIURGE_TEST_DISK", "1")
+	h := newHost(b)
+	if run != "" {
+		dir, err := os.MkdirTemp(run, "dm")
+		if err != nil {
+			b.Fatal(err)
+		}
+		b.Cleanup(func() { _ = os.RemoveAll(dir) })
+		h.opts.RunDir = dir
+	}
+	return h
+}
+
+func where() string {
+	if memory() == "" {
+		return "run=disk"
+	}
+	return "run=memory"
+}
 
 // percentiles reports p50 and p99 in milliseconds, and the fsync p50 of the same disk beside them.
 func percentiles(b *testing.B, h *host, took []time.Duration) {
@@ -55,12 +76,11 @@ func fsyncMedian(b *testing.B, dir string) float64 {
 	return float64(took[50].Microseconds()) / 1000
 }
 
-// BenchmarkRouteSwitch measures Route: rename, directory fsync and proof through nginx.
+// BenchmarkRouteSwitch measures Route: rename and proof through nginx.
 func BenchmarkRouteSwitch(b *testing.B) {
 	for _, n := range []int{100, 10000, 50000} {
-		b.Run(fmt.Sprintf("routes=%d", n), func(b *testing.B) {
-			onDisk(b)
-			h := newHost(b)
+		b.Run(fmt.Sprintf("routes=%d/%s", n, where()), func(b *testing.B) {
+			h := benchHost(b)
 			h.startNginx()
 			gs := []*gateway{h.gateway(nil), h.gateway(nil)}
 			e, err := Open(h.opts)
@@ -94,9 +114,8 @@ func BenchmarkRouteSwitch(b *testing.B) {
 // BenchmarkGeneration measures a configuration change from the first byte written to its proof.
 func BenchmarkGeneration(b *testing.B) {
 	for _, n := range []int{10, 1000} {
-		b.Run(fmt.Sprintf("slots=%d", n), func(b *testing.B) {
-			onDisk(b)
-			h := newHost(b)
+		b.Run(fmt.Sprintf("slots=%d/%s", n, where()), func(b *testing.B) {
+			h := benchHost(b)
 			live := make(chan Event, 64)
 			h.opts.Events = func(ev Event) {
 				if ev.Type == GenerationLive {
@@ -170,8 +189,7 @@ func BenchmarkProxy(b *testing.B) {
 }
 
 func benchmarkProxy(b *testing.B, program bool) {
-	onDisk(b)
-	h := newHost(b)
+	h := benchHost(b)
 	h.startNginx()
 	h.startEngine()
 	gs := make([]id.Gateway, 200)
