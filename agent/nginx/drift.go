@@ -1,9 +1,11 @@
 package nginx
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
 	"time"
 
@@ -86,6 +88,29 @@ func (e *Engine) remakeRoutes(ctx context.Context, w *watch) {
 	}
 	e.scanRoutes(ctx)
 	e.renewWorkers("the directory was removed or moved away")
+}
+
+// workersStandElsewhere tells whether a worker that takes requests stands in another directory than the one
+// of the routes, where the system lets us see that.
+func (e *Engine) workersStandElsewhere() bool {
+	master, err := findMaster(e.l, e.opts.Binary)
+	if err != nil {
+		return false
+	}
+	own, err := os.Stat(e.l.routes())
+	if err != nil {
+		return false
+	}
+	for _, pid := range children(master.pid) {
+		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
+		if err != nil || bytes.Contains(title, []byte("is shutting down")) {
+			continue
+		}
+		if stands, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && !os.SameFile(own, stands) {
+			return true
+		}
+	}
+	return false
 }
 
 // renewWorkers loads the configuration anew although it has not changed, because the running workers do

@@ -425,6 +425,10 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 			}
 		}
 	}
+	if e.workersStandElsewhere() {
+		e.renewWorkers("its workers stand in another directory")
+		return
+	}
 	for _, org := range e.routes.sample(canarySample) {
 		var wrong *wrongAnswer
 		if err := e.tryRoute(ctx, e.base(), org); errors.As(err, &wrong) {

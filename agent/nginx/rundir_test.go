@@ -90,6 +90,21 @@ func TestTheDirectoryOfRoutesIsMadeAgain(t *testing.T) {
 	eventually(t, "served after the directory was removed while no engine ran", serves)
 	h.settled()
 	h.clean()
+	// The same on a host without a route that could show it.
+	if err := h.engine.Unroute(within(t), org, Target{gs[0].id, 7}); err != nil {
+		t.Fatal(err)
+	}
+	h.stopEngine()
+	if err := os.RemoveAll(dir); err != nil {
+		t.Fatal(err)
+	}
+	e = h.startEngine()
+	before := e.Status().LiveGeneration
+	e.SetConfig(slots(gs...))
+	eventually(t, "new workers", func() bool { return e.Status().LiveGeneration > before })
+	h.settled()
+	h.route(org, gs[0], 8)
+	h.mustServe(org, gs[0], 8)
 }
 
 // The format before had the routes in the data directory. The next start of nginx brings it up to date;
