@@ -57,6 +57,8 @@ type world struct {
 	asked int      // guarded by mu
 	moves []string // guarded by mu: statuses that were proposed
 	index uint64   // guarded by mu
+	// fenced is by when a host that was lost has ended its lease; guarded by mu.
+	fenced time.Time
 }
 
 func (w *world) Members() []gossip.Member {
@@ -90,9 +92,14 @@ func (w *world) Ask(id.Host) {
 func (w *world) Propose(_ context.Context, c command.Command) (command.Result, uint64, error) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	set := c.(command.SetHostStatus)
-	w.put(set.Status)
-	w.moves = append(w.moves, set.Status)
+	status := api.HostLost
+	if set, ok := c.(command.SetHostStatus); ok {
+		status = set.Status
+	} else {
+		w.fenced = c.(command.LoseHost).FencedBy
+	}
+	w.put(status)
+	w.moves = append(w.moves, status)
 	return command.Result{}, w.index, nil
 }
 
@@ -154,7 +161,7 @@ func watch(t *testing.T, test func(*world)) {
 		running.Go(func() {
 			hostmonitor.New(hostmonitor.Options{
 				Store: w.store, Proposer: w, Agents: w, Members: w.view.Snapshot, Thresholds: membership.DefaultThresholds(),
-				Logger: hclog.NewNullLogger(), Now: time.Now,
+				Lease: 8 * time.Second, Logger: hclog.NewNullLogger(), Now: time.Now,
 			}).Run(ctx)
 		})
 		time.Sleep(2 * time.Second)
@@ -175,6 +182,9 @@ func TestAQuestionConfirmsADeath(t *testing.T) {
 		w.until(t, "it is lost", func(w *world) bool { return slices.Contains(w.moves, api.HostLost) })
 		if want := []string{api.HostSilent, api.HostLost}; !slices.Equal(w.moves, want) || w.asked != 1 {
 			t.Errorf("%d questions, and then %q; want one and %q", w.asked, w.moves, want)
+		}
+		if min := w.own.Heard.Add(8 * time.Second); !w.fenced.After(min) {
+			t.Errorf("its lease counts as ended at %v, and it may last until %v", w.fenced, min)
 		}
 	})
 }
