@@ -48,6 +48,8 @@ const (
 	TypeLoseHost           Type = 29
 	TypeRelocate           Type = 30
 	TypePlace              Type = 31
+	TypeDrainHost          Type = 32
+	TypeNoteDrain          Type = 33
 )
 
 // Skippable marks a type that a member which does not know it may pass over. An unknown type without

@@ -62,6 +62,8 @@ var decoders = map[Type]map[uint8]func([]byte) (Command, error){
 	TypeLoseHost:           {1: decode[LoseHost]},
 	TypeRelocate:           {1: decode[Relocate]},
 	TypePlace:              {1: decode[Place]},
+	TypeDrainHost:          {1: decode[DrainHost]},
+	TypeNoteDrain:          {1: decode[NoteDrain]},
 }
 
 // Decode reads the bytes of a command. A payload with a field that its version does not have is an error.

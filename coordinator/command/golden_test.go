@@ -111,7 +111,9 @@ func samples() map[string]command.Command {
 			Meta: meta, Items: []command.RelocateItem{{Allocation: allocation, Epoch: 7}}, Cause: "migrate", To: "host-2",
 			Drain: 30 * time.Second, Force: true, Reason: "asked", Key: "k4", Digest: "d",
 		},
-		"place": command.Place{Meta: meta, Allocations: []id.Allocation{allocation}},
+		"place":      command.Place{Meta: meta, Allocations: []id.Allocation{allocation}},
+		"drain_host": command.DrainHost{Meta: meta, Host: host, Deadline: at.Add(time.Hour), Drain: 30 * time.Second, Force: true},
+		"note_drain": command.NoteDrain{Meta: meta, Host: host, State: "overdue", Reason: "no gateway"},
 	}
 }
 
@@ -147,7 +149,7 @@ func TestGoldenBytes(t *testing.T) {
 			}
 		})
 	}
-	for kind := command.TypeInitCluster; kind <= command.TypePlace; kind++ {
+	for kind := command.TypeInitCluster; kind <= command.TypeNoteDrain; kind++ {
 		if !types[kind] {
 			t.Errorf("command %d has no golden bytes", kind)
 		}

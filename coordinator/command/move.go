@@ -47,9 +47,33 @@ type Place struct {
 	Allocations []id.Allocation `json:"allocations"`
 }
 
+// DrainHost cordons a host and wants everything that it serves to be elsewhere. Once more on a host that is
+// being drained it changes the deadline, the drain and force.
+type DrainHost struct {
+	Meta
+	Host     id.Host       `json:"host"`
+	Deadline time.Time     `json:"deadline,omitzero"` // zero: however long it takes
+	Drain    time.Duration `json:"drain,omitempty"`   // how long connections of each gateway may go on
+	Force    bool          `json:"force,omitempty"`   // at the deadline, what is left is taken off the host all the same
+}
+
+// NoteDrain records how far the draining of a host is, when that has changed.
+type NoteDrain struct {
+	Meta
+	Host   id.Host `json:"host"`
+	State  string  `json:"state"` // draining, overdue, drained
+	Reason string  `json:"reason,omitempty"`
+}
+
 func (LoseHost) Type() Type { return TypeLoseHost }
 func (Relocate) Type() Type { return TypeRelocate }
 func (Place) Type() Type    { return TypePlace }
+
+func (DrainHost) Type() Type { return TypeDrainHost }
+func (NoteDrain) Type() Type { return TypeNoteDrain }
+
+func (DrainHost) Version() uint8 { return 1 }
+func (NoteDrain) Version() uint8 { return 1 }
 
 func (LoseHost) Version() uint8 { return 1 }
 func (Relocate) Version() uint8 { return 1 }

@@ -73,7 +73,7 @@ func setHostSchedulable(t *state.Txn, c command.SetHostSchedulable) command.Resu
 	}
 	t.Emit(e)
 	next := *host
-	next.Cordoned = !c.Schedulable
+	next.Cordoned, next.Drain = !c.Schedulable, nil
 	replaceHost(t, host, next)
 	return command.Result{Count: 1}
 }

@@ -142,6 +142,10 @@ func apply(t *state.Txn, c command.Command) command.Result {
 		return relocate(t, c)
 	case command.Place:
 		return place(t, c)
+	case command.DrainHost:
+		return drainHost(t, c)
+	case command.NoteDrain:
+		return noteDrain(t, c)
 	}
 	return command.Result{} // skipped
 }

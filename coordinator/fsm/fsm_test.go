@@ -18,7 +18,7 @@ import (
 var goldenOrder = []string{
 	"init_cluster", "put_pool", "put_organization", "edit_organization", "observe_host", "create_gateways", "reserve",
 	"confirm", "relocate", "place", "fail", "release", "quarantine_gateway", "recycle_gateway", "note_pool", "set_host_schedulable",
-	"set_host_status", "lose_host", "put_token", "delete_token", "record_events", "delete_organization", "retire_gateways", "delete_pool",
+	"drain_host", "note_drain", "set_host_status", "lose_host", "put_token", "delete_token", "record_events", "delete_organization", "retire_gateways", "delete_pool",
 	"put_trust", "put_join_token", "delete_join_token", "enroll", "delete_enrolment", "delete_host", "collect",
 }
 

@@ -102,7 +102,13 @@ func (m *machine) records() string { return records(m.store.View()) }
 func records(v state.View) string {
 	var b strings.Builder
 	for r := range v.Hosts(nil) {
-		fmt.Fprintf(&b, "%+v\n", *r)
+		plain := *r
+		plain.Drain = nil
+		b.WriteString(strings.Replace(fmt.Sprintf("%+v", plain), " Drain:<nil>", "", 1)) // as version 1 knew it
+		if r.Drain != nil {
+			fmt.Fprintf(&b, "%+v", *r.Drain)
+		}
+		b.WriteString("\n")
 	}
 	for r := range v.Pools(nil) {
 		fmt.Fprintf(&b, "%+v\n", *r)

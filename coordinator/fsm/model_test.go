@@ -224,7 +224,11 @@ func (w *world) aHost() {
 
 // move brings allocations elsewhere, and lets held ones go.
 func (w *world) move() {
-	switch w.pick("move", 6) {
+	switch w.pick("move", 8) {
+	case 2:
+		w.run(command.DrainHost{Meta: w.meta(), Host: w.anyHost(), Drain: time.Second, Force: w.chance("force", 50)})
+	case 3:
+		w.run(command.NoteDrain{Meta: w.meta(), Host: w.anyHost(), State: []string{api.DrainDrained, api.DrainOverdue, "odd"}[w.pick("drain", 3)]})
 	case 0:
 		w.run(command.LoseHost{Meta: w.meta(), Host: w.anyHost(), Reason: "model", FencedBy: w.now.Add(time.Minute)})
 	case 1:

@@ -304,6 +304,37 @@ func (s *Server) release(ctx context.Context, a id.Allocation, drain time.Durati
 	})
 }
 
+type migrateInput struct {
+	Keyed
+	ID    string `path:"id" doc:"Allocation" example:"al-abcdefghijklmnop"`
+	Drain string `query:"drain" doc:"How long open connections of the old gateway may go on, at most 24h; default 0s" example:"30s"`
+	Body  api.MigrateAllocation
+}
+
+func (s *Server) migrateAllocation(ctx context.Context, in *migrateInput) (*allocationOutput, error) {
+	var c checks
+	req := allocator.MigrateRequest{
+		Allocation: parse(&c, "path.id", in.ID, id.ParseAllocation),
+		To:         optional(&c, "body.host_id", in.Body.HostID, id.ParseHost),
+		Drain:      duration(&c, "query.drain", in.Drain, drainLimit),
+	}
+	if err := c.err(); err != nil {
+		return nil, err
+	}
+	if err := s.atLeader(); err != nil {
+		return nil, err
+	}
+	var err error
+	if req.Key, req.Digest, err = in.digests(ctx, []any{in.ID, in.Drain, in.Body}); err != nil {
+		return nil, err
+	}
+	req.Actor, req.Source = callerOf(ctx).actor(), callerOf(ctx).address
+	if err := s.opts.Allocations.Migrate(ctx, req); err != nil {
+		return nil, err
+	}
+	return s.allocationNow(req.Allocation)
+}
+
 type gatewayStartInput struct {
 	Keyed
 	Body api.GatewayStart

@@ -24,6 +24,7 @@ func (a *instantAllocations) StartBatch(context.Context, allocator.BatchRequest)
 	return nil, nil
 }
 func (a *instantAllocations) Release(context.Context, allocator.ReleaseRequest) error { return nil }
+func (a *instantAllocations) Migrate(context.Context, allocator.MigrateRequest) error { return nil }
 func (a *instantAllocations) Phase(id.Allocation) (string, []command.Step, bool) {
 	return "", nil, false
 }

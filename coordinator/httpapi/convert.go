@@ -33,6 +33,7 @@ func (c *converter) allocation(a *state.Allocation) api.Allocation {
 		ActiveAt: instant(a.ActiveAt), EndedAt: instant(a.EndedAt), ExpiresAt: instant(a.ExpiresAt),
 		Timings: timings(a.Timings), Metadata: a.Metadata, Index: a.ModifyIndex,
 	}
+	out.Relocation, out.Moves = relocation(a), moved(a)
 	if a.Failure.Code != "" {
 		out.Failure = &api.Failure{Code: string(a.Failure.Code), Message: a.Failure.Message}
 	}
@@ -219,11 +220,71 @@ func (c *converter) host(h *state.Host) api.Host {
 	for _, q := range h.Report.Quarantined {
 		out.Nginx.Quarantined = append(out.Nginx.Quarantined, api.QuarantinedPart(q))
 	}
+	out.Drain = c.drain(h)
 	nginx, seen, connected := c.server.opts.Agents.Ephemeral(h.ID)
 	if connected && nginx.State != "" {
 		out.Nginx = nginx
 	}
 	out.LastSeen = instant(seen)
+	return out
+}
+
+// drain tells how far the emptying of a host is; nil when it is not being emptied.
+func (c *converter) drain(h *state.Host) *api.HostDrain {
+	d := h.Drain
+	if d == nil {
+		return nil
+	}
+	out := &api.HostDrain{
+		State: d.State, Since: d.Since.UTC(), EndedAt: instant(d.EndedAt), Deadline: instant(d.Deadline), Drain: api.Duration(d.Drain),
+		Force: d.Force, Total: d.Total, Waiting: d.Reason,
+	}
+	for g := range c.view.GatewaysOfHost(c.ws, h.ID) {
+		switch a := c.view.Allocation(c.ws, g.Desired.Allocation); {
+		case a != nil:
+			out.Left++
+			if a.Move != nil && a.Move.Target != nil && a.Gateway == g.ID {
+				out.Moving++
+			}
+		case c.view.Ending(g.ID) != nil:
+			out.Closing++
+		}
+	}
+	return out
+}
+
+// relocation converts the move of an allocation; nil when it does not move.
+func relocation(a *state.Allocation) *api.Relocation {
+	m := a.Move
+	if m == nil {
+		return nil
+	}
+	out := &api.Relocation{
+		Cause: m.Cause, Reason: m.Reason, Since: m.Since.UTC(), FromHost: string(m.From.Host), FromGateway: string(m.From.Gateway),
+		Waiting: m.Stranded, HeldBy: m.Held, HeldUntil: instant(m.HeldUntil), Attempts: m.Attempts,
+	}
+	if to, ok := a.Pending(); ok {
+		out.ToHost, out.ToGateway, out.ToEpoch = string(to.Host), string(to.Gateway), uint64(to.Epoch)
+	}
+	if m.Failure.Code != "" {
+		out.Failure = &api.Failure{Code: string(m.Failure.Code), Message: m.Failure.Message}
+	}
+	return out
+}
+
+// moved converts the latest moves of an allocation.
+func moved(a *state.Allocation) []api.Moved {
+	var out []api.Moved
+	for _, m := range a.Moves {
+		one := api.Moved{
+			Cause: m.Cause, Reason: m.Reason, Since: m.Since.UTC(), EndedAt: m.EndedAt.UTC(), FromHost: string(m.From.Host),
+			FromGateway: string(m.From.Gateway), ToHost: string(m.To.Host), ToGateway: string(m.To.Gateway), Epoch: uint64(m.To.Epoch),
+		}
+		if m.Failure.Code != "" {
+			one.Failure = &api.Failure{Code: string(m.Failure.Code), Message: m.Failure.Message}
+		}
+		out = append(out, one)
+	}
 	return out
 }
 

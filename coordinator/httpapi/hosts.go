@@ -2,7 +2,9 @@ package httpapi
 
 import (
 	"context"
+	"errors"
 	"net/http"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
@@ -71,6 +73,41 @@ func (s *Server) setSchedulable(ctx context.Context, raw string, schedulable boo
 	rec := v.Host(nil, h)
 	if rec == nil {
 		return nil, noHost(h)
+	}
+	return &changed[api.Host]{Status: http.StatusOK, Index: v.Index(), Body: s.converter(v, nil).host(rec)}, nil
+}
+
+// deadlineLimit bounds how long a host may be drained before it counts as overdue.
+const deadlineLimit = 30 * 24 * time.Hour
+
+type drainHostInput struct {
+	ID       string `path:"id" doc:"Host"`
+	Drain    string `query:"drain" doc:"How long open connections of each gateway may go on, at most 24h; default 0s" example:"30s"`
+	Deadline string `query:"deadline" doc:"After this time what is left is reported, or forced; at most 720h; default: never" example:"10m"`
+	Force    bool   `query:"force" doc:"At the deadline, what is left is taken off the host all the same and waits for a gateway elsewhere"`
+}
+
+func (s *Server) drainHost(ctx context.Context, in *drainHostInput) (*changed[api.Host], error) {
+	var c checks
+	cmd := command.DrainHost{
+		Meta: s.meta(ctx), Host: parse(&c, "path.id", in.ID, id.ParseHost), Force: in.Force,
+		Drain: duration(&c, "query.drain", in.Drain, drainLimit),
+	}
+	if deadline := duration(&c, "query.deadline", in.Deadline, deadlineLimit); deadline > 0 {
+		cmd.Deadline = cmd.At.Add(deadline)
+	} else if in.Force {
+		c.add("query.force", errors.New("what is to be forced needs a deadline"))
+	}
+	if err := c.err(); err != nil {
+		return nil, err
+	}
+	if _, err := s.propose(ctx, cmd); err != nil {
+		return nil, err
+	}
+	v := s.opts.Store.View()
+	rec := v.Host(nil, cmd.Host)
+	if rec == nil {
+		return nil, noHost(cmd.Host)
 	}
 	return &changed[api.Host]{Status: http.StatusOK, Index: v.Index(), Body: s.converter(v, nil).host(rec)}, nil
 }

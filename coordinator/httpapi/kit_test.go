@@ -414,6 +414,30 @@ func (a *scriptedAllocations) StartBatch(ctx context.Context, req allocator.Batc
 	return out, nil
 }
 
+// Migrate moves an allocation, unless all fail, and confirms it on its new gateway.
+func (a *scriptedAllocations) Migrate(ctx context.Context, req allocator.MigrateRequest) error {
+	result, _, err := a.kit.Propose(ctx, command.Relocate{
+		Meta: command.Meta{At: a.kit.now(), Actor: req.Actor, Source: req.Source}, Cause: state.CauseMigrate, To: req.To, Drain: req.Drain,
+		Items: []command.RelocateItem{{Allocation: req.Allocation}}, Reason: "migrated", Key: req.Key, Digest: req.Digest,
+	})
+	switch {
+	case err != nil:
+		return err
+	case result.Err != nil:
+		return result.Err
+	case result.Reserved[0].Err != nil:
+		return result.Reserved[0].Err
+	}
+	rec := a.kit.store.View().Allocation(nil, req.Allocation)
+	if to, ok := rec.Pending(); ok {
+		a.kit.apply(command.Confirm{
+			Meta: a.kit.meta(), Allocation: rec.ID, Epoch: to.Epoch,
+			Observed: command.GatewayReport{Gateway: to.Gateway, Incarnation: 1, Phase: api.PhaseServing, Organization: rec.Organization, Epoch: to.Epoch, BootID: "b2"},
+		})
+	}
+	return nil
+}
+
 func (a *scriptedAllocations) Release(ctx context.Context, req allocator.ReleaseRequest) error {
 	rec := a.kit.store.View().Allocation(nil, req.Allocation)
 	if rec == nil {

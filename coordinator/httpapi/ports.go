@@ -24,6 +24,8 @@ type Allocations interface {
 	// Release returns when the allocation has ended and its gateway is recycled. Releasing what has
 	// ended is no error.
 	Release(ctx context.Context, req allocator.ReleaseRequest) error
+	// Migrate returns when another gateway serves the allocation, or with what kept it where it is.
+	Migrate(ctx context.Context, req allocator.MigrateRequest) error
 	// Phase is what the leader knows of an unfinished allocation beyond the log: the state of the API it
 	// is in and the steps so far. ok is false when it knows nothing more.
 	Phase(a id.Allocation) (phase string, steps []command.Step, ok bool)

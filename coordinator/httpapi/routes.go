@@ -28,6 +28,8 @@ func routes() []route {
 	releaseFaults := append(slices.Clone(changeFaults), fault.ActivationTimeout, fault.Superseded)
 	startFaults := append(slices.Clone(batchFaults), fault.ActivationTimeout, fault.RouteApplyFailed, fault.VerifyFailed,
 		fault.DNSFailed, fault.HostLost, fault.Superseded, fault.StaleEpoch)
+	migrateFaults := append(slices.Clone(startFaults), fault.Internal)
+	drainFaults := append(slices.Clone(missing), fault.HostLost)
 	return append([]route{
 		{post, "/v1/allocations", forMembers, on((*Server).startAllocation), "start-allocation", "Start: give an organization its gateway", []int{201, 200, 202}, startFaults},
 		{post, "/v1/allocations/batch", forPlatform, on((*Server).startBatch), "start-allocations", "Start many organizations in one entry of the log", ok, batchFaults},
@@ -35,6 +37,7 @@ func routes() []route {
 		{get, "/v1/allocations/{id}", forReaders, on((*Server).getAllocation), "get-allocation", "Read an allocation", ok, missing},
 		{get, "/v1/allocations/{id}/steps", forReaders, on((*Server).listSteps), "list-steps", "Read an allocation's journal: every step and its undo", ok, missing},
 		{get, "/v1/allocations/{id}/explain", forReaders, on((*Server).explain), "explain-allocation", "Read why an allocation got its gateway", ok, missing},
+		{post, "/v1/allocations/{id}/migrate", forOperators, on((*Server).migrateAllocation), "migrate-allocation", "Bring an allocation to a gateway of another host", ok, migrateFaults},
 		{del, "/v1/allocations/{id}", forManagers, on((*Server).releaseAllocation), "release-allocation", "Release an allocation and recycle its gateway", ok, releaseFaults},
 
 		{get, "/v1/organizations", forPlatform, on((*Server).listOrganizations), "list-organizations", "List organizations", ok, none},
@@ -61,6 +64,7 @@ func routes() []route {
 		{get, "/v1/hosts/{id}", forReaders, on((*Server).getHost), "get-host", "Read a host", ok, missing},
 		{post, "/v1/hosts/{id}/cordon", forOperators, on((*Server).cordonHost), "cordon-host", "Keep new grants and gateways away from a host", ok, missing},
 		{post, "/v1/hosts/{id}/uncordon", forOperators, on((*Server).uncordonHost), "uncordon-host", "Let a host be used again", ok, missing},
+		{post, "/v1/hosts/{id}/drain", forOperators, on((*Server).drainHost), "drain-host", "Cordon a host and bring everything it serves to other hosts", ok, drainFaults},
 		{del, "/v1/hosts/{id}", forOperators, on((*Server).deleteHost), "delete-host", "Forget a host that serves no organization", empty, inUse},
 
 		{get, "/v1/events", forReaders, on((*Server).listEvents), "list-events", "List events, or follow them as server-sent events", ok, none},

@@ -209,6 +209,7 @@ func TestRolesOfTheContract(t *testing.T) {
 		"release-allocation": "admin operator platform owner or admin of the organization", "put-organization": "admin operator platform",
 		"put-pool": "admin operator", "list-pools": "admin operator", "list-gateways": "admin operator platform reader",
 		"recycle-gateway": "admin operator", "list-hosts": "admin operator platform reader", "cordon-host": "admin operator",
+		"drain-host": "admin operator", "migrate-allocation": "admin operator",
 		"create-token": "admin", "list-tokens": "admin", "delete-token": "admin", "list-events": "admin operator platform reader",
 		"get-status": "admin operator platform reader", "agent-stream": "agent", "agent-observe": "agent",
 		"renew-certificate": "agent", "join": "join token", "create-join-token": "admin operator", "list-join-tokens": "admin operator",

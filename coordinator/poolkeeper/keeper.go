@@ -88,6 +88,17 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 	for range view.Held(ws, p.Name) {
 		out.Queued++
 	}
+	for h := range view.Hosts(ws) {
+		if h.Cordoned { // what it has ready is of no use, and what it serves may want to leave
+			n := view.CountsOfHost(ws, p.Name, h.ID)
+			out.Ready -= n.Of(state.GatewayReady)
+			out.InFlight -= n.Of(state.GatewayPending) + n.Of(state.GatewayStarting)
+			out.Recycled -= n.Of(state.GatewayRecycling)
+			if h.Drain != nil && !h.Lost() {
+				out.Queued += min(n.Of(state.GatewayAllocated), leaving)
+			}
+		}
+	}
 	if c.Of(state.GatewayFailed) > 0 {
 		for g := range view.GatewaysOfPool(nil, p.Name) {
 			if g.State == state.GatewayFailed && g.Desired.Organization == "" {
@@ -102,6 +113,10 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 	}
 	return out
 }
+
+// leaving is how many gateways are kept ready for the organizations of a host that is drained, beyond what the
+// pool keeps ready in any case.
+const leaving = 4
 
 // keep does what Plan says about one pool.
 func (k *Keeper) keep(ctx context.Context, p Pool) (again time.Time, err error) {

@@ -15,8 +15,10 @@ const batch = 1000
 
 // View is what Plan looks at.
 type View struct {
-	Lost []Lost
-	Held []Held
+	Lost      []Lost
+	Held      []Held
+	Draining  []Draining
+	Elsewhere Elsewhere
 }
 
 // Lost is a lost host that still has active allocations: it was given up by a version that left them there.
@@ -43,14 +45,18 @@ func Plan(v View, now time.Time) (actions []command.Command, again time.Time) {
 		switch {
 		case !h.Until.After(now):
 			due = append(due, h.Allocation)
-		case again.IsZero() || h.Until.Before(again):
-			again = h.Until
+		default:
+			again = earlier(again, h.Until)
 		}
 	}
 	for len(due) > 0 {
 		n := min(len(due), batch)
 		actions = append(actions, command.Place{Meta: meta, Allocations: due[:n]})
 		due = due[n:]
+	}
+	for _, d := range v.Draining {
+		more, at := planDrain(d, &v.Elsewhere, now)
+		actions, again = append(actions, more...), earlier(again, at)
 	}
 	return actions, again
 }

@@ -12,6 +12,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -75,7 +76,12 @@ func (r *Relocator) Run(ctx context.Context) {
 func look(view state.View, ws state.WatchSet, fencedBy func(id.Host) time.Time) View {
 	var out View
 	for h := range view.Hosts(ws) {
-		if !h.Lost() {
+		switch {
+		case h.Lost():
+		case h.Drain != nil && h.Drain.State != api.DrainDrained:
+			out.Draining = append(out.Draining, lookDraining(view, ws, h))
+			continue
+		default:
 			continue
 		}
 		left := false
@@ -86,6 +92,9 @@ func look(view state.View, ws state.WatchSet, fencedBy func(id.Host) time.Time) 
 		if left {
 			out.Lost = append(out.Lost, Lost{Host: h.ID, Reason: h.Reason, FencedBy: fencedBy(h.ID)})
 		}
+	}
+	if len(out.Draining) > 0 {
+		out.Elsewhere = lookElsewhere(view, ws)
 	}
 	for p := range view.Pools(ws) {
 		for a := range view.Held(ws, p.Name) {

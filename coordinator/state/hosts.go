@@ -16,11 +16,25 @@ type Host struct {
 	StatusAt    time.Time          `json:"status_at,omitzero"`
 	Reason      string             `json:"reason,omitzero"`
 	Cordoned    bool               `json:"cordoned,omitzero"`
+	Drain       *Drain             `json:"drain,omitzero"`    // while it is cordoned for being emptied
 	Instance    string             `json:"instance,omitzero"` // of the agent's run that reported last
 	Report      command.HostReport `json:"report,omitzero"`
 	CreatedAt   time.Time          `json:"created_at,omitzero"`
 	CreateIndex uint64             `json:"create_index,omitzero"`
 	ModifyIndex uint64             `json:"modify_index,omitzero"`
+}
+
+// Drain is the emptying of a cordoned host. Records are immutable, and so is what they point to.
+type Drain struct {
+	State    string        `json:"state"` // api.DrainDraining, DrainOverdue, DrainDrained
+	Since    time.Time     `json:"since"`
+	EndedAt  time.Time     `json:"ended_at,omitzero"` // when nothing was left
+	Deadline time.Time     `json:"deadline,omitzero"`
+	Drain    time.Duration `json:"drain,omitzero"` // how long connections of each gateway may go on
+	Force    bool          `json:"force,omitzero"`
+	Total    int           `json:"total,omitzero"`  // allocations that the host had at the beginning
+	Reason   string        `json:"reason,omitzero"` // what it waits for
+	Actor    string        `json:"actor,omitzero"`
 }
 
 const tableHosts = "hosts"

@@ -76,6 +76,8 @@ type Allocation struct {
 	Timings        Timings           `json:"timings"`
 	Metadata       map[string]string `json:"metadata,omitempty"`
 	Failure        *Failure          `json:"failure,omitempty"`
+	Relocation     *Relocation       `json:"relocation,omitempty" doc:"While it moves to another gateway. What the allocation names itself goes on serving it until the other one does, unless its host is lost"`
+	Moves          []Moved           `json:"moves,omitempty" doc:"Its latest moves, oldest first"`
 	Index          uint64            `json:"index" doc:"Raft index of the last change"`
 }
 
@@ -83,6 +85,42 @@ type Allocation struct {
 type Failure struct {
 	Code    string `json:"code"`
 	Message string `json:"message"`
+}
+
+// MigrateAllocation is the body of POST /v1/allocations/{id}/migrate.
+type MigrateAllocation struct {
+	HostID string `json:"host_id,omitempty" doc:"The host to go to; default: the one that a start would choose"`
+}
+
+// Relocation is the way of an allocation to another gateway.
+type Relocation struct {
+	Cause       string     `json:"cause" enum:"lost,drain,migrate"`
+	Reason      string     `json:"reason"`
+	Since       time.Time  `json:"since"`
+	FromHost    string     `json:"from_host_id,omitempty"`
+	FromGateway string     `json:"from_gateway_id,omitempty"`
+	ToHost      string     `json:"to_host_id,omitempty" doc:"Absent while it waits for a gateway"`
+	ToGateway   string     `json:"to_gateway_id,omitempty"`
+	ToEpoch     uint64     `json:"to_epoch,omitempty"`
+	Waiting     bool       `json:"waiting,omitempty" doc:"It waits for a gateway, before everybody in the pool's line"`
+	HeldBy      string     `json:"held_by,omitempty" doc:"lease: its host, if it only is cut off, may still serve it; backoff: the last gateway did not come to serve it" enum:"lease,backoff,"`
+	HeldUntil   *time.Time `json:"held_until,omitempty"`
+	Attempts    int        `json:"attempts,omitempty" doc:"Gateways that did not come to serve it"`
+	Failure     *Failure   `json:"failure,omitempty" doc:"Of the last of them"`
+}
+
+// Moved is a move of an allocation that is over.
+type Moved struct {
+	Cause       string    `json:"cause" enum:"lost,drain,migrate"`
+	Reason      string    `json:"reason"`
+	Since       time.Time `json:"since"`
+	EndedAt     time.Time `json:"ended_at"`
+	FromHost    string    `json:"from_host_id,omitempty"`
+	FromGateway string    `json:"from_gateway_id,omitempty"`
+	ToHost      string    `json:"to_host_id,omitempty"`
+	ToGateway   string    `json:"to_gateway_id,omitempty"`
+	Epoch       uint64    `json:"epoch,omitempty"`
+	Failure     *Failure  `json:"failure,omitempty" doc:"Why it stayed where it was"`
 }
 
 // Names of the steps of an allocation, in order, of a move to another gateway, which begins with relocate and

@@ -20,9 +20,32 @@ type Host struct {
 	Allocated   int         `json:"allocated"`
 	Version     string      `json:"version" doc:"Of the agent"`
 	Nginx       NginxStatus `json:"nginx"`
+	Drain       *HostDrain  `json:"drain,omitempty" doc:"While the host is being emptied, and after that until it is uncordoned"`
 	LastSeen    *time.Time  `json:"last_seen,omitempty"`
 	CreatedAt   time.Time   `json:"created_at"`
 	Index       uint64      `json:"index"`
+}
+
+// States of a drain. overdue: its deadline has passed, and it goes on.
+const (
+	DrainDraining = "draining"
+	DrainOverdue  = "overdue"
+	DrainDrained  = "drained"
+)
+
+// HostDrain is how far the emptying of a host is.
+type HostDrain struct {
+	State    string     `json:"state" enum:"draining,overdue,drained"`
+	Since    time.Time  `json:"since"`
+	EndedAt  *time.Time `json:"ended_at,omitempty" doc:"When nothing was left"`
+	Deadline *time.Time `json:"deadline,omitempty"`
+	Drain    Duration   `json:"drain,omitempty" doc:"How long open connections of each gateway may go on"`
+	Force    bool       `json:"force,omitempty" doc:"At the deadline, what is left is taken off the host all the same, and waits for a gateway elsewhere"`
+	Total    int        `json:"total" doc:"Allocations that the host had at the beginning"`
+	Left     int        `json:"left" doc:"Allocations that it still serves"`
+	Moving   int        `json:"moving" doc:"How many of those have a gateway elsewhere that is coming up"`
+	Closing  int        `json:"closing" doc:"Gateways whose organization has left, and which wait for open connections or are being recycled"`
+	Waiting  string     `json:"waiting,omitempty" doc:"What those that are left wait for"`
 }
 
 // Conditions of a host's nginx.

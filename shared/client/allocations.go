@@ -54,6 +54,16 @@ func (c *Client) Explain(ctx context.Context, allocation string, opts ...CallOpt
 	return do[api.Explanation](ctx, c, get("v1", "allocations", allocation, "explain"), opts)
 }
 
+// Migrate brings an allocation to a gateway of another host, the named one or any, and returns when that one
+// serves it. Drain is how long open connections of the old gateway may go on.
+func (c *Client) Migrate(ctx context.Context, allocation string, in api.MigrateAllocation, drain time.Duration, opts ...CallOption) (api.Allocation, error) {
+	rq := create(in, "v1", "allocations", allocation, "migrate")
+	if drain > 0 {
+		rq.query.Set("drain", drain.String())
+	}
+	return do[api.Allocation](ctx, c, rq, opts)
+}
+
 // Release ends an allocation and returns when its gateway is recycled. Drain is how long open
 // connections may go on.
 func (c *Client) Release(ctx context.Context, allocation string, drain time.Duration, opts ...CallOption) (api.Allocation, error) {

@@ -3,6 +3,7 @@ package client
 import (
 	"context"
 	"net/http"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
@@ -131,6 +132,28 @@ func (c *Client) CordonHost(ctx context.Context, host string, opts ...CallOption
 // UncordonHost lets a host be used again.
 func (c *Client) UncordonHost(ctx context.Context, host string, opts ...CallOption) (api.Host, error) {
 	return do[api.Host](ctx, c, post("v1", "hosts", host, "uncordon"), opts)
+}
+
+// Drain is how a host is emptied; the zero value takes no deadline and ends connections at once.
+type Drain struct {
+	Connections time.Duration // how long open connections of each gateway may go on
+	Deadline    time.Duration // after this time what is left is reported, or forced; zero: never
+	Force       bool
+}
+
+// DrainHost cordons a host and begins to bring everything that it serves to other hosts. Host tells how far it
+// is, UncordonHost ends it.
+func (c *Client) DrainHost(ctx context.Context, host string, d Drain, opts ...CallOption) (api.Host, error) {
+	rq := post("v1", "hosts", host, "drain")
+	for name, value := range map[string]time.Duration{"drain": d.Connections, "deadline": d.Deadline} {
+		if value > 0 {
+			rq.query.Set(name, value.String())
+		}
+	}
+	if d.Force {
+		rq.query.Set("force", "true")
+	}
+	return do[api.Host](ctx, c, rq, opts)
 }
 
 // DeleteHost forgets a host that serves no organization.

@@ -19,7 +19,7 @@ func (a *app) allocCommand() *cobra.Command {
 		Use:     "alloc",
 		Short:   "Give organizations their gateways and take them back",
 		Example: "  demiurge alloc start 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11\n  demiurge alloc list",
-	}, a.allocStart(), a.allocStop(), a.allocList(), a.allocShow(), a.allocSteps(), a.allocExplain())
+	}, a.allocStart(), a.allocStop(), a.allocList(), a.allocShow(), a.allocSteps(), a.allocExplain(), a.allocMigrate())
 }
 
 func (a *app) allocStart() *cobra.Command {
@@ -218,7 +218,8 @@ func (a *app) printAllocation(x api.Allocation) error {
 			"Allocation", x.AllocationID, "Organization", x.OrganizationID, "State", x.State, "Failure", failure,
 			"Place in line", number(x.Position), "Pool", x.Pool, "Gateway", x.GatewayID, "Host", x.HostID, "Epoch", number(x.Epoch),
 			"Host name", x.Hostname, "URL", x.URL, "Warm", yes(x.Warm), "Created", stamp(&x.CreatedAt), "Active", stamp(x.ActiveAt),
-			"Ended", stamp(x.EndedAt), "Expires", stamp(x.ExpiresAt), "Timings", timings, "Metadata", joined(x.Metadata))
+			"Ended", stamp(x.EndedAt), "Expires", stamp(x.ExpiresAt), "Timings", timings, "Metadata", joined(x.Metadata),
+			"Moving", movingText(x.Relocation), "Last move", movedText(x.Moves))
 	})
 }
 

@@ -21,7 +21,7 @@ func (a *app) hostCommand() *cobra.Command {
 		a.hostAction("show", "Show one host", (*client.Client).Host),
 		a.hostAction("cordon", "Give no more gateways of this host to organizations", (*client.Client).CordonHost),
 		a.hostAction("uncordon", "Give gateways of this host to organizations again", (*client.Client).UncordonHost),
-		a.hostDelete(), a.hostJoinToken())
+		a.hostDrain(), a.hostDelete(), a.hostJoinToken())
 }
 
 func (a *app) hostList() *cobra.Command {
@@ -100,7 +100,7 @@ func (a *app) printHost(x api.Host) error {
 		err := fields(w, "Host", x.HostID, "State", x.State, "Schedulable", yes(x.Schedulable), "Address", x.Address, "Capacity", x.Capacity,
 			"Gateways", x.Gateways, "Allocated", x.Allocated, "Agent", x.Version, "Last seen", stamp(x.LastSeen), "Created", stamp(&x.CreatedAt),
 			"Nginx", n.State, "Generation", fmt.Sprintf("%d live, %d wanted", n.LiveGeneration, n.DesiredGeneration), "Routes", n.Routes,
-			"Draining workers", n.DrainingWorkers, "Last error", n.LastError)
+			"Draining workers", n.DrainingWorkers, "Last error", n.LastError, "Drain", drainText(x.Drain))
 		if err != nil || len(n.Quarantined) == 0 {
 			return err
 		}
