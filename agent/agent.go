@@ -27,6 +27,7 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/syncer"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/garbage"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
 )
@@ -192,6 +193,10 @@ func (a *Agent) listen() error {
 // settlePatience is how long the agent waits with its first report for what it finds to come to rest.
 const settlePatience = 3 * time.Second
 
+// garbageAllowed is how much memory an agent leaves to garbage: with hundreds of gateways its state takes a few
+// MiB, and all of it has to stay small beside them.
+const garbageAllowed = 12 << 20
+
 // Start begins to act. The parts run until Stop.
 func (a *Agent) Start() {
 	a.looked.Store(a.o.Now().UnixNano())
@@ -202,6 +207,7 @@ func (a *Agent) Start() {
 		a.stack.Go("metrics", func(context.Context) { _ = server.Serve(a.http) })
 		a.stack.PushClose("metrics server", server.Close)
 	}
+	a.stack.Go("memory", func(ctx context.Context) { garbage.Allow(ctx, garbageAllowed) })
 	a.stack.Go("nginx engine's loop", func(ctx context.Context) { a.must(ctx, "the nginx engine", a.nginx.Run) })
 	if a.c.Nginx.Manage {
 		a.stack.Go("nginx", a.manageNginx)

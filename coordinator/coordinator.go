@@ -32,6 +32,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/relocator"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/coordinator/trust"
+	"github.com/demiurge-platform/demiurge/shared/garbage"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
@@ -41,6 +42,9 @@ import (
 
 // heartbeat is how often an idle agent stream carries an empty frame.
 const heartbeat = time.Second
+
+// garbageAllowed is how much memory a coordinator leaves to garbage beside its state.
+const garbageAllowed = 64 << 20
 
 // Options configure a Coordinator.
 type Options struct {
@@ -185,7 +189,7 @@ func (c *Coordinator) Addr() net.Addr { return c.listener.Addr() }
 
 // Start begins to serve and to lead when elected.
 func (c *Coordinator) Start() {
-	c.stack.Go("memory", tuneMemory)
+	c.stack.Go("memory", func(ctx context.Context) { garbage.Allow(ctx, garbageAllowed) })
 	c.stack.Go("trust", c.trust.Run)
 	c.stack.Go("keys of issuers", c.users.Run)
 	c.stack.Go("members", c.members.Run)

@@ -193,7 +193,7 @@ func TestHostComesBackWhileItsOrganizationsMove(t *testing.T) {
 	f.agents["h1"].Return()
 	f.eventually("each is served once", func(a api.Allocation) bool {
 		was := before[a.AllocationID]
-		return a.State == api.AllocationActive && (a.HostID == "h1") == (a.Epoch == was.Epoch)
+		return a.State == api.AllocationActive && (a.GatewayID == was.GatewayID) == (a.Epoch == was.Epoch)
 	}, f.served)
 }
 

@@ -7,6 +7,8 @@ import (
 	"net"
 	"net/http"
 	"os"
+	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -26,7 +28,9 @@ type Gateway struct {
 	listener *listener
 	server   *http.Server
 	stack    lifecycle.Stack
-	failed   chan error // holds what ended serving, if not Stop
+	failed   chan error   // holds what ended serving, if not Stop
+	open     atomic.Int64 // requests and WebSockets at the moment
+	busy     sync.Once    // Options.Busy was called
 }
 
 // New opens the socket. Nothing is answered before Start.
@@ -56,6 +60,7 @@ func New(opts Options) (*Gateway, error) {
 		return nil, err
 	}
 	g.stack.PushClose("socket", g.listener.Close)
+	warm()
 	g.server = &http.Server{
 		Handler:           http.HandlerFunc(g.serve),
 		ReadHeaderTimeout: 10 * time.Second,

@@ -8,6 +8,7 @@ import (
 	"mime"
 	"net/http"
 	"strconv"
+	"strings"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
@@ -56,6 +57,17 @@ func decode(w http.ResponseWriter, r *http.Request, limit int64, into any) error
 
 func tooLarge(limit int64) error {
 	return fault.New(fault.TooLarge, "the body is longer than %d bytes", limit)
+}
+
+// warm reads an activation as the first one will be read: what is learned of the types on the way is learned
+// while the gateway waits in its pool, and not while an organization waits for the gateway.
+func warm() {
+	var a api.Activate
+	dec := json.NewDecoder(strings.NewReader(`{"organization_id":"","epoch":1,"members":[{"user_id":""}],"projects":[{"project_id":""}]}`))
+	dec.DisallowUnknownFields()
+	_ = dec.Decode(&a)
+	_, _ = parseGrant(a)
+	_ = json.NewEncoder(io.Discard).Encode(api.GatewayHealth{})
 }
 
 // writeJSON answers with a body.

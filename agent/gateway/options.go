@@ -22,6 +22,7 @@ const (
 	peerTimeout    = 10 * time.Second // for a peer to answer a ping or to take a message
 	stopTimeout    = 10 * time.Second // for requests to finish at SIGTERM
 	maxSockets     = 10_000
+	busyAt         = 16 // requests and WebSockets at a time, from which on Options.Busy is wanted
 )
 
 // Options of a Gateway.
@@ -32,6 +33,7 @@ type Options struct {
 	StateDir string // absolute; must be there
 	Release  string // shown in answers; may be empty
 	MaxBody  int64  // of a request on a private route; default 64 MiB
+	Busy     func() // called once, when many requests and WebSockets are open at a time; may be nil
 	Logger   hclog.Logger
 }
 

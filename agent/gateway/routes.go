@@ -44,6 +44,10 @@ func (g *Gateway) routes() []route {
 
 // serve is the way in for every request.
 func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
+	defer g.open.Add(-1)
+	if g.open.Add(1) >= busyAt && g.opts.Busy != nil {
+		g.busy.Do(g.opts.Busy)
+	}
 	serving := g.tenant.serving()
 	identify(w, g.opts.Gateway, serving)
 	found, ok := g.table[r.URL.Path]

@@ -9,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"runtime"
 	"strings"
 	"syscall"
 
@@ -38,7 +39,16 @@ SIGTERM and SIGINT: WebSockets are closed (1001), requests finish within 10 s, e
 Exit codes: 0 stopped, 1 failed, 2 wrong usage or environment.
 `
 
+// maxProcs is the variable by which somebody else decides how many processors this process uses.
+const maxProcs = "GOMAXPROCS"
+
 func main() {
+	// Hundreds of gateways wait on a host for one request at a time. One that has only that to do uses one
+	// processor: it wakes no further thread for it, and takes no time from the others. A busy one uses all that
+	// it may (options.Busy).
+	if os.Getenv(maxProcs) == "" {
+		runtime.GOMAXPROCS(1)
+	}
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGTERM, syscall.SIGINT)
 	code := run(ctx, os.Args[1:], os.Getenv, os.Stdout, os.Stderr)
 	stop()
@@ -59,6 +69,9 @@ func run(ctx context.Context, args []string, getenv func(string) string, stdout,
 		return 2
 	}
 	opts, err := options(getenv, stderr)
+	if getenv(maxProcs) == "" {
+		opts.Busy = runtime.SetDefaultGOMAXPROCS
+	}
 	if err != nil {
 		fmt.Fprintf(stderr, "demiurge-gateway: %v\nSee demiurge-gateway --help.\n", err)
 		return 2

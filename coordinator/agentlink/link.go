@@ -25,10 +25,13 @@ type Proposer interface {
 	Propose(ctx context.Context, c command.Command) (command.Result, uint64, error)
 }
 
-// Allocations takes in what agents report of unfinished allocations, and returns when what follows
-// from it is in the log.
+// Allocations takes in what agents report of unfinished allocations.
 type Allocations interface {
+	// Report returns when the failures that were reported are in the log. What it concludes from an
+	// organization that is served may come later, or again from the next full observation.
 	Report(ctx context.Context, host id.Host, progress []allocator.Progress)
+	// Settled waits until no conclusion from an earlier report of the allocation is on its way.
+	Settled(ctx context.Context, a id.Allocation)
 }
 
 // Options configure a Link. All fields are needed; Heartbeat is how often an idle stream carries an
@@ -64,8 +67,6 @@ type hostLink struct {
 	cancel  context.CancelFunc // of the newest stream; nil when it has ended
 	seen    time.Time
 	asked   time.Time // when the latest question was sent; zero: never
-	answer  time.Time // when the latest of those that were answered was sent; zero: none was
-	leaving bool      // its last word was that the machine is being switched off
 	ask     bool      // a question goes out with the next frame
 	ended   bool      // the other end closed the newest stream: the machine lives, its agent does not
 	nginx   api.NginxStatus
@@ -125,7 +126,7 @@ func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func
 	}
 	hl.streams++
 	own := hl.streams
-	hl.cancel, hl.seen, hl.ended, hl.leaving = cancel, l.opts.Now(), false, false
+	hl.cancel, hl.seen, hl.ended = cancel, l.opts.Now(), false
 	l.mu.Unlock()
 	l.opts.Logger.Info("agent connected", "host", h, "instance", instance)
 	var err error
@@ -305,13 +306,9 @@ func (l *Link) Verify(ctx context.Context, h id.Host, req api.VerifyRequest) err
 type Contact struct {
 	Heard time.Time // anything from the agent; zero: never
 	Asked time.Time // the latest question; zero: never
-	// Answered is when the latest of the questions that were answered was sent; zero: none was.
-	Answered time.Time
-	Open     bool // its stream is open as far as this end knows
+	Open  bool      // its stream is open as far as this end knows
 	// Ended: the other end closed the stream. The machine and what it serves may well live on.
 	Ended bool
-	// Farewell: the agent's last word was that its machine is being switched off.
-	Farewell bool
 	// Gossip is what the agent says of its own place in the gossip; zero: nothing yet.
 	Gossip api.HostGossip
 }
@@ -324,10 +321,7 @@ func (l *Link) Contact(h id.Host) Contact {
 	if hl == nil {
 		return Contact{}
 	}
-	return Contact{
-		Heard: hl.seen, Asked: hl.asked, Answered: hl.answer, Open: hl.cancel != nil, Ended: hl.ended,
-		Farewell: hl.leaving, Gossip: hl.gossip,
-	}
+	return Contact{Heard: hl.seen, Asked: hl.asked, Open: hl.cancel != nil, Ended: hl.ended, Gossip: hl.gossip}
 }
 
 // Ask sends a question down a host's stream, to which any agent that lives answers at once.

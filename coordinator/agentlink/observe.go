@@ -35,8 +35,8 @@ func (r *Receiver) Ephemeral(h id.Host) (api.NginxStatus, time.Time, bool) {
 	return r.link.Ephemeral(h)
 }
 
-// Observe takes in one observation of a host and returns the index after what it reported took effect.
-// Malformed reports are refused as a whole with invalid_request, so that an agent's error is seen.
+// Observe takes in one observation of a host and returns the index after what it reported took effect, apart
+// from the confirmation of allocations that are served now, which is on its way. Malformed reports are refused as a whole with invalid_request, so that an agent's error is seen.
 func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) (uint64, error) {
 	parsed, err := parse(h, obs)
 	if err != nil {
@@ -44,6 +44,7 @@ func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) 
 	}
 	l := r.link
 	r.heard(h, obs)
+	r.inOrder(ctx, parsed)
 	view := l.opts.Store.View()
 	progress, rest := split(view, h, parsed)
 	if cmd, changed := r.command(view, h, obs, parsed, rest); changed {
@@ -59,13 +60,23 @@ func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) 
 	return l.opts.Store.View().Index(), nil
 }
 
+// inOrder waits for the confirmations that come of earlier observations and that these reports would overtake.
+func (r *Receiver) inOrder(ctx context.Context, p parsed) {
+	view := r.link.opts.Store.View()
+	for _, g := range p.reports {
+		if rec := view.Gateway(nil, g.Gateway); rec != nil && g.Phase != api.PhaseServing && rec.Desired.Allocation != "" {
+			r.allocations.Settled(ctx, rec.Desired.Allocation)
+		}
+	}
+}
+
 // heard notes what needs no log: that the agent lives, its nginx, and answers to verify requests.
 func (r *Receiver) heard(h id.Host, obs api.Observation) {
 	l := r.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	hl := l.hostLocked(h)
-	hl.seen, hl.answer, hl.leaving = l.opts.Now(), hl.asked, obs.Leaving
+	hl.seen = l.opts.Now()
 	if obs.Host != nil {
 		hl.nginx, hl.gossip = obs.Host.Nginx, obs.Host.Gossip
 	}
@@ -139,15 +150,14 @@ func pending(view state.View, g *state.Gateway) bool {
 	return ok && grant.Gateway == g.ID
 }
 
-// command makes the entry for what is new in an observation; changed is false when nothing is. That a host
-// is no longer silent is for the host monitor to say, which knows more than that one report came.
+// command makes the entry for what is new in an observation; changed is false when nothing is.
 func (r *Receiver) command(view state.View, h id.Host, obs api.Observation, p parsed, rest []command.GatewayReport) (command.ObserveHost, bool) {
 	cmd := command.ObserveHost{
 		Meta: command.Meta{At: r.link.opts.Now(), Actor: "agent/" + string(h)},
 		Host: h, Instance: obs.Instance, Events: p.events,
 	}
 	host := view.Host(nil, h)
-	changed := len(p.events) > 0 || host == nil || host.Instance != obs.Instance || host.Lost()
+	changed := len(p.events) > 0 || host == nil || host.Instance != obs.Instance || host.Status != api.HostAlive
 	if obs.Host != nil {
 		report := hostReport(*obs.Host)
 		if host == nil || !sameReport(host.Report, report) {

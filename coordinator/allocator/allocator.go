@@ -58,6 +58,11 @@ type Runner struct {
 	waiters map[id.Allocation]int
 	// verified remembers when an active allocation was last seen to be served; guarded by mu.
 	verified map[id.Allocation]time.Time
+	// reigning is the context of Run while it runs, nil otherwise; guarded by mu.
+	reigning context.Context
+	// confirming counts confirmations on their way. It is added to under mu while reigning is set, and Run
+	// waits for it after it has taken reigning away.
+	confirming sync.WaitGroup
 }
 
 // run is what the leader knows of an unfinished allocation beyond the log.
@@ -66,7 +71,8 @@ type run struct {
 	asked     time.Time     // when the caller's request arrived; zero when a predecessor took it
 	reserve   time.Duration // how long the reserve entry took
 	steps     []command.Step
-	concluded bool // a confirmation or failure is on its way
+	concluded bool          // a confirmation or failure is on its way
+	confirmed chan struct{} // closed when the confirmation is no longer on its way; nil: there was none
 }
 
 // New makes a Runner.

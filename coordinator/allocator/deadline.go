@@ -13,16 +13,18 @@ import (
 
 const (
 	eventBatch     = 1024
-	maxConcluders  = 64              // deadlines that are concluded at the same time
-	retryConclude  = time.Second     // between tries to conclude one that could not be
-	collectEvery   = 5 * time.Minute // history is collected this often
-	historyKeptFor = 24 * time.Hour  // ended allocations and answered idempotency keys
+	settle         = 10 * time.Millisecond // events gather so long before they are read: deadlines are seconds away
+	maxConcluders  = 64                    // deadlines that are concluded at the same time
+	retryConclude  = time.Second           // between tries to conclude one that could not be
+	collectEvery   = 5 * time.Minute       // history is collected this often
+	historyKeptFor = 24 * time.Hour        // ended allocations and answered idempotency keys
 )
 
 // Run ends what passes its time: places in line, unfinished allocations, allocations with a time to
 // live, and history. It runs while this coordinator leads, beginning with all that it finds in the
 // state, and forgets everything it knew when it returns.
 func (r *Runner) Run(ctx context.Context) {
+	r.reign(ctx)
 	defer r.reset()
 	var q queue
 	last := r.opts.Store.LastEvent()
@@ -55,6 +57,7 @@ func (r *Runner) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-more:
+			pause(ctx, settle)
 		case <-timer.C:
 		case <-r.opts.Store.Restored():
 			q = nil
@@ -66,7 +69,28 @@ func (r *Runner) Run(ctx context.Context) {
 	}
 }
 
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
+}
+
+// reign lets Report leave confirmations to goroutines that end with ctx.
+func (r *Runner) reign(ctx context.Context) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.reigning = ctx
+}
+
+// reset waits for the confirmations that are on their way and forgets everything.
 func (r *Runner) reset() {
+	r.mu.Lock()
+	r.reigning = nil
+	r.mu.Unlock()
+	r.confirming.Wait()
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	clear(r.runs)

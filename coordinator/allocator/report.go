@@ -21,51 +21,90 @@ type Progress struct {
 	Serving    *command.GatewayReport // nil: not served yet
 }
 
-// Report takes in what an agent reported and returns when what follows from it (confirmations,
-// failures) is in the log. Reports of another epoch are dropped: they are of a grant that has ended.
+// Report takes in what an agent reported. It returns when the failures that follow from it are in the log.
+// Confirmations go on by themselves while Run runs, so that the agent's next report does not wait for the
+// disk: if one is lost with this coordinator, the agent's full observation leads to it again, as after any
+// change of leader. Reports of another epoch are dropped: they are of a grant that has ended.
 func (r *Runner) Report(ctx context.Context, host id.Host, progress []Progress) {
 	var wg sync.WaitGroup
 	for _, p := range progress {
-		if next := r.conclude(host, p); next != nil {
-			wg.Go(func() { next(ctx) })
+		failed, confirm := r.conclude(host, p)
+		if failed != nil {
+			wg.Go(func() { failed(ctx) })
+		}
+		if confirm != nil && !r.beside(confirm) {
+			wg.Go(func() { confirm(ctx) })
 		}
 	}
 	wg.Wait()
 }
 
-// conclude records the steps and returns what there is to propose, or nil.
-func (r *Runner) conclude(host id.Host, p Progress) func(context.Context) {
+// beside runs fn on its own while Run runs, which waits for it; false: Run does not run.
+func (r *Runner) beside(fn func(context.Context)) bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	ctx := r.reigning
+	if ctx == nil {
+		return false
+	}
+	r.confirming.Go(func() { fn(ctx) })
+	return true
+}
+
+// conclude records the steps and returns what there is to propose: a failure, a confirmation or neither.
+func (r *Runner) conclude(host id.Host, p Progress) (failed, confirm func(context.Context)) {
 	rec := r.opts.Store.View().Allocation(nil, p.Allocation)
 	if rec == nil {
-		return nil
+		return nil, nil
 	}
 	grant, pending := rec.Pending()
 	if !pending || grant.Epoch != p.Epoch || grant.Host != host {
-		return nil
+		return nil, nil
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	rn := r.trackLocked(rec.ID, grant.Epoch)
 	rn.steps = mergeSteps(rn.steps, p.Steps)
 	if rn.concluded {
-		return nil
+		return nil, nil
 	}
 	steps := append([]command.Step(nil), rn.steps...)
 	if bad := failedStep(steps); bad != nil {
 		rn.concluded = true
 		return func(ctx context.Context) {
 			r.fail(ctx, rec, grant.Epoch, failure{bad.Code, "step " + bad.Step + " failed: " + bad.Error, true}, steps)
-		}
+		}, nil
 	}
 	if p.Serving == nil {
-		return nil
+		return nil, nil
 	}
-	rn.concluded = true
-	asked, reserve := rn.asked, rn.reserve
-	if rec.State == state.AllocationRelocating {
-		return func(ctx context.Context) { r.confirmMove(ctx, rec, grant, *p.Serving, steps) }
+	rn.concluded, rn.confirmed = true, make(chan struct{})
+	asked, reserve, confirmed := rn.asked, rn.reserve, rn.confirmed
+	return nil, func(ctx context.Context) {
+		defer close(confirmed)
+		if rec.State == state.AllocationRelocating {
+			r.confirmMove(ctx, rec, grant, *p.Serving, steps)
+		} else {
+			r.confirm(ctx, rec, *p.Serving, steps, asked, reserve)
+		}
 	}
-	return func(ctx context.Context) { r.confirm(ctx, rec, *p.Serving, steps, asked, reserve) }
+}
+
+// Settled waits for the allocation's confirmation when one is on its way. What an agent reports of its gateway
+// afterwards must not get into the log before it: it would be taken for the older word.
+func (r *Runner) Settled(ctx context.Context, a id.Allocation) {
+	r.mu.Lock()
+	rn := r.runs[a]
+	if rn == nil || rn.confirmed == nil {
+		r.mu.Unlock()
+		return
+	}
+	confirmed := rn.confirmed
+	r.mu.Unlock()
+	select {
+	case <-confirmed:
+	case <-ctx.Done():
+	}
 }
 
 // confirm makes the allocation active. When the entry cannot be placed the agent's next full

@@ -46,9 +46,13 @@ const batch = 512
 // of their own.
 const idle = time.Minute
 
+// settle is how long Run lets events gather before it tells of them: whoever waits for an entry of the log to
+// be applied comes first, and log lines are for readers to whom it makes no difference.
+const settle = 10 * time.Millisecond
+
 // Run writes the log lines and feeds the metrics until ctx is done.
 func (b *Broker) Run(ctx context.Context) {
-	_ = b.Follow(ctx, b.from, idle, func(events []state.Event, truncated bool) error {
+	_ = b.follow(ctx, b.from, idle, settle, func(events []state.Event, truncated bool) error {
 		if truncated {
 			b.log.Warn("events were dropped before they were told", "kept", state.KeptEvents)
 		}
@@ -93,6 +97,11 @@ func (b *Broker) tell(e *state.Event) {
 // nothing happened for a heartbeat, and truncated when events before the batch are no longer kept. It
 // returns nil when ctx is done, and send's error otherwise.
 func (b *Broker) Follow(ctx context.Context, after state.EventID, heartbeat time.Duration, send func(batch []state.Event, truncated bool) error) error {
+	return b.follow(ctx, after, heartbeat, 0, send)
+}
+
+// follow is Follow with a pause between that something happened and its reading.
+func (b *Broker) follow(ctx context.Context, after state.EventID, heartbeat, settle time.Duration, send func(batch []state.Event, truncated bool) error) error {
 	alive := time.NewTicker(heartbeat)
 	defer alive.Stop()
 	for ctx.Err() == nil {
@@ -109,6 +118,7 @@ func (b *Broker) Follow(ctx context.Context, after state.EventID, heartbeat time
 		select {
 		case <-ctx.Done():
 		case <-more:
+			pause(ctx, settle)
 		case <-restored: // the feed may be another one now: what it has after this place is read next
 		case <-alive.C:
 			if err := send(nil, false); err != nil {
@@ -117,4 +127,16 @@ func (b *Broker) Follow(ctx context.Context, after state.EventID, heartbeat time
 		}
 	}
 	return nil
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	if d <= 0 {
+		return
+	}
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
+	}
 }

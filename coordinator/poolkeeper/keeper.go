@@ -35,6 +35,9 @@ func New(opts Options) *Keeper { return &Keeper{opts} }
 const (
 	retry = time.Second
 	idle  = time.Minute
+	// settle is how long changes gather before pools are looked at again. Starting a gateway takes far longer,
+	// and whoever waits for an entry of the log comes first.
+	settle = 10 * time.Millisecond
 )
 
 // Run watches pools, gateways and hosts and acts until ctx ends. It reacts to changes, not to a clock.
@@ -56,8 +59,20 @@ func (k *Keeper) Run(ctx context.Context) {
 		}
 		ws.Add(k.opts.Store.Restored())
 		waitCtx, cancel := context.WithTimeout(ctx, max(next.Sub(k.opts.Now()), 10*time.Millisecond))
-		_ = ws.WatchCtx(waitCtx) // its error is the time to look again, or the end
+		changed := ws.WatchCtx(waitCtx) == nil // otherwise it is time to look again, or the end
 		cancel()
+		if changed {
+			pause(ctx, settle)
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
 	}
 }
 

@@ -35,12 +35,13 @@ func (f *family) adopt(stack *lifecycle.Stack) error {
 	return nil
 }
 
-// reapUntil reaps whenever a child ended. The ticker is for signals that were merged while it was busy.
+// reapUntil reaps whenever a child ended. The ticker is for what no signal told of; beside hundreds of gateways
+// the table of all processes is dear to read.
 func (f *family) reapUntil(ctx context.Context) {
 	ended := make(chan os.Signal, 1)
 	signal.Notify(ended, syscall.SIGCHLD)
 	defer signal.Stop(ended)
-	ticker := time.NewTicker(time.Second)
+	ticker := time.NewTicker(5 * time.Second)
 	defer ticker.Stop()
 	for {
 		f.reap()

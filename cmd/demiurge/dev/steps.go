@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"maps"
 	"net"
 	"os"
 	"slices"
@@ -214,14 +215,21 @@ func (s *system) watchGateways(ctx context.Context) {
 		s.noteGateways(items)
 		select { // many changes at once are one, and a look at many gateways is not for free
 		case <-ctx.Done():
-		case <-time.After(50*time.Millisecond + time.Duration(len(items))*time.Millisecond):
+		case <-time.After(50*time.Millisecond + time.Duration(len(items))*5*time.Millisecond):
 		}
 	}
 }
 
 func (s *system) noteGateways(items []api.Gateway) {
+	s.mu.Lock()
+	before := maps.Clone(s.processes)
+	s.mu.Unlock()
 	now := map[string]identity{}
 	for _, g := range items {
+		if known, ok := before["gateway-"+g.GatewayID]; ok && g.PID == known.PID {
+			now["gateway-"+g.GatewayID] = known // the API tells of another process under another number
+			continue
+		}
 		if p, ok := look(g.PID); g.PID != 0 && ok && !p.zombie() {
 			now["gateway-"+g.GatewayID] = p.identity
 		}

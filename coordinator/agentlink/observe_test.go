@@ -1,0 +1,201 @@
+package agentlink_test
+
+import (
+	"context"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+	"github.com/hashicorp/raft"
+
+	"github.com/demiurge-platform/demiurge/coordinator/agentlink"
+	"github.com/demiurge-platform/demiurge/coordinator/allocator"
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/fsm"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+const patience = 30 * time.Second
+
+// kit is the core of a coordinator without a log: what is proposed is applied at once, unless its type is held.
+type kit struct {
+	t        *testing.T
+	store    *state.Store
+	machine  *fsm.FSM
+	runner   *allocator.Runner
+	receiver *agentlink.Receiver
+	depose   func() // ends the allocator's Run
+
+	mu    sync.Mutex // guards index, and is held while an entry is applied
+	index uint64
+	held  map[command.Type]chan struct{} // not changed while something is proposed
+}
+
+// Propose implements the proposer of allocator and agentlink.
+func (k *kit) Propose(ctx context.Context, c command.Command) (command.Result, uint64, error) {
+	if gate := k.held[c.Type()]; gate != nil {
+		select {
+		case <-gate:
+		case <-ctx.Done():
+			return command.Result{}, 0, ctx.Err()
+		}
+	}
+	data, err := command.Encode(c)
+	if err != nil {
+		return command.Result{}, 0, err
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	k.index++
+	return k.machine.Apply(&raft.Log{Index: k.index, Type: raft.LogCommand, Data: data}).(command.Result), k.index, nil
+}
+
+func (k *kit) must(c command.Command) command.Result {
+	k.t.Helper()
+	r, _, err := k.Propose(k.t.Context(), c)
+	if err != nil || r.Err != nil {
+		k.t.Fatalf("%T: %v %v", c, err, r.Err)
+	}
+	return r
+}
+
+const (
+	host    = id.Host("h1")
+	gateway = id.Gateway("gw-aaaaaaaaaa")
+	org     = id.Organization("6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11")
+)
+
+// newKit has one gateway that is reserved for an organization, and an allocator that runs. Confirmations and
+// failures wait for the gates that it returns.
+func newKit(t *testing.T) (k *kit, rec *state.Allocation, confirm, fail chan struct{}) {
+	k = &kit{t: t, store: state.New(), held: map[command.Type]chan struct{}{}}
+	k.machine = fsm.New(k.store, nil)
+	link := agentlink.New(agentlink.Options{
+		Store: k.store, Proposer: k, Domain: "example.org", Heartbeat: time.Second, Logger: hclog.NewNullLogger(), Now: time.Now,
+	})
+	runs := make(chan struct{}) // closed when Run asks for the time, which it does first
+	var once sync.Once
+	k.runner = allocator.New(allocator.Options{
+		Store: k.store, Proposer: k, Verifier: link, Logger: hclog.NewNullLogger(),
+		Now:        func() time.Time { once.Do(func() { close(runs) }); return time.Now() },
+		RetryAfter: func(id.Pool) time.Duration { return time.Second },
+	})
+	k.receiver = agentlink.NewReceiver(link, k.runner)
+	meta := command.Meta{At: time.Now(), Actor: "test"}
+	k.must(command.PutPool{Meta: meta, Pool: "default", Max: 1, MaxInFlight: 1, Step: 1, Isolation: "serve", ActivationTimeout: time.Hour})
+	k.must(command.ObserveHost{Meta: meta, Host: host, Instance: "i", Full: true, Report: &command.HostReport{Capacity: 1, NginxState: api.NginxServing}})
+	k.must(command.CreateGateways{Meta: meta, Pool: "default", Gateways: []command.NewGateway{{ID: gateway, Host: host}}})
+	k.must(command.ObserveHost{Meta: meta, Host: host, Instance: "i", Gateways: []command.GatewayReport{{Gateway: gateway, Incarnation: 1, Phase: api.PhaseReady, BootID: "b", PID: 1}}})
+	k.must(command.PutOrganization{Meta: meta, Organization: org, Name: "test"})
+	granted := k.must(command.Reserve{Meta: meta, Pool: "default", Items: []command.ReserveItem{{Organization: org, Allocation: id.NewAllocation()}}})
+	rec = k.store.View().Allocation(nil, granted.Reserved[0].Allocation)
+	confirm, fail = make(chan struct{}), make(chan struct{})
+	k.held[command.Confirm{}.Type()], k.held[command.Fail{}.Type()] = confirm, fail
+
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { k.runner.Run(ctx) })
+	await(t, "the allocator to run", runs)
+	k.depose = func() {
+		cancel()
+		running.Wait()
+	}
+	t.Cleanup(k.depose)
+	return k, rec, confirm, fail
+}
+
+// observation is what the agent says of the gateway in a phase, with the steps of its grant.
+func observation(rec *state.Allocation, phase string, failed bool) api.Observation {
+	now := time.Now()
+	s := api.Step{Step: api.StepVerify, State: api.StepDone, StartedAt: now, EndedAt: &now}
+	g := api.GatewayReport{GatewayID: string(gateway), Incarnation: 1, Phase: phase, BootID: "b", PID: 1, OrganizationID: string(org), Epoch: uint64(rec.Epoch)}
+	if failed {
+		s.State, s.Code, s.Error = api.StepFailed, "verify_failed", "no answer"
+		g.OrganizationID, g.Epoch = "", 0
+	}
+	return api.Observation{
+		HostID: string(host), Instance: "i", Gateways: []api.GatewayReport{g},
+		Steps: []api.StepReport{{AllocationID: string(rec.ID), GatewayID: string(gateway), Epoch: uint64(rec.Epoch), Step: s}},
+	}
+}
+
+// observe starts an observation; the channel is closed when it is answered.
+func (k *kit) observe(obs api.Observation) <-chan struct{} {
+	answered := make(chan struct{})
+	go func() {
+		defer close(answered)
+		if _, err := k.receiver.Observe(context.Background(), host, obs); err != nil {
+			k.t.Error(err)
+		}
+	}()
+	return answered
+}
+
+func await(t *testing.T, what string, c <-chan struct{}) {
+	t.Helper()
+	select {
+	case <-c:
+	case <-time.After(patience):
+		t.Fatalf("waited %s for %s", patience, what)
+	}
+}
+
+// confirmedThen waits until the allocation is confirmed and the gateway's latest report is of a phase.
+func (k *kit) confirmedThen(rec *state.Allocation, phase string) {
+	k.t.Helper()
+	ctx, cancel := context.WithTimeout(k.t.Context(), patience)
+	defer cancel()
+	for {
+		ws := state.WatchSet{}
+		view := k.store.View()
+		a, g := view.Allocation(ws, rec.ID), view.Gateway(ws, gateway)
+		if a.State == state.AllocationActive && g.Observed.Phase == phase {
+			return
+		}
+		if ws.WatchCtx(ctx) != nil {
+			k.t.Fatalf("the allocation is %s and the gateway %s, want active and %s", a.State, g.Observed.Phase, phase)
+		}
+	}
+}
+
+// The agent's next report must not wait until a confirmation is on the disk; but what it then says of the same
+// gateway is not overtaken by it.
+func TestAnObservationIsAnsweredBeforeTheConfirmationAndNotOvertakenByIt(t *testing.T) {
+	k, rec, confirm, _ := newKit(t)
+	await(t, "the answer to the report that it is served", k.observe(observation(rec, api.PhaseServing, false)))
+	if a := k.store.View().Allocation(nil, rec.ID); a.State != state.AllocationReserved {
+		t.Fatalf("the allocation is %s although its confirmation is held", a.State)
+	}
+	await(t, "the answer to the same report", k.observe(observation(rec, api.PhaseServing, false)))
+	later := k.observe(observation(rec, api.PhaseUnhealthy, false))
+	close(confirm)
+	await(t, "the answer to the later report", later)
+	k.confirmedThen(rec, api.PhaseUnhealthy)
+}
+
+// A failure is told once: it is answered when it is in the log.
+func TestAFailureIsAnsweredWhenItIsInTheLog(t *testing.T) {
+	k, rec, _, fail := newKit(t)
+	answered := k.observe(observation(rec, api.PhaseUnhealthy, true))
+	close(fail)
+	await(t, "the answer", answered)
+	if a := k.store.View().Allocation(nil, rec.ID); a.State == state.AllocationReserved {
+		t.Fatal("it was answered before the failure was in the log")
+	}
+}
+
+// The end of the reign ends a confirmation that is on its way, and the next report leads to it again.
+func TestAConfirmationThatIsLostIsMadeAgain(t *testing.T) {
+	k, rec, confirm, _ := newKit(t)
+	await(t, "the answer", k.observe(observation(rec, api.PhaseServing, false)))
+	k.depose()
+	if a := k.store.View().Allocation(nil, rec.ID); a.State != state.AllocationReserved {
+		t.Fatalf("the allocation is %s although its confirmation is held", a.State)
+	}
+	close(confirm)
+	await(t, "the second answer", k.observe(observation(rec, api.PhaseServing, false)))
+	k.confirmedThen(rec, api.PhaseServing)
+}
