@@ -37,7 +37,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev deps-dev deps-test deps-e2e check test e2e soak judge fuzz bench install uninstall clean $(PROGRAMS:%=bin/%)
+.PHONY: help build dev deps-dev deps-test deps-e2e check test e2e soak judge mutants fuzz bench install uninstall clean $(PROGRAMS:%=bin/%)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -62,24 +62,27 @@ check: ## Check format, vet, staticcheck, import laws, documents
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./cmd/e2e/...
 	$(GO) tool staticcheck ./...
-	$(GO) test -count=1 ./shared/lawtest ./docs ./packaging/...
+	$(GO) test -count=1 ./shared/lawtest ./docs ./packaging/... ./cmd/e2e/mutants
 
 test: deps-test ## Run every test, with the race detector, and the tests of the alert rules
 	$(GO) test -race -p 2 -timeout 15m $(PKG)
 	cd packaging/prometheus && promtool test rules demiurge.rules.test.yml
 
-deps-e2e: ## Install what `make e2e` needs and this machine lacks (ip, nft)
-	.ci/packages ip nft
+deps-e2e: ## Install what `make e2e` needs and this machine lacks (nginx, ip, nft)
+	.ci/packages nginx ip nft
 
 e2e: deps-e2e ## Break three coordinators and their hosts in every way once, under load, and check what they promised (root; SEED=n)
 	$(GO) test -tags e2e -count=1 ./cmd/e2e/lab
-	$(GO) test -tags e2e -count=1 -v -timeout 8m ./cmd/e2e -seed $(SEED)
+	$(GO) test -tags e2e -count=1 -v -timeout 15m ./cmd/e2e -seed $(SEED)
 
 soak: deps-e2e ## The same again and again for DURATION (20m)
 	$(GO) test -tags e2e -count=1 -v -timeout 0 ./cmd/e2e -seed $(SEED) -duration $(DURATION)
 
 judge: ## Check stored histories of such runs once more (HISTORY='file...')
 	$(GO) run ./cmd/e2e/judge $(HISTORY)
+
+mutants: ## Plant bugs, one at a time, and see that the tests catch each (MUTANTS='name...')
+	$(GO) run ./cmd/e2e/mutants $(MUTANTS)
 
 fuzz: ## Fuzz every decoder for FUZZTIME (10s) each
 	GO='$(GO)' .ci/fuzz $(FUZZTIME) $(PKG)

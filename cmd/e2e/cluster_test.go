@@ -77,16 +77,19 @@ type agent struct {
 // newCluster builds the programs, starts coordinators and hosts, and waits for a full pool.
 func newCluster(ctx context.Context, t testing.TB, dir string) *cluster {
 	c := &cluster{t: t, ctx: ctx, dir: dir, bin: filepath.Join(dir, "bin")}
+	var err error
+	if c.net, err = lab.Open(); err != nil { // first: it knows whether this machine can do it
+		t.Fatal(err)
+	}
+	t.Cleanup(c.close)
+	if _, err := exec.LookPath("nginx"); err != nil {
+		t.Fatalf("cannot find nginx: install it (make deps-e2e): %v", err)
+	}
 	build := exec.Command("go", "build", "-tags", "failpoints", "-o", c.bin+"/", "../demiurge-coordinator", "../demiurge-agent", "../demiurge-gateway")
 	build.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -buildvcs=false"))
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("cannot build the programs: %v\n%s", err, out)
 	}
-	var err error
-	if c.net, err = lab.Open(); err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(c.close)
 	c.clients = c.host("clients")
 	key := pki.NewKey()
 	for i := range coordinators {

@@ -80,7 +80,7 @@ func (n *nemesis) choose() {
 
 // strike breaks one thing for some seconds and takes it back.
 func (n *nemesis) strike(ctx context.Context, b breakage) {
-	lasts := time.Duration(2500+n.rng.IntN(2500)) * time.Millisecond
+	lasts := time.Duration(2000+n.rng.IntN(2000)) * time.Millisecond
 	n.c.t.Logf("%s: %s, for %s; %s leads, %s, %s", time.Now().Format("15:04:05.000"), b.name, lasts, n.leader.name, n.follower.name, n.victim.name)
 	if err := b.begin(n); err != nil {
 		n.c.t.Errorf("cannot %s: %v", b.name, err)

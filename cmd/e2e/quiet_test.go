@@ -39,6 +39,11 @@ func (c *cluster) quiet(r *check.Run) {
 	c.t.Helper()
 	var since time.Time
 	c.await("quiet", func() error {
+		for _, n := range c.nodes { // one that ended itself because of its disk is started again by systemd
+			if err := n.Start(); err != nil {
+				return err
+			}
+		}
 		leader, err := c.leader()
 		if err != nil {
 			return err

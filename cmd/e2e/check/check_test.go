@@ -129,13 +129,31 @@ func (s *sound) release(a api.Allocation) {
 	s.ended = append(s.ended, a)
 }
 
+// move gives an allocation another gateway, as the cluster does by itself.
+func (s *sound) move() {
+	for _, organization := range slices.Sorted(maps.Keys(s.live)) {
+		a := s.live[organization]
+		if len(s.free) == 0 || s.rng.IntN(3) > 0 {
+			continue
+		}
+		s.free = append(s.free, a.GatewayID)
+		a.GatewayID, a.Epoch = s.free[0], s.epoch
+		s.free = s.free[1:]
+		s.live[organization] = a
+		return
+	}
+}
+
 // operation does one thing. Now and then its answer is lost.
 func (s *sound) operation() {
 	organization := func() string { return fmt.Sprint("org-", s.rng.IntN(organizations)) }
 	spread := func() time.Duration { return time.Duration(s.rng.IntN(5000)) * time.Microsecond }
 	s.epoch++
 	op := check.Operation{ID: len(s.run.Operations), Nodes: []string{"c1"}, Outcome: check.OK, Call: max(0, s.now-spread()), Return: s.now + spread()}
-	switch s.rng.IntN(7) {
+	switch s.rng.IntN(8) {
+	case 7:
+		s.move()
+		return
 	case 0, 1:
 		op.Kind, op.Key = check.Start, fmt.Sprint("key-", op.ID)
 		it := s.start(organization())
@@ -260,7 +278,12 @@ var planted = []struct {
 		other.AllocationID, other.OrganizationID = "al-other", "org-other"
 		r.Samples[0].Allocations = append(r.Samples[0].Allocations, *liveAtEnd(t, r), other)
 	}},
-	{"an epoch that changes", check.EpochsRise, func(t *testing.T, r *check.Run) { liveAtEnd(t, r).Epoch += 1000 }},
+	{"a gateway that changes", check.EpochsRise, func(t *testing.T, r *check.Run) { liveAtEnd(t, r).GatewayID = "gw-other" }},
+	{"an epoch that falls back", check.EpochsRise, func(t *testing.T, r *check.Run) {
+		a := *liveAtEnd(t, r)
+		a.Epoch, a.GatewayID = a.Epoch+1000, "gw-other"
+		r.Samples[0].Allocations = append(slices.Clone(r.Samples[0].Allocations), a)
+	}},
 	{"an epoch given twice", check.EpochsRise, func(t *testing.T, r *check.Run) {
 		again := *liveAtEnd(t, r)
 		again.AllocationID, again.State, again.EndedAt = "al-other", api.AllocationReleased, &begun

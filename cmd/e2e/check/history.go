@@ -1,7 +1,9 @@
 package check
 
 import (
+	"cmp"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -22,7 +24,7 @@ func history(r Run) []Operation {
 	for _, op := range r.Operations {
 		starts := op.Kind == Start || op.Kind == Batch
 		switch {
-		case op.Again || op.Outcome != OK && (op.Kind == Get || op.Kind == GetStep):
+		case op.Again || op.Kind == Migrate || op.Outcome != OK && (op.Kind == Get || op.Kind == GetStep):
 		case op.Kind == SetStep && op.Outcome == Unknown:
 			if seen := w.steps[op.Step]; seen > op.Call { // one that nobody ever read may as well not have happened
 				op.Return = seen
@@ -43,7 +45,8 @@ func history(r Run) []Operation {
 			out = append(out, w.narrowed(op))
 		}
 	}
-	return append(append(out, w.begun()...), w.endings()...)
+	out = append(append(out, w.begun()...), w.endings()...)
+	return append(out, w.moves(out)...)
 }
 
 // undone reports whether a refusal with this code may come after something had begun, which is then undone.
@@ -63,6 +66,7 @@ type witness struct {
 	claims  map[string][]Operation // by organization: what may have begun an allocation
 	highest []epochSeen
 	steps   map[int]time.Duration // when a step of the pool was last read
+	grants  map[string][]Item     // the gateways that each allocation was seen with, by epoch
 }
 
 // epochSeen is that an answer had this epoch: whatever has a lower one had happened by then.
@@ -72,7 +76,7 @@ type epochSeen struct {
 }
 
 func newWitness(r Run) *witness {
-	w := &witness{run: r, records: map[string]api.Allocation{}, claims: map[string][]Operation{}, steps: map[int]time.Duration{}}
+	w := &witness{run: r, records: map[string]api.Allocation{}, claims: map[string][]Operation{}, steps: map[int]time.Duration{}, grants: grants(r)}
 	for _, a := range r.After.Allocations {
 		w.records[a.AllocationID] = a
 	}
@@ -104,6 +108,9 @@ func (w *witness) begun() []Operation {
 			origin := w.origin(a, at)
 			if origin == nil {
 				continue
+			}
+			if first := w.grants[a.AllocationID]; len(first) > 0 { // what it began with, wherever it is now
+				a.GatewayID, a.Epoch = first[0].Gateway, first[0].Epoch
 			}
 			op := w.started(*origin, a, at)
 			if first, ok := batch[a.Epoch]; ok {
@@ -178,4 +185,97 @@ func (w *witness) endings() []Operation {
 		})
 	}
 	return out
+}
+
+// grants are the gateways that each allocation was seen with by anybody, in the order of their epochs. One that is
+// moved to another host has several.
+func grants(r Run) map[string][]Item {
+	out := map[string][]Item{}
+	see := func(it Item) {
+		at, found := slices.BinarySearchFunc(out[it.Allocation], it.Epoch, func(known Item, epoch uint64) int { return cmp.Compare(known.Epoch, epoch) })
+		if !found && it.Gateway != "" && it.Epoch != 0 {
+			out[it.Allocation] = slices.Insert(out[it.Allocation], at, it)
+		}
+	}
+	for _, look := range r.looks() {
+		for _, a := range look.Allocations {
+			see(Item{Organization: a.OrganizationID, Allocation: a.AllocationID, Gateway: a.GatewayID, Epoch: a.Epoch})
+		}
+	}
+	for _, op := range r.Operations {
+		for _, it := range op.Items {
+			if op.Outcome == OK {
+				see(Item{Organization: it.Organization, Allocation: it.Allocation, Gateway: it.Gateway, Epoch: it.Epoch})
+			}
+		}
+	}
+	return out
+}
+
+// moves are the changes of gateways that the cluster made. Where nobody was answered with the first gateway of an
+// allocation that began in the run, the first start that was answered with a later one began it all the same.
+func (w *witness) moves(ops []Operation) []Operation {
+	var out []Operation
+	for allocation, seen := range w.grants {
+		if len(seen) < 2 {
+			continue
+		}
+		w.mend(ops, allocation, seen)
+		for n, it := range seen[1:] {
+			if w.before(it) { // it was so when the run began
+				continue
+			}
+			back := forever
+			for _, op := range ops {
+				for _, o := range op.Items {
+					if op.Outcome == OK && o.Allocation == allocation && o.Epoch >= it.Epoch {
+						back = min(back, op.Return)
+					}
+				}
+			}
+			// Others may have had both gateways in between, and itself still others that nobody saw.
+			out = append(out, Operation{Kind: left, Outcome: OK, Return: back, Items: []Item{seen[n]}},
+				Operation{Kind: moved, Outcome: OK, Return: back, Items: []Item{it}})
+		}
+	}
+	return out
+}
+
+// before reports whether an allocation had this epoch, or a later one, when the run began.
+func (w *witness) before(it Item) bool {
+	return slices.ContainsFunc(w.run.Before.Allocations, func(a api.Allocation) bool {
+		return a.AllocationID == it.Allocation && a.Epoch >= it.Epoch
+	})
+}
+
+func (w *witness) mend(ops []Operation, allocation string, seen []Item) {
+	if w.before(seen[0]) {
+		return
+	}
+	first := -1
+	for i, op := range ops {
+		if op.Kind != Start && op.Kind != Batch || op.Outcome != OK {
+			continue
+		}
+		for _, it := range op.Items {
+			if it.Allocation != allocation {
+				continue
+			}
+			if it.Epoch == seen[0].Epoch {
+				return
+			}
+			if first < 0 || op.Call < ops[first].Call {
+				first = i
+			}
+		}
+	}
+	if first < 0 {
+		return
+	}
+	ops[first].Items = slices.Clone(ops[first].Items)
+	for j := range ops[first].Items {
+		if it := &ops[first].Items[j]; it.Allocation == allocation {
+			it.Gateway, it.Epoch = seen[0].Gateway, seen[0].Epoch
+		}
+	}
 }

@@ -46,19 +46,23 @@ type granted struct {
 	epoch                 uint64
 }
 
-// epochsRise: an allocation keeps its gateway and epoch, two of one organization or gateway differ in theirs,
+// epochsRise: an allocation keeps its gateway for an epoch, two of one organization or gateway differ in theirs,
 // and what begins after something else has begun has the higher one.
 func epochsRise(r Run) []Violation {
 	var out []Violation
-	seen := map[string]granted{}
+	type grant struct {
+		allocation string
+		epoch      uint64
+	}
+	seen := map[grant]granted{}
 	saw := func(allocation string, g granted) {
-		if g.epoch == 0 {
+		if g.epoch == 0 || g.gateway == "" {
 			return
 		}
-		if was, ok := seen[allocation]; ok && was != g {
+		if was, ok := seen[grant{allocation, g.epoch}]; ok && was != g {
 			out = append(out, Violation{EpochsRise, fmt.Sprintf("allocation %s was %+v and is %+v", allocation, was, g)})
 		}
-		seen[allocation] = g
+		seen[grant{allocation, g.epoch}] = g
 	}
 	for _, look := range r.looks() {
 		for _, a := range look.Allocations {
@@ -72,12 +76,14 @@ func epochsRise(r Run) []Violation {
 			}
 		}
 	}
+	out = append(out, neverFall(r)...)
 	type place struct {
 		name  string
 		epoch uint64
 	}
 	taken := map[place]string{}
-	for allocation, g := range seen {
+	for of, g := range seen {
+		allocation := of.allocation
 		for _, p := range []place{{g.organization, g.epoch}, {g.gateway, g.epoch}} {
 			if other := taken[p]; other != "" {
 				out = append(out, Violation{EpochsRise, fmt.Sprintf("epoch %d of %s belongs to %s and %s", p.epoch, p.name, other, allocation)})
@@ -86,6 +92,21 @@ func epochsRise(r Run) []Violation {
 		}
 	}
 	return append(out, inOrder(r)...)
+}
+
+// neverFall: from one look to the next the epoch of an allocation does not fall.
+func neverFall(r Run) []Violation {
+	var out []Violation
+	last := map[string]uint64{}
+	for _, look := range r.looks() {
+		for _, a := range look.Allocations {
+			if a.Epoch < last[a.AllocationID] {
+				out = append(out, Violation{EpochsRise, fmt.Sprintf("at %s allocation %s has epoch %d, and had %d", look.At, a.AllocationID, a.Epoch, last[a.AllocationID])})
+			}
+			last[a.AllocationID] = a.Epoch
+		}
+	}
+	return out
 }
 
 // inOrder: what was made after an answer about an allocation has a higher epoch than that, in the whole pool.

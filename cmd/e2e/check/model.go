@@ -66,9 +66,31 @@ func (p pool) taken(gateway string, n int) bool {
 	return false
 }
 
-// is reports whether a slot holds the allocation that somebody saw.
+// is reports whether a slot holds the allocation that somebody saw. One that lost its host has no gateway for a while.
 func (s slot) is(it Item) bool {
-	return s.allocation == it.Allocation && s.epoch == it.Epoch && s.gateway == it.Gateway
+	return s.allocation == it.Allocation && s.epoch == it.Epoch && (s.gateway == it.Gateway || it.Gateway == "")
+}
+
+// leave takes a live allocation off its gateway. Nobody sees it there any more.
+func (m model) leave(p pool, it Item) (pool, bool) {
+	n := m.numbers[it.Organization]
+	s := p.slots[n]
+	if !s.live || !s.is(it) {
+		return p, false
+	}
+	s.gateway = ""
+	return p.with(n, s), true
+}
+
+// move gives a live allocation another gateway.
+func (m model) move(p pool, it Item) (pool, bool) {
+	n := m.numbers[it.Organization]
+	s := p.slots[n]
+	if !s.live || s.allocation != it.Allocation || it.Epoch <= s.epoch || p.taken(it.Gateway, n) {
+		return p, false
+	}
+	s.gateway, s.epoch = it.Gateway, it.Epoch
+	return p.with(n, s), true
 }
 
 // model is the pool as one machine that does one thing after the other.
@@ -148,6 +170,10 @@ func (m model) step(p pool, op Operation) (pool, bool) {
 		return m.end(p, op.Items[0])
 	case ended:
 		return m.end(p, op.Items[0])
+	case left:
+		return m.leave(p, op.Items[0])
+	case moved:
+		return m.move(p, op.Items[0])
 	case Get:
 		return m.get(p, op.Items[0])
 	case SetStep:
@@ -187,6 +213,9 @@ func initial(r Run) (model, pool) {
 	return m, p
 }
 
+// contradicted bounds the search for an order where the answers contradict each other already.
+const contradicted = 2 * time.Second
+
 // linearizable reports what keeps the history from being one of a machine that does one thing after the
 // other, each between its call and its return: the whole pool at once. It gives up after limit, and says so.
 func linearizable(r Run, limit time.Duration) []Violation {
@@ -201,7 +230,10 @@ func linearizable(r Run, limit time.Duration) []Violation {
 		Hash:  func(state any) uint64 { return state.(pool).hash() },
 	}
 	whole := history(r)
-	narrow(whole, first.max)
+	contradiction := narrow(whole, first.max)
+	if contradiction != nil {
+		limit = min(limit, contradicted)
+	}
 	operations := make([]porcupine.Operation, len(whole))
 	for i, op := range whole {
 		operations[i] = porcupine.Operation{ClientId: i, Input: op, Call: int64(op.Call), Return: int64(op.Return)}
@@ -210,6 +242,9 @@ func linearizable(r Run, limit time.Duration) []Violation {
 	case porcupine.Ok:
 		return nil
 	case porcupine.Unknown:
+		if contradiction != nil {
+			return []Violation{{Linearizable, "what others were answered leaves no time for " + describe(*contradiction)}}
+		}
 		return []Violation{{Linearizable, fmt.Sprintf("unknown: undecided after %s: %d operations", limit, len(operations))}}
 	}
 	_, info := porcupine.CheckOperationsVerbose(described, operations, limit)

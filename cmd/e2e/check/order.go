@@ -19,16 +19,18 @@ type order struct {
 	began     map[uint64]int      // by epoch: what began it
 	ended     map[string]int      // by allocation: the only operation that can have ended it
 	following map[string][]uint64 // of an organization or a gateway: its epochs, in order
+	latest    map[string]Item     // of an allocation: with the last gateway that it had
+	left      map[uint64]int      // by epoch: what took the allocation off its gateway
 }
 
 // span is when something happened, at the earliest and at the latest.
 type span struct{ call, back time.Duration }
 
-// narrow shortens the time in which each operation can have happened. It leaves operations that contradict each
-// other as they are: the search finds no place for them.
-func narrow(ops []Operation, known uint64) {
+// narrow shortens the time in which each operation can have happened. Where operations contradict each other it leaves
+// all as they are and names one that had to happen before it was called or after it had returned.
+func narrow(ops []Operation, known uint64) (contradiction *Operation) {
 	o := order{
-		ops: ops, known: known, before: map[int][]int{}, began: map[uint64]int{}, ended: map[string]int{}, following: map[string][]uint64{},
+		ops: ops, known: known, before: map[int][]int{}, began: map[uint64]int{}, ended: map[string]int{}, following: map[string][]uint64{}, latest: map[string]Item{}, left: map[uint64]int{},
 	}
 	for _, op := range ops {
 		o.times = append(o.times, span{op.Call, op.Return})
@@ -37,16 +39,17 @@ func narrow(ops []Operation, known uint64) {
 	o.endings()
 	o.sights()
 	o.steps()
-	if !o.settle() {
-		return
+	if op := o.settle(); op != nil {
+		return op
 	}
 	o.gaps()
-	if !o.settle() {
-		return
+	if op := o.settle(); op != nil {
+		return op
 	}
 	for i := range ops {
 		ops[i].Call, ops[i].Return = o.times[i].call, o.times[i].back
 	}
+	return nil
 }
 
 // follow notes that b came after a.
@@ -71,10 +74,21 @@ func (o *order) each(f func(i int, op Operation, it Item)) {
 func (o *order) beginnings() {
 	may := map[uint64][]int{}
 	o.each(func(i int, op Operation, it Item) {
-		if op.Kind != Start && op.Kind != Batch {
+		if op.Kind == moved { // not in the order of the epochs: it is seen when the new gateway serves
+			o.began[it.Epoch] = i
+		}
+		if op.Kind == left {
+			o.left[it.Epoch] = i
+		}
+	})
+	o.each(func(i int, op Operation, it Item) {
+		if it.Epoch >= o.latest[it.Allocation].Epoch && it.Gateway != "" {
+			o.latest[it.Allocation] = it
+		}
+		if op.Kind != Start && op.Kind != Batch && op.Kind != moved {
 			return
 		}
-		if it.Epoch > o.known {
+		if _, ok := o.began[it.Epoch]; !ok && it.Epoch > o.known {
 			may[it.Epoch] = append(may[it.Epoch], i)
 		}
 		for _, place := range []string{it.Organization, it.Gateway} {
@@ -147,6 +161,12 @@ func (o *order) sights() {
 			if !sure {
 				return
 			}
+			it = o.latest[it.Allocation]
+			if next, ok := o.next(it.Gateway, it.Epoch); ok {
+				o.follow(i, next)
+			}
+		case op.Kind == moved:
+		case op.Kind == left:
 			if next, ok := o.next(it.Gateway, it.Epoch); ok {
 				o.follow(i, next)
 			}
@@ -157,6 +177,9 @@ func (o *order) sights() {
 		}
 		if next, ok := o.next(it.Organization, it.Epoch); ok {
 			o.follow(i, next)
+		}
+		if l, ok := o.left[it.Epoch]; ok && op.Kind != Release && op.Kind != ended && o.ops[l].Items[0].Allocation == it.Allocation && it.Gateway != "" {
+			o.follow(i, l)
 		}
 	})
 }
@@ -201,7 +224,7 @@ func (o *order) gaps() {
 			if ends[it.Organization] == nil {
 				ends[it.Organization] = map[uint64]int{}
 			}
-			ends[it.Organization][it.Epoch] = i
+			ends[it.Organization][o.latest[it.Allocation].Epoch] = i
 		}
 	})
 	for i, op := range o.ops {
@@ -218,7 +241,8 @@ func (o *order) gaps() {
 				}
 			}
 			if n+1 < len(list) {
-				if began, ok := o.began[list[n+1]]; !ok || o.times[began].back < o.times[i].call {
+				began, ok := o.began[list[n+1]]
+				if !ok || o.times[began].back < o.times[i].call || began < len(o.ops) && o.ops[began].Kind == moved {
 					continue
 				}
 			}
@@ -238,23 +262,31 @@ func (o *order) gaps() {
 	}
 }
 
-// settle draws the conclusions for the times until there are no more. It reports whether they agree.
-func (o *order) settle() bool {
-	for changed, rounds := true, 0; changed; rounds++ {
-		changed = false
-		for b, all := range o.before {
-			for _, a := range all {
-				if at := o.times[a].call + 1; at > o.times[b].call {
-					o.times[b].call, changed = at, true
-				}
-				if at := o.times[b].back - 1; at < o.times[a].back {
-					o.times[a].back, changed = at, true
-				}
-			}
-		}
-		if rounds > len(o.times) {
-			return false
+// settle draws the conclusions for the times until there are no more. It returns an operation that no time is left
+// for, or nil.
+func (o *order) settle() *Operation {
+	for rounds := 0; o.conclude() && rounds <= len(o.times); rounds++ {
+	}
+	for i, s := range o.times {
+		if s.call > s.back && i < len(o.ops) {
+			return &o.ops[i]
 		}
 	}
-	return !slices.ContainsFunc(o.times, func(s span) bool { return s.call > s.back })
+	return nil
+}
+
+// conclude draws each conclusion once, and reports whether one was new.
+func (o *order) conclude() bool {
+	changed := false
+	for b, all := range o.before {
+		for _, a := range all {
+			if at := o.times[a].call + 1; at > o.times[b].call {
+				o.times[b].call, changed = at, true
+			}
+			if at := o.times[b].back - 1; at < o.times[a].back {
+				o.times[a].back, changed = at, true
+			}
+		}
+	}
+	return changed
 }

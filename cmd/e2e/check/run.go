@@ -17,7 +17,10 @@ const (
 	Get     Kind = "get"      // the live allocation of an organization, read with consistency
 	SetStep Kind = "set_step" // of the pool
 	GetStep Kind = "get_step" // read with consistency
+	Migrate Kind = "migrate"  // the live allocation of an organization to another host
 	ended   Kind = "ended"    // the cluster ended an allocation by itself
+	left    Kind = "left"     // the cluster took an allocation off a gateway
+	moved   Kind = "moved"    // the cluster gave an allocation another gateway
 )
 
 // Outcome is what a client knows of its operation.

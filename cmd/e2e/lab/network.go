@@ -56,15 +56,19 @@ func Open() (*Network, error) {
 	}
 	n := &Network{id: prefix + strconv.Itoa(os.Getpid())}
 	if err := run("ip", "netns", "add", n.id+"sw"); err != nil {
-		return nil, err
+		return nil, fmt.Errorf("cannot make a network namespace: root alone is not enough here; run this where root may mount and make namespaces (CAP_SYS_ADMIN, a privileged container): %w", err)
 	}
 	n.names = append(n.names, n.id+"sw")
+	// All that the network needs of the kernel, before anything is built on it.
 	for _, step := range [][]string{
 		{"-n", n.id + "sw", "link", "add", "br0", "type", "bridge"},
+		{"-n", n.id + "sw", "link", "add", "try0", "type", "veth", "peer", "name", "try1"},
+		{"-n", n.id + "sw", "link", "delete", "try0"},
+		{"netns", "exec", n.id + "sw", "nft", "add", "table", "ip", "try"},
 		{"-n", n.id + "sw", "link", "set", "br0", "up"},
 	} {
 		if err := run("ip", step...); err != nil {
-			return nil, errors.Join(err, n.Close())
+			return nil, errors.Join(fmt.Errorf("the kernel or its limits lack what a network of hosts needs (bridge, veth, nftables): %w", err), n.Close())
 		}
 	}
 	return n, nil

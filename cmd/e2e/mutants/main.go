@@ -1,0 +1,146 @@
+// Command mutants proves that the tests can fail: each patch beside it plants one bug into a copy of the tree, and
+// the tests that it names must catch it. Without arguments it takes all of them, else those that are named.
+//
+//	go run ./cmd/e2e/mutants [NAME...]
+//
+// A patch begins with two lines, What and Caught by, of which the latter is the command that must fail. Together
+// they are the list of what catches what.
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"os/signal"
+	"path/filepath"
+	"slices"
+	"strings"
+	"time"
+)
+
+// limit bounds the tests of one mutant. A mutant that hangs them is caught too: they have a time limit of their own.
+const limit = 10 * time.Minute
+
+// mutant is one planted bug.
+type mutant struct{ name, file, what, caughtBy string }
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt)
+	defer stop()
+	if err := run(ctx, os.Args[1:]); err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+}
+
+func run(ctx context.Context, names []string) error {
+	root, err := output(ctx, ".", "git", "rev-parse", "--show-toplevel")
+	if err != nil {
+		return err
+	}
+	root = strings.TrimSpace(root)
+	all, err := mutants(filepath.Join(root, "cmd/e2e/mutants"))
+	if err != nil {
+		return err
+	}
+	dir, err := os.MkdirTemp("", "mutants")
+	if err != nil {
+		return fmt.Errorf("cannot make a copy of the tree: %w", err)
+	}
+	defer os.RemoveAll(dir)
+	if _, err := output(ctx, root, "sh", "-c", `git ls-files -z | tar --null -T - -c | tar -x -C "$1"`, "sh", dir); err != nil {
+		return err
+	}
+	var alive []string
+	for _, m := range all {
+		if len(names) > 0 && !slices.Contains(names, m.name) {
+			continue
+		}
+		begun := time.Now()
+		caught, err := m.try(ctx, dir)
+		if err != nil {
+			return err
+		}
+		verdict := "caught"
+		if !caught {
+			verdict = "ALIVE"
+			alive = append(alive, m.name)
+		}
+		fmt.Printf("%-8s %-24s %4.0fs  %s\n", verdict, m.name, time.Since(begun).Seconds(), m.caughtBy)
+	}
+	if len(alive) > 0 {
+		return fmt.Errorf("nothing caught %s", strings.Join(alive, ", "))
+	}
+	return nil
+}
+
+// mutants reads all patches of a directory.
+func mutants(dir string) ([]mutant, error) {
+	files, err := filepath.Glob(filepath.Join(dir, "*.patch"))
+	if err != nil {
+		return nil, err
+	}
+	var out []mutant
+	for _, file := range files {
+		text, err := os.ReadFile(file)
+		if err != nil {
+			return nil, fmt.Errorf("cannot read a patch: %w", err)
+		}
+		m := mutant{name: strings.TrimSuffix(filepath.Base(file), ".patch"), file: file}
+		for line := range strings.Lines(string(text)) {
+			if rest, ok := strings.CutPrefix(line, "What: "); ok {
+				m.what = strings.TrimSpace(rest)
+			}
+			if rest, ok := strings.CutPrefix(line, "Caught by: "); ok {
+				m.caughtBy = strings.TrimSpace(rest)
+			}
+		}
+		if m.what == "" || !strings.HasPrefix(m.caughtBy, "go test ") {
+			return nil, fmt.Errorf("cannot use %s: it has to begin with the lines What: and Caught by: go test …", file)
+		}
+		out = append(out, m)
+	}
+	return out, nil
+}
+
+// try plants the bug into a copy of the tree, runs the tests, and takes it out again.
+func (m mutant) try(ctx context.Context, dir string) (caught bool, err error) {
+	if _, err := output(ctx, dir, "git", "apply", m.file); err != nil {
+		return false, err
+	}
+	defer func() {
+		_, back := output(context.WithoutCancel(ctx), dir, "git", "apply", "--reverse", m.file)
+		err = errors.Join(err, back)
+	}()
+	if _, err := output(ctx, dir, "go", "build", "./..."); err != nil {
+		return false, fmt.Errorf("mutant %s does not build: %w", m.name, err)
+	}
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	text, err := output(ctx, dir, "sh", "-c", strings.Replace(m.caughtBy, "go test ", "go test -count=1 -timeout 5m ", 1))
+	switch {
+	case ctx.Err() != nil:
+		return false, fmt.Errorf("mutant %s: %w", m.name, context.Cause(ctx))
+	case err == nil:
+		return false, nil
+	case strings.Contains(text, "--- FAIL") || strings.Contains(text, "panic: "):
+		return true, nil
+	}
+	return false, fmt.Errorf("mutant %s: the tests did not run: %w", m.name, err)
+}
+
+// output runs a command to its end and returns what it printed.
+func output(ctx context.Context, dir, name string, args ...string) (string, error) {
+	cmd := exec.CommandContext(ctx, name, args...)
+	cmd.Dir = dir
+	cmd.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -buildvcs=false"))
+	var out bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &out
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("cannot run %s %s: %w\n%.4000s", name, strings.Join(args, " "), err, out.Bytes())
+	}
+	return out.String(), nil
+}
