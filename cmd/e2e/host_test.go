@@ -76,7 +76,7 @@ func (c *cluster) addRealHost(name string) {
 	h.agent = h.host.Program(name, filepath.Join(c.dir, name+".log"),
 		[]string{failpoint.FullVariable + "=" + h.full, failpoint.FileVariable + "=" + h.armed, failpoint.TraceVariable + "=" + h.trace}, program, "run", "--config", file)
 	h.nginx = h.host.Program(name+" nginx", filepath.Join(c.dir, name+".nginx.log"), nil, "/bin/sh", "-c",
-		fmt.Sprintf("%s nginx-prepare --config %s && exec nginx -e %[3]s/log/error.log -c %[3]s/nginx.conf -g 'daemon off;'", program, file, dir+"/nginx"))
+		fmt.Sprintf("%s nginx-prepare --config %s && exec nginx -e %[3]s/log/error.log -p ./ -c %[3]s/nginx.conf -g 'daemon off;'", program, file, dir+"/nginx"))
 	h.web = &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: c.clients.Dial, DisableKeepAlives: true}}
 	c.must(h.start())
 }
