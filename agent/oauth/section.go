@@ -78,10 +78,11 @@ func (s *Store) clientRecords() []record {
 
 // shardRecords copies one shard, each grant before the first of its tokens.
 func (s *Store) shardRecords(n int, codes bool) []record {
+	now := s.now()
 	s.mu.Lock()
 	tokens := make([]token, 0, len(s.tokens.shards[n].tokens))
 	for _, t := range s.tokens.shards[n].tokens {
-		if t.grant.good() && (codes || t.kind != Code) {
+		if t.expires > now && t.grant.good() && (codes || t.kind != Code) {
 			tokens = append(tokens, *t)
 		}
 	}

@@ -1,0 +1,222 @@
+package oauth
+
+import (
+	"bytes"
+	"net/http"
+	"net/http/httptest"
+	"net/url"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// FuzzRecord: what is read as a record is written the same again.
+func FuzzRecord(f *testing.F) {
+	for _, r := range []record{
+		{op: putClient, client: Client{ID: "cl-a", Name: "n", Public: true, Redirects: []string{"r"}, Scope: []string{"a", "b"}}},
+		{op: dropClient, client: Client{ID: "cl-a"}},
+		{op: dropUser, user: "ada"},
+		{op: putGrant, grant: 3, client: Client{ID: "cl-a"}, user: "ada", scope: "a", ends: 1 << 40, rotated: 5, generation: 6},
+		{op: dropGrant, grant: 300},
+		{op: putToken, kind: Code, grant: 1, expires: 77, used: true, code: codeTies{"r", "c"}},
+		{op: putToken, kind: Refresh, grant: 1, expires: 77, generation: 2, scope: "a"},
+		{op: useCode},
+		{op: rotate, grant: 1, rotated: 9, generation: 3},
+	} {
+		f.Add(r.append(nil))
+	}
+	f.Add([]byte{})
+	f.Add([]byte{byte(dropGrant), 0x80, 0x00})
+	f.Fuzz(func(t *testing.T, data []byte) {
+		r, rest, err := decodeRecord(data)
+		if err != nil {
+			return
+		}
+		if read := data[:len(data)-len(rest)]; !bytes.Equal(r.append(nil), read) {
+			t.Fatalf("%x is written as %x", read, r.append(nil))
+		}
+	})
+}
+
+// emptyStore is one without a disk.
+func emptyStore(now func() time.Time) *Store {
+	return newStore(storeOptions{
+		organization: ourOrg, hostname: id.Hostname(ourOrg, "example.test"), lifetimes: DefaultLifetimes(), limits: DefaultLimits(), now: now,
+		logger: hclog.NewNullLogger(), wake: func() {}, compact: func() {},
+	})
+}
+
+// FuzzSection: whatever somebody hands over as a section, it is refused or it is a store that is right in
+// itself and whose section is stable.
+func FuzzSection(f *testing.F) {
+	fix := newFixture(f)
+	s := fix.open(ourOrg)
+	empty, _ := s.Section()
+	f.Add(empty)
+	c := publicClient(f, s)
+	service, _ := addClient(f, s, Client{Service: true})
+	out := login(f, s, c, "ada")
+	if _, err := refresh(s, c, out.Refresh); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := s.Service(ctx, service, nil); err != nil {
+		f.Fatal(err)
+	}
+	code(f, s, c, "bob")
+	full, _ := s.Section()
+	f.Add(full)
+	f.Add(full[:len(full)-4])
+	now := fix.clock.now
+	f.Fuzz(func(t *testing.T, data []byte) {
+		s := emptyStore(now)
+		if err := s.read(data); err != nil {
+			return
+		}
+		s.check(t)
+		if s.Stats().Live[Code] > 0 {
+			t.Fatal("a section brought a code")
+		}
+		first, _ := s.Section()
+		again := emptyStore(now)
+		if err := again.read(first); err != nil {
+			t.Fatalf("its own section is refused: %v", err)
+		}
+		if second, _ := again.Section(); !bytes.Equal(first, second) {
+			t.Fatal("the section is not stable")
+		}
+	})
+}
+
+// FuzzRedirect: what is accepted as a redirect leads to the organization or to the person's own machine, as a
+// browser understands it; what matches it does too.
+func FuzzRedirect(f *testing.F) {
+	const hostname = "org-11111111-1111-4111-8111-111111111111.example.test"
+	for _, s := range []string{redirect, "http://127.0.0.1/x", "http://127.0.0.1:80/x", "http://[::1]:1", "https://" + hostname, "https://evil.test/", "http://127.0.0.1:1@evil.test/x", "https://evil" + hostname + "/"} {
+		f.Add(s, s)
+	}
+	f.Fuzz(func(t *testing.T, registered, sent string) {
+		if !ownRedirect(hostname, registered) || !matches(registered, sent) {
+			return
+		}
+		for _, s := range []string{registered, sent} {
+			u, err := url.Parse(s + "?code=x")
+			if err != nil {
+				t.Fatalf("%q cannot be parsed with a code: %v", s, err)
+			}
+			host := u.Hostname()
+			own := u.Scheme == "https" && (host == hostname || strings.HasSuffix(host, "."+hostname))
+			loop := u.Scheme == "http" && (host == "127.0.0.1" || host == "::1")
+			if !own && !loop || u.User != nil || u.Fragment != "" || u.Query().Get("code") != "x" || strings.ContainsAny(s, " \t\r\n\\<>\"") {
+				t.Fatalf("%q leads to %s", s, u)
+			}
+		}
+	})
+}
+
+// fuzzed is a server whose every answer is looked at.
+func fuzzed(f *testing.F) (*Server, *Store, ClientID, string) {
+	fix := newFixture(f)
+	s := fix.open(ourOrg)
+	c := publicClient(f, s)
+	service, secret := addClient(f, s, Client{Service: true, Redirects: []string{redirect}})
+	server, err := NewServer(ServerOptions{
+		Issuer: "https://" + s.opts.hostname, Store: s, Login: everybody{}, Members: everybody{}, Consent: everybody{}, Now: fix.clock.now, Logger: hclog.NewNullLogger(),
+	})
+	if err != nil {
+		f.Fatal(err)
+	}
+	_ = service
+	return server, s, c, secret
+}
+
+type everybody struct{}
+
+func (everybody) Who(http.ResponseWriter, *http.Request) (id.User, bool) { return "ada", true }
+
+func (everybody) Member(id.User) (string, bool) { return "Ada", true }
+
+func (everybody) Ask(http.ResponseWriter, *http.Request, Question) Verdict { return Agreed }
+
+func ask(s *Server, r *http.Request) (w *httptest.ResponseRecorder) {
+	w = httptest.NewRecorder()
+	s.ServeHTTP(w, r)
+	return w
+}
+
+// FuzzAuthorize: no query sends anybody anywhere but to a registered address, breaks a header or the server.
+func FuzzAuthorize(f *testing.F) {
+	server, s, c, _ := fuzzed(f)
+	f.Add(authorization(c).Encode())
+	for name := range authorization(c) {
+		q := authorization(c)
+		q.Set(name, "x")
+		f.Add(q.Encode())
+		q.Add(name, "y")
+		f.Add(q.Encode())
+	}
+	f.Add("client_id=%zz&;")
+	f.Fuzz(func(t *testing.T, query string) {
+		r := httptest.NewRequest(http.MethodGet, "/oauth/authorize", nil)
+		r.URL.RawQuery = strings.ReplaceAll(query, "CLIENT", string(c))
+		w := ask(server, r)
+		to := w.Header().Get("Location")
+		switch {
+		case w.Code == http.StatusBadRequest && to == "" && w.Header().Get("Content-Type") == "text/plain; charset=utf-8":
+		case w.Code == http.StatusSeeOther:
+			address, rest, _ := strings.Cut(to, "?")
+			known, _ := s.Client(c)
+			values, err := url.ParseQuery(rest)
+			if !known.redirects(address) || err != nil || values.Get("iss") == "" || values.Has("code") == values.Has("error") || strings.ContainsAny(to, "\r\n ") {
+				t.Fatalf("sent to %q", to)
+			}
+			if sent, err := url.ParseQuery(r.URL.RawQuery); err == nil && len(sent["state"]) == 1 && values.Has("code") && values.Get("state") != sent.Get("state") {
+				t.Fatalf("state %q came back as %q", sent.Get("state"), values.Get("state"))
+			}
+		default:
+			t.Fatalf("%d %q %s", w.Code, to, w.Body)
+		}
+		sweepAll(t, s)
+		for _, c := range s.Clients() { // codes do not add up to the limit
+			s.mu.Lock()
+			for h := s.clients[c.ID]; h.first != nil; {
+				s.kill(h.first)
+			}
+			s.mu.Unlock()
+		}
+	})
+}
+
+// FuzzToken: no body and no header makes the token, revocation or introspection endpoint fail, or give
+// something for nothing.
+func FuzzToken(f *testing.F) {
+	server, s, c, _ := fuzzed(f)
+	f.Add("token", exchangeOf(c, marks[Code]+strings.Repeat("x", 43)).Encode(), "")
+	f.Add("token", "grant_type=refresh_token&client_id="+string(c)+"&refresh_token=dmr_x", "")
+	f.Add("token", "grant_type=client_credentials", "Basic eDp5")
+	f.Add("revoke", "token=x&client_id="+string(c), "")
+	f.Add("introspect", "token=x&token=y", "Bearer x")
+	f.Add("authenticate", "", "Bearer "+marks[Access]+strings.Repeat("x", 43))
+	allowed := []int{200, 400, 401, 404, 413, 429}
+	f.Fuzz(func(t *testing.T, endpoint, form, authorization string) {
+		r := httptest.NewRequest(http.MethodPost, "/", strings.NewReader(form))
+		r.URL.Path = "/oauth/" + endpoint
+		r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		r.Header["Authorization"] = []string{authorization}
+		if authorization == "" {
+			r.Header.Del("Authorization")
+		}
+		w := ask(server, r)
+		if !slices.Contains(allowed, w.Code) || strings.Contains(w.Body.String(), "access_token\":") {
+			t.Fatalf("%d %s", w.Code, w.Body)
+		}
+		if live := s.Stats().Live; live[Access]+live[Refresh] > 0 {
+			t.Fatal("tokens were given for nothing")
+		}
+		server.tries = newTries(server.opts.Now)
+	})
+}
