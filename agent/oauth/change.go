@@ -119,7 +119,7 @@ func (s *Store) DeleteClient(ctx context.Context, c ClientID) error {
 func (s *Store) Client(c ClientID) (Client, bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if found := s.clients[c]; found != nil {
+	if found := s.clients[c]; found != nil && !s.closed {
 		return found.clone(), true
 	}
 	return Client{}, false
@@ -142,7 +142,7 @@ func (s *Store) Authenticate(c ClientID, secret string) bool {
 	s.mu.Lock()
 	found := s.clients[c]
 	var want digest
-	if found != nil {
+	if found != nil && !s.closed {
 		want = found.secret
 	}
 	s.mu.Unlock()

@@ -183,7 +183,8 @@ func (o *Organizations) find(org id.Organization) *opened {
 	return o.stores[org]
 }
 
-// Close takes an organization out of memory and keeps its journal.
+// Close takes an organization out of memory and keeps its journal. Nothing of it is good here from then on,
+// whoever still has the store.
 func (o *Organizations) Close(org id.Organization) error {
 	o.changing.Lock()
 	defer o.changing.Unlock()

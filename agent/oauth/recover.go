@@ -203,8 +203,12 @@ func (s *Store) readFrames(data []byte, header string) (int, error) {
 	return whole, errors.Join(err, wrong)
 }
 
-// close ends the store: changes fail from then on, and what was answered for is on disk.
+// close ends the store: nothing in it is good and nothing can be changed from then on, and what was answered
+// for is on disk. Section still writes it.
 func (s *Store) close() error {
+	s.mu.Lock()
+	s.closed = true
+	s.mu.Unlock()
 	if err := s.journal.close(); err != nil && !errors.Is(err, os.ErrClosed) {
 		return fmt.Errorf("cannot close the OAuth journal: %w", err)
 	}

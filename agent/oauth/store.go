@@ -107,6 +107,7 @@ type Store struct {
 	restoring map[uint64]*grant // grants by number while a journal or section is read, else nil
 	lastGrant uint64
 	version   uint64 // rises with every change of what a section holds
+	closed    bool   // the organization is not served here any more: nothing is good
 	announced int64  // when the sweeper comes at the latest
 	stats     Stats
 }
@@ -172,7 +173,7 @@ func (g *grant) good() bool {
 
 // find returns the token with a digest if it is good now.
 func (s *Store) find(d digest, now int64) *token {
-	if t := s.tokens.get(d); t != nil && t.expires > now && t.grant.good() {
+	if t := s.tokens.get(d); t != nil && !s.closed && t.expires > now && t.grant.good() {
 		return t
 	}
 	return nil

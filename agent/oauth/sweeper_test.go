@@ -148,6 +148,9 @@ func TestOpeningAndDropping(t *testing.T) {
 	c := publicClient(t, s)
 	out := login(t, s, c, "ada")
 	section, version := s.Section()
+	if !good(s, out.Access) {
+		t.Fatal("it is not good")
+	}
 	if version != s.Version() || version == 0 {
 		t.Fatalf("version %d, then %d", version, s.Version())
 	}
@@ -161,6 +164,12 @@ func TestOpeningAndDropping(t *testing.T) {
 	}
 	if _, err := s.IssueCode(ctx, Consented{Client: c, User: "ada", Redirect: redirect, Challenge: challengeOf(verifier)}); !errors.Is(err, ErrStorage) {
 		t.Fatalf("a store that is closed gives something out: %v", err)
+	}
+	if _, ok := s.Client(c); ok || good(s, out.Access) {
+		t.Fatal("whoever still has a store that is closed lets people in")
+	}
+	if after, _ := s.Section(); string(after) != string(section) {
+		t.Fatal("a store that is closed cannot be saved")
 	}
 	if _, err := f.all.Open(ourOrg, 6, section); !fault.Is(err, fault.StaleEpoch) {
 		t.Fatalf("an epoch that is over: %v", err)

@@ -130,7 +130,7 @@ func (s *Store) Refresh(ctx context.Context, r RefreshRequest) (Issued, error) {
 		if refused != nil {
 			return refused
 		}
-		again := t.generation+1 == g.generation && max(x.at-g.rotated, g.rotated-x.at) <= x.opts.lifetimes.Grace.Milliseconds()
+		again := t.generation+1 == g.generation && max(x.at-g.rotated, g.rotated-x.at) < x.opts.lifetimes.Grace.Milliseconds()
 		if t.generation != g.generation && !again {
 			x.do(record{op: dropGrant, known: g})
 			return reused("the refresh token was exchanged before: all tokens of this login have ended")
