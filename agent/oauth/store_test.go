@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/base64"
 	"errors"
+	"os"
 	"sync"
 	"sync/atomic"
 	"testing"
@@ -53,7 +54,7 @@ type fixture struct {
 
 func newFixture(t testing.TB) *fixture {
 	t.Helper()
-	f := &fixture{t: t, dir: t.TempDir(), clock: newClock()}
+	f := &fixture{t: t, dir: directory(t), clock: newClock()}
 	f.fs = disk(t, f.dir)
 	f.opts = Options{
 		Dir: f.dir, FS: f.fs, Domain: "example.test", Lifetimes: DefaultLifetimes(), Limits: DefaultLimits(),
@@ -61,6 +62,20 @@ func newFixture(t testing.TB) *fixture {
 	}
 	f.start()
 	return f
+}
+
+// directory is one in memory where there is such a thing: tests sync thousands of times. Benchmarks use a disk.
+func directory(t testing.TB) string {
+	t.Helper()
+	if _, bench := t.(*testing.B); bench {
+		return t.TempDir()
+	}
+	dir, err := os.MkdirTemp("/dev/shm", "dm-oauth")
+	if err != nil {
+		return t.TempDir()
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(dir) })
+	return dir
 }
 
 func disk(t testing.TB, dir string) *fsx.OS {
