@@ -21,6 +21,7 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/driver/process"
 	"github.com/demiurge-platform/demiurge/agent/health"
 	"github.com/demiurge-platform/demiurge/agent/journal"
+	"github.com/demiurge-platform/demiurge/agent/lease"
 	"github.com/demiurge-platform/demiurge/agent/member"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/agent/reconcile"
@@ -56,6 +57,7 @@ type Agent struct {
 	engine     *reconcile.Engine
 	syncer     *syncer.Syncer
 	member     *member.Member
+	lease      *lease.Lease
 	health     *health.Monitor
 	http       net.Listener // of the metrics; nil: none
 	failed     chan error   // capacity 1: a part ended that must not
@@ -117,18 +119,21 @@ func (a *Agent) open() error {
 	if err != nil {
 		return err
 	}
+	if a.lease, err = lease.Open(lease.Options{FS: files, Dir: a.c.RunDir, Logger: a.log.Named("lease")}); err != nil {
+		return err
+	}
 	timing := a.o.Timing
 	timing.StopGrace = a.c.Gateway.StopGrace
 	a.engine, err = reconcile.New(reconcile.Options{
 		Logger: a.log, Journal: jnl, FS: files, Nginx: nginxPort{a.nginx}, Driver: runner,
-		Control: reconcile.NewHTTPControl(l.socket), Sink: a.queue, Layout: l, Domain: a.c.Domain, Timing: timing, Now: a.o.Now,
+		Control: reconcile.NewHTTPControl(l.socket), Sink: a.queue, Layout: l, Domain: a.c.Domain, Lease: a.lease, Timing: timing, Now: a.o.Now,
 	})
 	if err != nil {
 		return err
 	}
 	a.syncer, err = syncer.New(syncer.Options{
 		Logger: a.log, Host: id.Host(a.c.HostID), Coordinators: a.c.Coordinators, Client: client,
-		Queue: a.queue, Source: source{a}, Follower: follower{a}, Timing: a.o.Sync,
+		Queue: a.queue, Source: source{a}, Follower: follower{a}, Leases: leases{a}, Timing: a.o.Sync,
 	})
 	if err != nil {
 		return err

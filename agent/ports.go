@@ -3,7 +3,9 @@ package agent
 import (
 	"context"
 	"net/http"
+	"time"
 
+	"github.com/demiurge-platform/demiurge/agent/lease"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/agent/reconcile"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -58,6 +60,20 @@ func (s source) Reports() []api.GatewayReport { return s.a.engine.Reports() }
 
 // Host implements syncer.Source.
 func (s source) Host() api.HostReport { return s.a.hostReport() }
+
+// leases puts the host's lease and what depends on it together.
+type leases struct{ a *Agent }
+
+// Shortest implements syncer.Leases.
+func (l leases) Shortest() time.Duration { return l.a.engine.Leases() }
+
+// Now implements syncer.Leases.
+func (l leases) Now() time.Duration { return time.Duration(l.a.lease.Now()) }
+
+// Renewed implements syncer.Leases.
+func (l leases) Renewed(sent time.Duration, index uint64) {
+	l.a.lease.Renewed(lease.Instant(sent), index, l.Shortest())
+}
 
 // follower hands the parts of a frame to those they are for.
 type follower struct{ a *Agent }

@@ -31,6 +31,7 @@ type Host struct {
 	Timing reconcile.Timing
 	Engine *reconcile.Engine // of the present run
 	FS     *fsxtest.Faulty   // of the present run
+	Lease  reconcile.Lease   // of the next run
 
 	t     testing.TB
 	dir   string
@@ -105,7 +106,7 @@ func (h *Host) Start() {
 	life := Life{World: h.World, dead: func() bool { return h.over(faulty) }}
 	h.Engine, err = reconcile.New(reconcile.Options{
 		Logger: h.Logger, Journal: jnl, FS: faulty, Nginx: life, Driver: life, Control: control{life}, Sink: h,
-		Layout: h, Domain: Domain, Timing: h.Timing,
+		Layout: h, Domain: Domain, Lease: h.Lease, Timing: h.Timing,
 	})
 	if err != nil {
 		h.t.Fatal(err)

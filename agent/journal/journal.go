@@ -47,6 +47,7 @@ type Wanted struct {
 	Release     string       `json:"release,omitempty"`
 	Limits      api.Limits   `json:"limits,omitzero"`
 	Drain       api.Duration `json:"drain,omitempty"`
+	Lease       api.Duration `json:"lease,omitempty"`
 }
 
 // Grant is the organization that a gateway was given. Its body, which may be large, is stored apart.

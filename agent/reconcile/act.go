@@ -30,7 +30,7 @@ func (a *actor) act(ctx context.Context, act action) {
 	case kill:
 		a.kill(ctx)
 	case probe:
-		a.probe(ctx)
+		a.hurried(ctx, a.probe)
 	case take:
 		a.take()
 	case refuse:
@@ -38,7 +38,9 @@ func (a *actor) act(ctx context.Context, act action) {
 	case step:
 		a.stepGrant(ctx, act.step)
 	case update:
-		a.update(ctx)
+		a.hurried(ctx, a.update)
+	case fence:
+		a.fence(ctx)
 	}
 }
 

@@ -27,6 +27,7 @@ type actor struct {
 	told   journal.Wanted     // what is wanted, whether or not it was read yet
 	last   api.GatewayReport  // as published; zero: nothing yet
 	abort  context.CancelFunc // ends the action in progress; nil: none, or not to be ended
+	hurry  context.CancelFunc // ends what is asked of the process or nginx now, so that the end of a lease is acted on; nil: nothing is
 	steady bool               // it has waited at least once
 
 	wake chan struct{}  // capacity 1: the inbox is not empty
@@ -132,9 +133,10 @@ func (a *actor) run(ctx context.Context) {
 	a.watchSlot(ctx)
 	a.adopt(ctx)
 	for ctx.Err() == nil && !a.gone {
+		a.look() // before what is wanted is read: a renewal counts only after the assignment that came with it
 		a.read()
 		if len(a.asked) > 0 {
-			a.answerVerify(ctx)
+			a.hurried(ctx, a.answerVerify)
 			continue
 		}
 		act := next(a.w, a.ob, a.o.Now(), a.o.Timing.FailedStarts)

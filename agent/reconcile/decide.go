@@ -38,6 +38,8 @@ type observed struct {
 	notBefore time.Time // back-off: neither a start nor the step that failed is tried earlier
 	probeAt   time.Time // when the process is to be asked again
 	refused   id.Epoch  // the grant of the past that was declined last
+	fenced    bool      // the lease without which the organization must not be served has ended
+	closed    bool      // what was served is closed because of that: no route, no process; its state is kept
 }
 
 // kind is what an actor does next.
@@ -56,6 +58,7 @@ const (
 	refuse               // decline a grant of the past
 	step                 // do or undo the next step of the grant
 	update               // hand the gateway changed members or projects
+	fence                // close what is served, for the lease has ended
 )
 
 // action is a kind with its particulars.
@@ -88,6 +91,9 @@ func next(w desired, o observed, now time.Time, maxStarts int) action {
 	if o.Incarnation < w.Incarnation {
 		return action{kind: begin}
 	}
+	if o.fenced && o.Grant != nil && !o.closed {
+		return action{kind: fence}
+	}
 	if o.Change.Back {
 		if a, ok := o.Change.Next(); ok {
 			return afterBackOff(o, now, action{kind: step, step: a})
@@ -95,6 +101,9 @@ func next(w desired, o observed, now time.Time, maxStarts int) action {
 	}
 	if o.Code != "" {
 		return action{kind: wait} // the grant was not taken up: only a new incarnation helps
+	}
+	if o.closed {
+		return action{kind: wait} // until the lease is renewed
 	}
 	if a, decided := run(o, now, maxStarts); decided {
 		return a
@@ -142,7 +151,7 @@ func serve(w desired, o observed, now time.Time) action {
 	if a, ok := o.Change.Next(); ok {
 		return orIdle(o, now, action{kind: step, step: a})
 	}
-	if w.grant == nil {
+	if w.grant == nil || o.fenced {
 		return idle(o, now)
 	}
 	switch epoch := w.grant.epoch; {

@@ -152,6 +152,17 @@ func TestNext(t *testing.T) {
 		{"a higher epoch in the same incarnation", want(give(10, 1)), have(serves), action{kind: endBegin}, api.PhaseStarting},
 		{"an incarnation of the past", want(func(w *desired) { w.Incarnation = 1 }), have(nil), idle, api.PhaseReady},
 
+		{"the lease ended", want(give(9, 1)), have(all(serves, cutOff)), action{kind: fence}, api.PhaseServing},
+		{"the lease ended in the middle of a step", want(give(9, 1)), have(all(held(9, false, false, done, doing), cutOff)), action{kind: fence}, api.PhaseReady},
+		{"the lease ended, back-off: closed all the same", want(give(9, 1)), have(all(serves, dead, backOff, cutOff)), action{kind: fence}, api.PhaseUnhealthy},
+		{"the lease ended, the health is due", want(give(9, 1)), have(all(serves, cutOff, func(o *observed) { o.probeAt = t0 })), action{kind: fence}, api.PhaseServing},
+		{"the lease ended, closed: waits", want(give(9, 1)), have(all(held(9, true, false), dead, cutOff, shut)), action{kind: wait}, api.PhaseUnhealthy},
+		{"the lease ended, closed and undone: waits", want(give(9, 1)), have(all(held(9, false, true, undone, undone, failed), refusedWith("x"), dead, cutOff, shut)), action{kind: wait}, api.PhaseUnhealthy},
+		{"the lease ended, the grant is over", want(nextOne), have(all(serves, dead, cutOff, shut)), action{kind: endBegin}, api.PhaseStarting},
+		{"the lease goes on: brought back", want(give(9, 1)), have(all(held(9, true, false), dead)), action{kind: start}, api.PhaseUnhealthy},
+		{"without a lease nothing is taken up", want(give(9, 1)), have(cutOff), idle, api.PhaseReady},
+		{"without a lease gateways are kept ready", want(nil), have(all(dead, cutOff, func(o *observed) { o.everUp = false })), action{kind: start}, api.PhaseStarting},
+
 		{"to go", want(goneWish), have(serves), action{kind: endBegin}, api.PhaseStarting},
 		{"to go, ended", want(goneWish), have(all(dead, unused, ending(done, done, done))), action{kind: forget}, api.PhaseUnhealthy},
 		{"to go, never was", want(goneWish), have(blank), action{kind: forget}, api.PhaseStarting},
@@ -177,6 +188,10 @@ func refusedWith(code string) func(o *observed) {
 
 func unused(o *observed) { o.Used = false }
 
+func cutOff(o *observed) { o.fenced = true }
+
+func shut(o *observed) { o.closed = true }
+
 // TestNextNeverServesThePast walks every combination of the facts that matter and checks the rules that
 // hold in all of them.
 func TestNextNeverServesThePast(t *testing.T) {
@@ -192,13 +207,15 @@ func TestNextNeverServesThePast(t *testing.T) {
 					for _, en := range endings {
 						for _, running := range bools {
 							for _, healthy := range bools {
-								w := want(g)
-								w.Incarnation, w.Target = incarnation, target
-								o := have(all(hl, en, func(o *observed) {
-									o.running, o.healthy = running, running && healthy
-								}))
-								checkRules(t, w, o)
-								n++
+								for _, lease := range []func(o *observed){func(*observed) {}, cutOff, all(cutOff, shut)} {
+									w := want(g)
+									w.Incarnation, w.Target = incarnation, target
+									o := have(all(hl, en, lease, func(o *observed) {
+										o.running, o.healthy = running, running && healthy
+									}))
+									checkRules(t, w, o)
+									n++
+								}
 							}
 						}
 					}
@@ -206,7 +223,7 @@ func TestNextNeverServesThePast(t *testing.T) {
 			}
 		}
 	}
-	if n != 3*2*4*5*4*4 {
+	if n != 3*2*4*5*4*4*3 {
 		t.Fatalf("%d combinations", n)
 	}
 }
@@ -221,6 +238,10 @@ func checkRules(t *testing.T, w desired, o observed) {
 	switch {
 	case past && serving:
 		t.Errorf("%+v of what belongs to the past: wanted %+v, observed %+v", a, w, o)
+	case o.fenced && serving && (o.Grant != nil || a.kind != start):
+		t.Errorf("%+v without a lease: wanted %+v, observed %+v", a, w, o)
+	case o.fenced && o.Grant != nil && !o.closed && !past && a.kind != fence && a.kind != begin:
+		t.Errorf("%+v, and it is not closed though the lease has ended: wanted %+v, observed %+v", a, w, o)
 	case past && (r.Phase == api.PhaseServing || r.Phase == api.PhaseReady || r.Epoch != 0):
 		t.Errorf("reported %+v of what belongs to the past: wanted %+v, observed %+v", r, w, o)
 	case a.kind == endStep && a.step.Step != api.StepUnroute && o.Ending.Status(api.StepUnroute) != done:

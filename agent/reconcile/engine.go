@@ -31,6 +31,7 @@ type Options struct {
 	Sink    Sink
 	Layout  Layout
 	Domain  string // that the host's nginx serves
+	Lease   Lease  // nil: nothing that is assigned with a lease is served
 	Timing  Timing
 	Now     func() time.Time // nil: time.Now
 }
@@ -98,6 +99,7 @@ func (e *Engine) Run(ctx context.Context) error {
 		e.spawn(a)
 	}
 	e.mu.Unlock()
+	wg.Go(func() { e.watchLease(ctx) })
 	for ctx.Err() == nil {
 		select {
 		case <-ctx.Done():
@@ -118,7 +120,7 @@ func (e *Engine) recover(ctx context.Context) error {
 	e.mu.Lock()
 	for _, a := range e.actors {
 		g := a.ob.Grant
-		if _, ending := a.ob.Ending.Next(); g == nil || ending || mustEnd(a.w, a.ob) {
+		if _, ending := a.ob.Ending.Next(); g == nil || ending || mustEnd(a.w, a.ob) || a.leaseOver() {
 			continue
 		}
 		if s := a.ob.Change.Status(api.StepRoute); !g.Served && (a.ob.Change.Back || s != steps.Done && s != steps.Doing) {
@@ -192,6 +194,7 @@ func (e *Engine) Apply(f api.AssignmentFrame) error {
 		return errors.New(e.mismatch)
 	}
 	e.index, e.seenAt = f.Index, now
+	defer e.assigned(f.Index) // when everything in the frame was told
 	named := make(map[id.Gateway]bool, len(f.Gateways))
 	for _, g := range f.Gateways {
 		gw, err := e.assign(g)
@@ -386,7 +389,7 @@ func parse(g api.GatewayAssignment) (id.Gateway, desired, error) {
 		return gw, desired{}, errors.New("cannot use the incarnation 0: they begin with 1")
 	}
 	w := desired{Wanted: journal.Wanted{
-		Target: g.Target, Incarnation: g.Incarnation, Pool: g.Pool, Release: g.Release, Limits: g.Limits, Drain: g.Drain,
+		Target: g.Target, Incarnation: g.Incarnation, Pool: g.Pool, Release: g.Release, Limits: g.Limits, Drain: g.Drain, Lease: g.Lease,
 	}}
 	if g.Grant == nil {
 		return gw, w, nil

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net/http"
 	"time"
@@ -11,11 +12,20 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
 
+const (
+	// renewEvery is how often something is said, if the host depends on a lease.
+	renewEvery = time.Second
+	// maxLeasePause is how long a failure is waited after then: a new leader has to be found in time.
+	maxLeasePause = 500 * time.Millisecond
+)
+
 // send reports what waits, one report at a time, until ctx ends. What waits then is sent once more, so
 // that a stop in order loses nothing.
 func (s *Syncer) send(ctx context.Context) {
 	full := time.NewTicker(s.o.Timing.FullEvery)
 	defer full.Stop()
+	renew := time.NewTicker(renewEvery)
+	defer renew.Stop()
 	failures := 0
 	for {
 		select {
@@ -24,6 +34,11 @@ func (s *Syncer) send(ctx context.Context) {
 			return
 		case <-full.C:
 			s.o.Queue.wantFull()
+			continue
+		case <-renew.C:
+			if s.o.Leases.Shortest() > 0 {
+				s.o.Queue.answer() // any word will do
+			}
 			continue
 		case <-s.o.Queue.wake:
 		}
@@ -49,7 +64,11 @@ func (s *Syncer) send(ctx context.Context) {
 		if !s.Connected() {
 			s.next(n)
 		}
-		pause(ctx, s.backOff(failures))
+		wait := s.backOff(failures)
+		if s.o.Leases.Shortest() > 0 {
+			wait = min(wait, maxLeasePause)
+		}
+		pause(ctx, wait)
 	}
 }
 
@@ -69,13 +88,18 @@ func (s *Syncer) last() {
 }
 
 func (s *Syncer) post(ctx context.Context, url string, o api.Observation) error {
-	o.HostID, o.Instance = string(s.o.Host), s.instance
+	o.HostID, o.Instance, o.Renew = string(s.o.Host), s.instance, s.o.Leases.Shortest() > 0
 	body, err := json.Marshal(o)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(ctx, s.o.Timing.Timeout)
+	timeout, lease := s.o.Timing.Timeout, s.o.Leases.Shortest()
+	if lease > 0 {
+		timeout = min(timeout, lease/3) // a coordinator that hangs must not use the lease up
+	}
+	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
+	sent := s.o.Leases.Now()
 	req, err := http.NewRequestWithContext(ctx, http.MethodPost, url, bytes.NewReader(body))
 	if err != nil {
 		return err
@@ -89,6 +113,14 @@ func (s *Syncer) post(ctx context.Context, url string, o api.Observation) error 
 	if resp.StatusCode/100 != 2 {
 		return problem(resp)
 	}
-	_, err = io.Copy(io.Discard, io.LimitReader(resp.Body, 1<<20))
-	return err
+	data, err := io.ReadAll(io.LimitReader(resp.Body, 1<<20))
+	if err != nil || !o.Renew {
+		return err
+	}
+	var answer api.Observed
+	if err := json.Unmarshal(data, &answer); err != nil {
+		return fmt.Errorf("cannot read the coordinator's answer: %w", err)
+	}
+	s.o.Leases.Renewed(sent, answer.Index)
+	return nil
 }

@@ -42,6 +42,16 @@ type Follower interface {
 	Apply(f api.AssignmentFrame) error
 }
 
+// Leases are counted from what this package sends. Moments are of one clock, which only Leases knows.
+type Leases interface {
+	// Shortest is the shortest lease that anything on the host depends on; zero: nothing does.
+	Shortest() time.Duration
+	// Now is the moment of a word that is about to be sent.
+	Now() time.Duration
+	// Renewed notes that a leader has acknowledged the word of a moment, at an index of its state.
+	Renewed(sent time.Duration, index uint64)
+}
+
 // Options of a syncer. All but Timing must be set.
 type Options struct {
 	Logger       hclog.Logger
@@ -51,6 +61,7 @@ type Options struct {
 	Queue        *Queue // what is to be sent; the same that the engine observes into
 	Source       Source
 	Follower     Follower
+	Leases       Leases
 	Timing       Timing
 }
 

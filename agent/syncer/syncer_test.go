@@ -9,6 +9,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -31,6 +32,10 @@ type side struct {
 	syncer  *syncer.Syncer
 	cancel  context.CancelFunc
 	done    chan struct{}
+
+	born     time.Time
+	lease    atomic.Int64 // the shortest; negative: a renewal made no sense
+	renewals atomic.Int64
 }
 
 func (s *side) Apply(f api.AssignmentFrame) error {
@@ -80,9 +85,9 @@ func start(t *testing.T, c certificate, addresses ...string) *side {
 	if err != nil {
 		t.Fatal(err)
 	}
-	s := &side{queue: syncer.NewQueue(time.Now), done: make(chan struct{})}
+	s := &side{born: time.Now(), queue: syncer.NewQueue(time.Now), done: make(chan struct{})}
 	s.syncer, err = syncer.New(syncer.Options{
-		Logger: hclog.NewNullLogger(), Host: "host-1", Coordinators: addresses, Client: client, Queue: s.queue, Source: s, Follower: s,
+		Logger: hclog.NewNullLogger(), Host: "host-1", Coordinators: addresses, Client: client, Queue: s.queue, Source: s, Follower: s, Leases: s,
 		Timing: syncer.Timing{Silence: 2 * time.Second, FullEvery: 300 * time.Millisecond, BackOff: 5 * time.Millisecond, MaxBackOff: 50 * time.Millisecond},
 	})
 	if err != nil {
@@ -97,6 +102,19 @@ func start(t *testing.T, c certificate, addresses ...string) *side {
 	t.Cleanup(s.stop)
 	t.Cleanup(client.CloseIdleConnections)
 	return s
+}
+
+// Shortest, Now and Renewed make it the leases, of which there are none until one is set.
+func (s *side) Shortest() time.Duration { return time.Duration(s.lease.Load()) }
+
+func (s *side) Now() time.Duration { return time.Since(s.born) }
+
+func (s *side) Renewed(sent time.Duration, index uint64) {
+	if sent > s.Now() || index == 0 {
+		s.lease.Store(-1) // seen by the test
+		return
+	}
+	s.renewals.Add(1)
 }
 
 func (s *side) stop() {
@@ -270,5 +288,37 @@ func TestWhatCannotWorkIsSaid(t *testing.T) {
 	}
 	if _, err := syncer.New(syncer.Options{Logger: hclog.NewNullLogger()}); err == nil {
 		t.Error("no coordinator was taken")
+	}
+}
+
+// Where nothing depends on a lease, nothing asks for one. Where something does, each word that is
+// acknowledged renews it, and there is one at a steady rate; one that is refused renews nothing.
+func TestLeasesAreRenewed(t *testing.T) {
+	c := agenttest.NewCoordinator(t, "apps.example.test")
+	s := start(t, newCertificate(t, c.Trust()), c.Address())
+	agenttest.Wait(t, "a report came", func() bool { return len(c.Bodies()) > 0 })
+	if s.renewals.Load() != 0 {
+		t.Error("a lease was renewed that nothing depends on")
+	}
+	for _, o := range c.Bodies() {
+		if o.Renew {
+			t.Errorf("a renewal was asked for that nothing depends on: %+v", o)
+		}
+	}
+	s.lease.Store(int64(8 * time.Second))
+	agenttest.Wait(t, "the lease was renewed twice", func() bool { return s.renewals.Load() >= 2 })
+	c.Refuse(true)
+	refused := c.Requests()
+	agenttest.Wait(t, "words were refused", func() bool { return c.Requests() >= refused+3 })
+	before := s.renewals.Load()
+	refused = c.Requests()
+	agenttest.Wait(t, "more were refused", func() bool { return c.Requests() >= refused+3 })
+	if s.renewals.Load() != before {
+		t.Error("a word that was refused has renewed the lease")
+	}
+	c.Refuse(false)
+	agenttest.Wait(t, "the lease goes on", func() bool { return s.renewals.Load() > before })
+	if s.lease.Load() < 0 {
+		t.Error("a renewal came from the future, or without an index")
 	}
 }
