@@ -145,7 +145,7 @@ func (d *Driver) leftovers(p driver.Process) []stat {
 		return nil
 	}
 	var out []stat
-	for _, s := range processes() {
+	for _, s := range d.all.look() {
 		if s.session == p.PID && s.pid != p.PID && s.running() && s.start >= p.StartTime {
 			out = append(out, s)
 		}

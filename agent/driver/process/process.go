@@ -54,6 +54,7 @@ type Driver struct {
 	opts Options
 	log  hclog.Logger
 	boot string // id of the machine's boot
+	all  *table
 
 	mu       sync.Mutex
 	children map[driver.Process]*child // started by this Driver; finished ones stay until a later Start
@@ -89,7 +90,7 @@ func New(opts Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{opts: opts, log: opts.Logger.Named("process"), boot: boot, children: map[driver.Process]*child{}}, nil
+	return &Driver{opts: opts, log: opts.Logger.Named("process"), boot: boot, all: newTable(processes), children: map[driver.Process]*child{}}, nil
 }
 
 // Start implements driver.Driver.
