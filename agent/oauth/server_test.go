@@ -267,6 +267,25 @@ func TestP12NoOpenRedirect(t *testing.T) {
 	}
 }
 
+// P11 and P12: an address that was the organization's own and is not any more is not sent to, though it stands
+// with the client.
+func TestP12AnAddressOfAnEarlierDomain(t *testing.T) {
+	f := newFixture(t)
+	c := publicClient(t, f.open(ourOrg))
+	must(t, f.all.CloseAll())
+	f.opts.Domain = "moved.test"
+	f.start()
+	s := newSiteOn(t, f)
+	if r := s.visit("ada", authorization(c).Encode()); r.StatusCode != 400 || r.Header.Get("Location") != "" {
+		t.Fatalf("%d to %q", r.StatusCode, r.Header.Get("Location"))
+	}
+	q := authorization(c)
+	q.Set("redirect_uri", "http://127.0.0.1:4711/back")
+	if r := s.visit("ada", q.Encode()); r.StatusCode != 303 {
+		t.Fatalf("%d %s", r.StatusCode, r.body)
+	}
+}
+
 // P12: state and iss come back with every answer, PKCE is never dropped silently, and consent is asked for.
 func TestP12AuthorizationRequests(t *testing.T) {
 	s := newSite(t)
@@ -306,6 +325,16 @@ func TestP12AuthorizationRequests(t *testing.T) {
 		if h := r.Header; h.Get("Cache-Control") != "no-store" || h.Get("Referrer-Policy") != "no-referrer" || h.Get("X-Frame-Options") != "DENY" {
 			t.Errorf("%s: headers %v", name, h)
 		}
+	}
+	confidential, _ := addClient(t, s.store, Client{Redirects: []string{redirect}})
+	q := authorization(confidential)
+	q.Del("code_challenge")
+	if _, values := s.visit("ada", q.Encode()).back(); values.Get("error") != "invalid_request" {
+		t.Errorf("a challenge that got lost on its way is not missed: %v", values)
+	}
+	q.Del("code_challenge_method")
+	if _, values := s.visit("ada", q.Encode()).back(); values.Get("code") == "" {
+		t.Errorf("a client with a secret may do without: %v", values)
 	}
 	if r := s.visit("", authorization(c).Encode()); r.StatusCode != 403 {
 		t.Errorf("nobody is logged in: %d", r.StatusCode)
