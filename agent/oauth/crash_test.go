@@ -392,3 +392,41 @@ func TestTheJournalIsWrittenAnew(t *testing.T) {
 	}
 	s.check(t)
 }
+
+// A base holds what came after its log was begun, and reading that log once more changes nothing: also when a
+// member left and came back in between.
+func TestALogIsReadOnANewerBase(t *testing.T) {
+	f := newFixture(t)
+	faulty := fsxtest.New(f.fs)
+	f.opts.FS = faulty
+	f.start()
+	s := f.open(ourOrg)
+	c := publicClient(t, s)
+	before := login(t, s, c, "ada")
+	var left, again Issued
+	var used string
+	faulty.Before("oauth.base.begin", func() { // the new log is there, the store is not yet walked
+		left = login(t, s, c, "ada")
+		must(t, s.RemoveMember(ctx, "ada"))
+		used = code(t, s, c, "ada")
+		var err error
+		again, err = redeem(s, c, used)
+		must(t, err)
+		again, err = refresh(s, c, again.Refresh)
+		must(t, err)
+	})
+	must(t, s.journal.compact(ctx, s.walkAll))
+	was := s.Stats().Live
+	sweepAll(t, s)
+	f.opts.FS = f.fs
+	f.start()
+	s = f.open(ourOrg)
+	s.check(t)
+	if good(s, before.Access) || good(s, left.Refresh) || !good(s, again.Access) || !good(s, again.Refresh) {
+		t.Fatalf("the wrong tokens are good; %v before, %v now", was, s.Stats().Live)
+	}
+	_, err := redeem(s, c, used)
+	if r := wantRefusal(t, err, "invalid_grant"); !r.Reused {
+		t.Fatal("a used code is not remembered")
+	}
+}
