@@ -55,10 +55,10 @@ func (m *Metrics) watched() Sources {
 type gauges struct {
 	metrics *Metrics
 
-	gateways, poolMinReady, poolMax, poolLimited, poolETA, breaker *prometheus.Desc
-	queueDepth, allocations, hosts                                 *prometheus.Desc
-	generation, draining, quarantined, routes, connected, serving  *prometheus.Desc
-	leaderKnown, isLeader, fsync, index, free, floor               *prometheus.Desc
+	gateways, poolMinReady, poolMax, poolLimited, poolETA, breaker   *prometheus.Desc
+	queueDepth, allocations, hosts, waiting, drainLeft, drainOverdue *prometheus.Desc
+	generation, draining, quarantined, routes, connected, serving    *prometheus.Desc
+	leaderKnown, isLeader, fsync, index, free, floor                 *prometheus.Desc
 }
 
 func newGauges(m *Metrics) *gauges {
@@ -73,6 +73,9 @@ func newGauges(m *Metrics) *gauges {
 		poolLimited:  desc("pool_limited", "1 for what keeps the pool from growing.", "pool", "reason"),
 		poolETA:      desc("pool_exhaustion_eta_seconds", "When the pool will have no ready gateway if it goes on like this; absent when it is not shrinking.", "pool"),
 		breaker:      desc("pool_breaker_state", "Creating gateways: 0 goes on, 1 is being tried, 2 is stopped.", "pool"),
+		waiting:      desc("relocations_waiting", "Organizations that lost their gateway and wait for another one.", "pool"),
+		drainLeft:    desc("host_drain_left", "Allocations that a host which is being emptied still serves.", "host"),
+		drainOverdue: desc("host_drain_overdue", "1 while a host is not empty after the deadline of its drain.", "host"),
 		queueDepth:   desc("allocation_queue_depth", "Allocations waiting in line.", "pool"),
 		allocations:  desc("allocations", "Live allocations by state.", "state"),
 		hosts:        desc("hosts", "Hosts by state.", "state"),
@@ -110,6 +113,7 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 	for h := range v.Hosts(nil) {
 		states[h.Status]++
 		g.host(send, h, src.Link)
+		g.drain(send, v, h)
 	}
 	for s, n := range states {
 		send(g.hosts, float64(n), s)
@@ -160,12 +164,20 @@ func (g *gauges) pool(send sender, v state.View, p *state.Pool, now time.Time) {
 		depth++
 	}
 	send(g.queueDepth, float64(depth), name)
+	waiting := 0
+	for range v.Stranded(nil, p.Name) {
+		waiting++
+	}
+	for range v.Held(nil, p.Name) {
+		waiting++
+	}
+	send(g.waiting, float64(waiting), name)
 }
 
 func (g *gauges) live(send sender, v state.View) {
 	live := map[state.AllocationState]int{
 		state.AllocationQueued: 0, state.AllocationReserved: 0, state.AllocationActive: 0,
-		state.AllocationReleasing: 0, state.AllocationRollingBack: 0,
+		state.AllocationReleasing: 0, state.AllocationRollingBack: 0, state.AllocationRelocating: 0,
 	}
 	for a := range v.LiveAllocations(nil) {
 		live[a.State]++
@@ -195,6 +207,16 @@ func (g *gauges) host(send sender, h *state.Host, link Link) {
 	send(g.draining, float64(nginx.DrainingWorkers), name)
 	send(g.quarantined, float64(quarantined), name)
 	send(g.routes, float64(nginx.Routes), name)
+}
+
+// drain tells how far a host is that is being emptied; nothing of others.
+func (g *gauges) drain(send sender, v state.View, h *state.Host) {
+	if h.Drain == nil || h.Drain.State == api.DrainDrained {
+		return
+	}
+	n := v.HostCounts(nil, h.ID)
+	send(g.drainLeft, float64(n.Of(state.GatewayReserved)+n.Of(state.GatewayAllocated)), string(h.ID))
+	send(g.drainOverdue, one(h.Drain.State == api.DrainOverdue), string(h.ID))
 }
 
 func one(yes bool) float64 {

@@ -58,11 +58,30 @@ func (m *Metrics) allocation(e *state.Event, what string) {
 		}
 		m.set.allocations.WithLabelValues(what, string(e.Code), "false").Inc()
 		m.count(&m.refused)
-	case "reserved":
+	case "reserved", "placed":
 		m.flow(e.Pool, e.At, 1)
 	case "active", "released", "failed", "rolled_back":
+		if what == "active" && e.Before == string(state.AllocationRelocating) {
+			m.moved(e)
+			return
+		}
 		m.ended(e, what)
 	}
+}
+
+// moved counts a move that is over.
+func (m *Metrics) moved(e *state.Event) {
+	rec := m.record(e.Allocation)
+	if rec == nil || len(rec.Moves) == 0 {
+		return
+	}
+	last := rec.Moves[len(rec.Moves)-1]
+	if last.Failure.Code != "" {
+		m.set.relocations.WithLabelValues(last.Cause, "stayed").Inc()
+		return
+	}
+	m.set.relocations.WithLabelValues(last.Cause, "moved").Inc()
+	m.set.relocationTime.WithLabelValues(last.Cause).Observe(max(last.EndedAt.Sub(last.Since), 0).Seconds())
 }
 
 // ended counts an allocation that became active or ended. What its steps took is in the record.

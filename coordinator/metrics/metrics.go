@@ -52,6 +52,8 @@ type instruments struct {
 	allocationRoutable prometheus.Histogram
 	allocationStep     *prometheus.HistogramVec
 	allocationUndos    *prometheus.CounterVec
+	relocations        *prometheus.CounterVec
+	relocationTime     *prometheus.HistogramVec
 	fencedWrites       prometheus.Counter
 	events             *prometheus.CounterVec
 	nginxGenerations   *prometheus.CounterVec
@@ -104,6 +106,8 @@ func (m *Metrics) instrument() {
 	s.allocations = m.counters("allocations_total", "Allocations by what became of them.", "result", "code", "warm")
 	s.allocationStep = m.histograms("allocation_step_seconds", "How long each step of an allocation took.", "step")
 	s.allocationUndos = m.counters("allocation_undos_total", "Steps that were taken back.", "step")
+	s.relocations = m.counters("relocations_total", "Moves of allocations to other gateways, by cause and by what became of them.", "cause", "result")
+	s.relocationTime = m.histograms("relocation_seconds", "From the loss of the host, or the request, until another gateway serves and is verified.", "cause")
 	s.events = m.counters("events_total", "Events by type.", "type")
 	s.nginxGenerations = m.counters("nginx_generations_total", "Configuration changes of the hosts by what became of them.", "result")
 	s.requests = m.counters("http_requests_total", "Answered requests.", "route", "status")
