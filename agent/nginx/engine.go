@@ -132,7 +132,7 @@ func (e *Engine) recoverFiles() error {
 // adopt takes over what the live generation says.
 func (st *state) adopt(files tree, digest string) {
 	st.live, st.digest, st.slots = files, digest, map[id.Gateway]Slot{}
-	for _, s := range parseSlots(files["slots.conf"]) {
+	for _, s := range parseSlots(files) {
 		st.slots[s.Gateway] = s
 	}
 	if ls := listeners(files); len(ls) > 0 {

@@ -60,21 +60,31 @@ func (l layout) dirs() []string {
 	return []string{l.generations(), l.quarantine(), l.routes(), l.certs(), l.logs(), l.temp()}
 }
 
-// link is the content of a route's symbolic link.
-func link(t Target) string { return string(t.Gateway) + "." + t.Epoch.String() }
+// base32 are the characters of a gateway's random part.
+const base32 = "abcdefghijklmnopqrstuvwxyz234567"
+
+// upstreamName is the gateway's upstream. nginx compares a name with every other one of its length, for
+// each block that it reads and for each request, so names have 32 lengths: the last character says which.
+func upstreamName(g id.Gateway) string {
+	return string(g) + strings.Repeat("-", max(0, strings.IndexByte(base32, g[len(g)-1])))
+}
+
+// link is the content of a route's symbolic link. nginx reads the upstream from it.
+func link(t Target) string { return upstreamName(t.Gateway) + "." + t.Epoch.String() }
 
 // parseLink is the inverse of link; anything else is not a route of ours.
 func parseLink(s string) (Target, bool) {
-	gateway, epoch, found := strings.Cut(s, ".")
+	upstream, epoch, found := strings.Cut(s, ".")
 	if !found {
 		return Target{}, false
 	}
-	g, err := id.ParseGateway(gateway)
+	g, err := id.ParseGateway(strings.TrimRight(upstream, "-"))
 	if err != nil {
 		return Target{}, false
 	}
 	e, err := id.ParseEpoch(epoch)
-	return Target{g, e}, err == nil
+	t := Target{g, e}
+	return t, err == nil && link(t) == s
 }
 
 // number prints a generation as it stands in paths.

@@ -94,7 +94,7 @@ func parseBlock(s string, depth int) (out []directive, rest string, err error) {
 // read recovers the configuration from rendered files, and refuses directives that no template has.
 func read(t tree) (Config, error) {
 	var cfg Config
-	limits, upstreamOf := map[string]int64{}, map[string]string{}
+	limits, common := map[string]int64{}, int64(0)
 	for _, name := range t.names() { // http.conf comes before slots.conf
 		ds, err := parseConf(t[name])
 		if err != nil {
@@ -105,15 +105,19 @@ func read(t tree) (Config, error) {
 				return cfg, fmt.Errorf("%s: %w", name, err)
 			}
 			switch {
-			case name == "http.conf" && slices.Equal(d.words, []string{"map", "$gateway", "$upstream"}):
-				for _, m := range d.block {
-					upstreamOf[m.words[0]] = m.words[1]
+			case name == "http.conf" && d.words[0] == "server":
+				for _, x := range d.block {
+					if x.words[0] == "client_max_body_size" {
+						if _, err := fmt.Sscan(x.words[1], &common); err != nil {
+							return cfg, err
+						}
+					}
 				}
 			case name == "slots.conf" && d.words[0] == "upstream":
-				// The gateway is the one whose socket it is, and its name must lead here.
+				// The gateway is the one whose socket it is, and links to it must lead here.
 				gateway := filepath.Base(filepath.Dir(d.block[0].words[1]))
-				if upstreamOf[gateway] != d.words[1] {
-					return cfg, fmt.Errorf("gateway %s is led to upstream %q, its upstream is %q", gateway, upstreamOf[gateway], d.words[1])
+				if target, ok := parseLink(d.words[1] + ".1"); !ok || string(target.Gateway) != gateway {
+					return cfg, fmt.Errorf("gateway %s has the upstream %q, where no link to it leads", gateway, d.words[1])
 				}
 				cfg.Slots = append(cfg.Slots, Slot{Gateway: id.Gateway(gateway)})
 			case name == "slots.conf":
@@ -130,7 +134,10 @@ func read(t tree) (Config, error) {
 		}
 	}
 	for i := range cfg.Slots {
-		cfg.Slots[i].MaxBody = limits[string(cfg.Slots[i].Gateway)]
+		cfg.Slots[i].MaxBody = common
+		if n, own := limits[string(cfg.Slots[i].Gateway)]; own {
+			cfg.Slots[i].MaxBody = n
+		}
 	}
 	return cfg, nil
 }
@@ -162,7 +169,7 @@ func closed(d directive) error {
 	known := "absolute_redirect access_log add_header client_body_temp_path client_max_body_size default default_type error_page fastcgi_temp_path geo if " +
 		"include internal keepalive keepalive_requests keepalive_timeout large_client_header_buffers listen location log_format map map_hash_bucket_size " +
 		"map_hash_max_size proxy_connect_timeout proxy_hide_header proxy_http_version proxy_ignore_headers proxy_max_temp_file_size proxy_next_upstream " +
-		"proxy_pass proxy_read_timeout proxy_send_timeout proxy_set_header proxy_temp_path real_ip_header real_ip_recursive return root scgi_temp_path server " +
+		"proxy_pass proxy_read_timeout proxy_send_timeout proxy_set_header proxy_temp_path real_ip_header real_ip_recursive return root scgi_temp_path server set " +
 		"server_name server_names_hash_bucket_size server_names_hash_max_size server_tokens set_real_ip_from ssl_certificate ssl_certificate_key ssl_protocols " +
 		"ssl_session_cache ssl_session_timeout try_files upstream uwsgi_temp_path variables_hash_bucket_size"
 	if !slices.Contains(strings.Fields(known), d.words[0]) {
@@ -200,7 +207,7 @@ func checkRoundTrip(t interface{ Fatalf(string, ...any) }, cfg Config) {
 	if !reflect.DeepEqual(empty(got), empty(want)) {
 		t.Fatalf("rendered and read back: %+v\nwant %+v\nrefused %v", got, want, refused)
 	}
-	if back := parseSlots(files["slots.conf"]); !slices.Equal(back, want.Slots) {
+	if back := parseSlots(files); !slices.Equal(back, want.Slots) {
 		t.Fatalf("slots read back %v, want %v", back, want.Slots)
 	}
 	m, err := decodeManifest(manifestOf(files, r.digest(want)).encode())

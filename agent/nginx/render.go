@@ -39,7 +39,7 @@ type view struct {
 	Dir, Temp, AccessLog, RoutesPattern, SocketDir string
 	Domain, DomainPattern, Agent, Certificate      string
 	Listen, Proxies, Own, AgentPaths               []string
-	SlotUpstreams, SlotNames, SlotLimits           string
+	SlotUpstreams, SlotLimits                      string
 	Limits                                         []int64
 	MaxBody, Smallest                              int64
 	NamesHash, MapHash                             int
@@ -120,23 +120,29 @@ func (r renderer) view(dir string, cfg Config) view {
 	return v
 }
 
-// nameLengths is how many lengths the names of upstreams have. nginx compares a name with every other one
-// of its length, for each block that it reads and for each request.
-const nameLengths = 32
+// Connections that each worker keeps open to a gateway. nginx makes room for all of them when it reads the
+// configuration, whether they are used or not.
+const (
+	keptConnections     = 32
+	keptConnectionsMany = 16 // with more gateways than manyGateways
+	manyGateways        = 500
+)
 
 // addSlots writes the lines of the gateways, of which there can be thousands: a template takes ten times
 // as long for them.
 func (v *view) addSlots(slots []Slot) {
-	var upstreams, names, limits strings.Builder
-	for i, s := range slots {
+	connections := keptConnections
+	if len(slots) > manyGateways {
+		connections = keptConnectionsMany
+	}
+	var upstreams, limits strings.Builder
+	for _, s := range slots {
 		gateway := string(s.Gateway)
-		name := gateway + strings.Repeat("-", i%nameLengths)
-		upstreams.WriteString("upstream " + name + " { server unix:" + v.SocketDir + "/" + gateway +
-			"/http.sock max_fails=0; keepalive 32; keepalive_timeout 30s; }\n")
-		names.WriteString("    " + gateway + " " + name + ";\n")
+		upstreams.WriteString("upstream " + upstreamName(s.Gateway) + " { server unix:" + v.SocketDir + "/" + gateway +
+			"/http.sock max_fails=0; keepalive " + strconv.Itoa(connections) + "; keepalive_timeout 30s; }\n")
 		limits.WriteString("    " + gateway + " " + strconv.FormatInt(s.MaxBody, 10) + ";\n")
 	}
-	v.SlotUpstreams, v.SlotNames, v.SlotLimits = upstreams.String(), names.String(), limits.String()
+	v.SlotUpstreams, v.SlotLimits = upstreams.String(), limits.String()
 }
 
 // bodyLimits are the distinct limits of the gateways in rising order.
@@ -234,17 +240,37 @@ func (r renderer) renumber(t tree, from, to uint64) tree {
 	return out
 }
 
-var slotLine = regexp.MustCompile(`(?m)^    (gw-[a-z2-7]{10}) ([0-9]{1,13});$`)
+var (
+	slotLine      = regexp.MustCompile(`(?m)^upstream (gw-[a-z2-7]{10})-* \{ `)
+	slotLimitLine = regexp.MustCompile(`(?m)^    (gw-[a-z2-7]{10}) ([0-9]{1,13});$`)
+	limitLine     = regexp.MustCompile(`(?m)^    client_max_body_size ([0-9]{1,13});$`)
+)
 
-// parseSlots reads the gateways back from a rendered slots.conf.
-func parseSlots(b []byte) []Slot {
-	var out []Slot
-	for _, m := range slotLine.FindAllSubmatch(b, -1) {
-		n, err := strconv.ParseInt(string(m[2]), 10, 64)
+// parseSlots reads the gateways back from the files of a generation. Where all have one limit it stands in
+// the server alone.
+func parseSlots(files tree) []Slot {
+	limits := map[string]int64{}
+	limit := func(digits []byte) int64 {
+		n, err := strconv.ParseInt(string(digits), 10, 64)
 		if err != nil {
-			continue
+			return 0 // never: the patterns bound it
 		}
-		out = append(out, Slot{Gateway: id.Gateway(m[1]), MaxBody: n})
+		return n
+	}
+	for _, m := range slotLimitLine.FindAllSubmatch(files["slots.conf"], -1) {
+		limits[string(m[1])] = limit(m[2])
+	}
+	var common int64
+	if m := limitLine.FindSubmatch(files["http.conf"]); m != nil {
+		common = limit(m[1])
+	}
+	var out []Slot
+	for _, m := range slotLine.FindAllSubmatch(files["slots.conf"], -1) {
+		s := Slot{Gateway: id.Gateway(m[1]), MaxBody: common}
+		if n, own := limits[string(m[1])]; own {
+			s.MaxBody = n
+		}
+		out = append(out, s)
 	}
 	return out
 }

@@ -321,7 +321,7 @@ func (s *system) wrongState(status api.Status, live []api.Allocation, gateways [
 
 var (
 	liveGeneration = regexp.MustCompile(`generations/([0-9]+)`)
-	slotOf         = regexp.MustCompile(`(?m)^    (gw-[a-z2-7]{10}) `)
+	slotOf         = regexp.MustCompile(`(?m)^upstream (gw-[a-z2-7]{10})-* `)
 )
 
 // pointed is the generation that nginx would be started with.
