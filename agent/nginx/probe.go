@@ -66,7 +66,7 @@ func refuses(ctx context.Context, socket string) bool {
 
 // poll calls done every few milliseconds until it answers true, fails, or ctx ends.
 func poll(ctx context.Context, done func() (bool, error)) error {
-	wait := time.Millisecond
+	wait := 250 * time.Microsecond
 	for {
 		ok, err := done()
 		if ok || err != nil {
@@ -77,7 +77,7 @@ func poll(ctx context.Context, done func() (bool, error)) error {
 			return ctx.Err()
 		case <-time.After(wait):
 		}
-		wait = min(wait*2, 2*time.Millisecond)
+		wait = min(wait*2, time.Millisecond)
 	}
 }
 

@@ -3,6 +3,7 @@ package nginx
 import (
 	"context"
 	"fmt"
+	"os"
 	"os/exec"
 	"strings"
 	"sync"
@@ -67,6 +68,7 @@ func (p *Process) run(ctx context.Context) {
 func (p *Process) once(ctx context.Context) error {
 	l := layout{data: p.opts.DataDir, run: p.opts.RunDir}
 	cmd := exec.Command(p.opts.Binary, "-e", l.errorLog(), "-p", prefix, "-c", l.mainConf(), "-g", "daemon off;")
+	cmd.Env = append(os.Environ(), hugePages)
 	// A signal to our terminal is not for nginx, and nginx must not outlive us without an owner.
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	tail := tailFrom(l.errorLog())

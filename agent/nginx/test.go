@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os"
 	"os/exec"
 	"path/filepath"
 	"regexp"
@@ -14,6 +15,10 @@ import (
 	"strings"
 	"time"
 )
+
+// hugePages lets nginx take its memory in large pieces: half of the time in which it reads a configuration
+// with 1,000 gateways it would otherwise spend on asking the kernel for 4,600 small ones.
+const hugePages = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
 // nginxTest runs nginx -t on a generation or on a scratch copy, with the master's limit on open files.
 // include is relative to the data directory. A nil error means that nginx would read it; what -t
@@ -33,6 +38,7 @@ func (e *Engine) nginxTest(ctx context.Context, master process, include string) 
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `ulimit -S -n "$0"; exec "$@"`, fmt.Sprint(limit),
 		e.opts.Binary, "-t", "-e", "stderr", "-p", prefix, "-c", conf)
+	cmd.Env = append(os.Environ(), hugePages)
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
