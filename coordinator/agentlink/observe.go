@@ -35,6 +35,9 @@ func (r *Receiver) Ephemeral(h id.Host) (api.NginxStatus, time.Time, bool) {
 	return r.link.Ephemeral(h)
 }
 
+// Gossip is what a host's agent says of its own place in the gossip; zero: nothing.
+func (r *Receiver) Gossip(h id.Host) api.HostGossip { return r.link.Contact(h).Gossip }
+
 // Observe takes in one observation of a host and returns the index after what it reported took effect, apart
 // from the confirmation of allocations that are served now, which is on its way. Malformed reports are refused as a whole with invalid_request, so that an agent's error is seen.
 func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) (uint64, error) {

@@ -7,6 +7,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -17,6 +18,8 @@ type converter struct {
 	ws     state.WatchSet
 	// lines remembers the places in each pool's line, because a list asks for many.
 	lines map[id.Pool]map[id.Allocation]int
+	// members are the agents that the gossip knows; nil: not looked at yet.
+	members map[string]api.GossipMember
 }
 
 func (s *Server) converter(v state.View, ws state.WatchSet) *converter {
@@ -226,7 +229,24 @@ func (c *converter) host(h *state.Host) api.Host {
 		out.Nginx = nginx
 	}
 	out.LastSeen = instant(seen)
+	if m, known := c.member(h.ID); known {
+		out.Member = &m
+	}
 	return out
+}
+
+// member is a host's agent as the gossip knows it.
+func (c *converter) member(h id.Host) (api.GossipMember, bool) {
+	if c.members == nil {
+		c.members = map[string]api.GossipMember{}
+		for _, m := range c.server.opts.Operator.Members() {
+			if m.Role == string(gossip.RoleAgent) {
+				c.members[m.HostID] = m
+			}
+		}
+	}
+	m, known := c.members[string(h)]
+	return m, known
 }
 
 // drain tells how far the emptying of a host is; nil when it is not being emptied.

@@ -52,6 +52,8 @@ type kit struct {
 	issuer  usertokentest.Key // signs the tokens of users
 	tokens  map[string]string // secrets by role
 	host    id.Host
+
+	operator *scriptedOperator
 	// programs are the HTTP clients of callers with a certificate, by what stands for it in the place of a
 	// secret.
 	programs map[string]*http.Client
@@ -69,6 +71,7 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 	k.cluster.leader.Store(true)
 	k.allocs = &scriptedAllocations{kit: k}
 	k.agents = &scriptedAgents{}
+	k.operator = &scriptedOperator{}
 	k.trust = newTrust(t)
 	k.issuer = usertokentest.NewKey(t, "k1")
 	users, err := usertoken.New(usertoken.Options{Issuers: []usertoken.Issuer{usertokentest.File(t, k.issuer)}, Logger: hclog.NewNullLogger(), Now: k.now})
@@ -77,7 +80,7 @@ func newKit(t testing.TB, change ...func(*Options)) *kit {
 	}
 	opts := Options{
 		Users: users,
-		Trust: k.trust, Plain: true, Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics, Operator: &scriptedOperator{},
+		Trust: k.trust, Plain: true, Store: k.store, Proposer: k, Allocations: k.allocs, Agents: k.agents, Cluster: k.cluster, Metrics: k.metrics, Operator: k.operator,
 		Events: events.New(events.Options{Store: k.store, Logger: hclog.NewNullLogger()}),
 		Logger: hclog.NewNullLogger(), Now: k.now, Domain: "example.test",
 		PublicURL: func(h string) string { return "http://" + h + ":7480/" },
@@ -132,6 +135,8 @@ func (k *kit) reset() {
 	k.cluster.leader.Store(true)
 	k.cluster.full.Store(false)
 	k.agents.gone.Store(false)
+	k.agents.own.Store(nil)
+	k.operator.member.Store(nil)
 	k.initialize()
 }
 
@@ -471,6 +476,7 @@ func (a *scriptedAllocations) Phase(id.Allocation) (string, []command.Step, bool
 type scriptedAgents struct {
 	frames   []api.AssignmentFrame
 	gone     atomic.Bool
+	own      atomic.Pointer[api.HostGossip]
 	observed atomic.Pointer[api.Observation]
 }
 
@@ -491,6 +497,13 @@ func (a *scriptedAgents) Observe(_ context.Context, _ id.Host, o api.Observation
 
 func (a *scriptedAgents) Ephemeral(id.Host) (api.NginxStatus, time.Time, bool) {
 	return api.NginxStatus{State: api.NginxServing, Routes: 7}, time.Unix(1_700_000_000, 0), !a.gone.Load()
+}
+
+func (a *scriptedAgents) Gossip(id.Host) api.HostGossip {
+	if own := a.own.Load(); own != nil {
+		return *own
+	}
+	return api.HostGossip{}
 }
 
 // countingMetrics counts.

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -26,7 +27,8 @@ type scriptedOperator struct {
 	saved   []byte   // what SaveSnapshot writes
 	broken  bool     // SaveSnapshot fails after saved
 	overlap time.Duration
-	size    int64 // of the body that RestoreSnapshot read
+	size    int64                            // of the body that RestoreSnapshot read
+	member  atomic.Pointer[api.GossipMember] // the agent in the gossip, instead of the usual one
 }
 
 func (o *scriptedOperator) ask(meta command.Meta, what string) error {
@@ -42,6 +44,9 @@ func (o *scriptedOperator) ask(meta command.Meta, what string) error {
 func (o *scriptedOperator) NodeID() string          { return "c1" }
 func (o *scriptedOperator) State() (uint64, string) { return 42, "abc" }
 func (o *scriptedOperator) Members() []api.GossipMember {
+	if m := o.member.Load(); m != nil {
+		return []api.GossipMember{*m}
+	}
 	return []api.GossipMember{
 		{Role: "agent", Name: "h1", HostID: "h1", Status: "failed", Flaps: 2, Digest: &api.MemberDigest{Generation: 7, Problems: []string{"disk"}}},
 		{Role: "coordinator", Name: "c1", Status: "alive", Version: "1.2.3"},

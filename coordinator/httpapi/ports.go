@@ -39,6 +39,8 @@ type Agents interface {
 	Observe(ctx context.Context, host id.Host, o api.Observation) (uint64, error)
 	// Ephemeral is what the host's agent said last and is not in the log.
 	Ephemeral(host id.Host) (nginx api.NginxStatus, lastSeen time.Time, connected bool)
+	// Gossip is what the host's agent says of its own place in the gossip; zero: nothing.
+	Gossip(host id.Host) api.HostGossip
 }
 
 // Proposer puts a command into the log and returns after it was applied here. An error that is not a

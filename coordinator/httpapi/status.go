@@ -49,6 +49,7 @@ func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error
 	for h := range v.Hosts(nil) {
 		out.Hosts = append(out.Hosts, conv.host(h))
 	}
+	drifted := s.drifted(v, out.Hosts)
 	if able > 0 {
 		out.Utilization = float64(inUse) / float64(able)
 	}
@@ -60,7 +61,7 @@ func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error
 			stuck = append(stuck, a)
 		}
 	}
-	out.Problems = s.problems(&out, stuck)
+	out.Problems = s.problems(&out, stuck, drifted)
 	out.Healthy = len(out.Problems) == 0
 	return &statusOutput{Index: v.Index(), Body: out}, nil
 }
@@ -83,7 +84,7 @@ func (n *notes) add(severity, subject, remedy, format string, args ...any) {
 }
 
 // problems lists what is wrong, the worst first; within a severity in the order of the checks.
-func (s *Server) problems(st *api.Status, stuck []*state.Allocation) []api.StatusNote {
+func (s *Server) problems(st *api.Status, stuck []*state.Allocation, drifted map[string]bool) []api.StatusNote {
 	n := notes{}
 	if st.Leader == "" {
 		n.add(critical, "coordinators", "start the other coordinators, or look into the log for why none is elected", "there is no leader: nothing can be allocated or released; what is served goes on")
@@ -97,6 +98,7 @@ func (s *Server) problems(st *api.Status, stuck []*state.Allocation) []api.Statu
 	}
 	for i := range st.Hosts {
 		s.hostNotes(&n, &st.Hosts[i])
+		s.memberNotes(&n, &st.Hosts[i], drifted[st.Hosts[i].HostID])
 	}
 	for _, a := range stuck {
 		n.add(critical, "allocation "+string(a.ID), fmt.Sprintf("demiurge alloc steps %s", a.ID), "reserved for organization %s and past its deadline of %s", a.Organization, a.Deadline.UTC().Format(time.RFC3339))

@@ -9,6 +9,8 @@ import (
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
+	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 // statusNow reads the status.
@@ -75,6 +77,25 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 		}, warning, "host h1", "nginx refused site x: unknown directive"},
 		"gateway failed":    {func(k *kit) { k.report(api.PhaseFailed) }, warning, "pool default", "1 gateways failed"},
 		"gateway unhealthy": {func(k *kit) { k.report(api.PhaseUnhealthy) }, warning, "pool default", "1 do not answer"},
+		"not in the gossip": {func(k *kit) { k.says(api.HostGossip{Problem: "no member answers"}) }, warning, "host h1", "not in the gossip, so its death would be noticed late: no member answers"},
+		"failed in the gossip": {func(k *kit) {
+			k.says(api.HostGossip{Joined: true, Address: "192.0.2.1:7402"})
+			k.member(api.GossipMember{Status: "failed", Address: "192.0.2.1:7402"})
+		}, warning, "host h1", "the gossip holds it for failed"},
+		"another one has its name": {func(k *kit) {
+			k.says(api.HostGossip{Joined: true, Address: "192.0.2.1:7402"})
+			k.member(api.GossipMember{Status: "alive", Address: "192.0.2.66:7402"})
+		}, critical, "host h1", "another member of the gossip, at 192.0.2.66:7402, has its name"},
+		"disk of the host": {func(k *kit) {
+			k.member(api.GossipMember{Status: "alive", Digest: &api.MemberDigest{Problems: []string{"disk"}, DiskFreeMiB: 7}})
+		}, warning, "host h1", "its disk is nearly full: 7 MiB free"},
+		"load of the host": {func(k *kit) {
+			k.member(api.GossipMember{Status: "alive", Digest: &api.MemberDigest{Problems: []string{"load"}, LoadPercent: 900}})
+		}, warning, "host h1", "overloaded: load of 900%"},
+		"routes of the host": {func(k *kit) {
+			k.member(api.GossipMember{Status: "alive", Digest: &api.MemberDigest{RouteDigest: 7}})
+			k.offset.Store(int64(time.Minute))
+		}, critical, "host h1", "its routes are not those"},
 		"allocation stuck": {func(k *kit) {
 			in := start(k.organization())
 			in.WaitFor = waitReserved
@@ -103,6 +124,49 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 				t.Errorf("not the worst first: %+v", st.Problems)
 			}
 		})
+	}
+}
+
+func (k *kit) says(own api.HostGossip) { k.agents.own.Store(&own) }
+
+func (k *kit) member(m api.GossipMember) {
+	m.Role, m.Name, m.HostID = "agent", "h1", "h1"
+	k.operator.member.Store(&m)
+}
+
+// Right after a change a host may route something else than the state says; and what it routes is compared,
+// not how much.
+func TestRoutesAreComparedWhenAllIsQuiet(t *testing.T) {
+	k := newKit(t)
+	k.withGateways(2)
+	org := k.organization()
+	out, _, err := k.client(api.RolePlatform).Start(context.Background(), start(org))
+	if err != nil {
+		t.Fatal(err)
+	}
+	gw, err := id.ParseGateway(out.GatewayID)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var right gossip.RouteDigest
+	right.Add(id.Organization(org), gw, id.Epoch(out.Epoch))
+	routes := func(d gossip.RouteDigest) bool {
+		k.member(api.GossipMember{Status: "alive", Digest: &api.MemberDigest{RouteDigest: uint64(d)}})
+		return !slices.ContainsFunc(k.statusNow().Problems, func(n api.StatusNote) bool { return strings.Contains(n.Message, "its routes") })
+	}
+	if !routes(0) {
+		t.Error("a change of just now is a problem")
+	}
+	k.offset.Store(int64(time.Minute))
+	if !routes(right) {
+		t.Error("the right routes are a problem")
+	}
+	right.Add(id.Organization(org), gw, id.Epoch(out.Epoch+1))
+	if routes(right) {
+		t.Error("another epoch is no problem")
+	}
+	if routes(0) {
+		t.Error("a missing route is no problem")
 	}
 }
 

@@ -22,8 +22,10 @@ type Host struct {
 	Nginx       NginxStatus `json:"nginx"`
 	Drain       *HostDrain  `json:"drain,omitempty" doc:"While the host is being emptied, and after that until it is uncordoned"`
 	LastSeen    *time.Time  `json:"last_seen,omitempty"`
-	CreatedAt   time.Time   `json:"created_at"`
-	Index       uint64      `json:"index"`
+	// Member is missing where the gossip does not know the agent.
+	Member    *GossipMember `json:"member,omitempty" doc:"Its agent as the gossip knows it; not part of the index"`
+	CreatedAt time.Time     `json:"created_at"`
+	Index     uint64        `json:"index"`
 }
 
 // States of a drain. overdue: its deadline has passed, and it goes on.

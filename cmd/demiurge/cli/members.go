@@ -2,10 +2,15 @@ package cli
 
 import (
 	"context"
+	"fmt"
 	"io"
+	"maps"
+	"slices"
+	"strings"
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 )
 
@@ -28,12 +33,25 @@ func (a *app) membersCommand() *cobra.Command {
 			return err
 		}
 		return a.print(listBody(items), func(w io.Writer) error {
-			g := newGrid("ROLE", "NAME", "ADDRESS", "STATUS", "SINCE", "FLAPS", "VERSION")
+			g := newGrid("ROLE", "NAME", "ADDRESS", "STATUS", "SINCE", "FLAPS", "VERSION", "GATEWAYS", "LOAD", "DISK FREE", "WRONG")
 			for _, m := range items {
-				g.add(m.Role, m.Name, m.Address, m.Status, stamp(&m.Since), m.Flaps, m.Version)
+				gateways, load, disk, wrong := digest(m.Digest)
+				g.add(m.Role, m.Name, m.Address, m.Status, stamp(&m.Since), m.Flaps, m.Version, gateways, load, disk, wrong)
 			}
 			return g.draw(w)
 		})
 	})
 	return c
+}
+
+// digest is the health of a host in words; empty for what has none.
+func digest(d *api.MemberDigest) (gateways, load, disk, wrong string) {
+	if d == nil {
+		return "", "", "", ""
+	}
+	var counts []string
+	for _, state := range slices.Sorted(maps.Keys(d.Gateways)) {
+		counts = append(counts, fmt.Sprintf("%s %d", state, d.Gateways[state]))
+	}
+	return strings.Join(counts, ", "), fmt.Sprintf("%d%%", d.LoadPercent), fmt.Sprintf("%d MiB", d.DiskFreeMiB), strings.Join(d.Problems, ", ")
 }

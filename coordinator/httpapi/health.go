@@ -1,0 +1,102 @@
+package httpapi
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// quietAfter is how long nothing may have happened on a host before its routes must be those of the state:
+// its health reaches the coordinators some seconds after a change.
+const quietAfter = 10 * time.Second
+
+// drifted names the hosts that route something else than the state says, though nothing is under way there.
+func (s *Server) drifted(v state.View, hosts []api.Host) map[string]bool {
+	now := s.opts.Now()
+	want := map[id.Host]gossip.RouteDigest{}
+	busy := map[id.Host]bool{}
+	for a := range v.LiveAllocations(nil) {
+		if a.State != state.AllocationActive || now.Sub(a.ActiveAt) < quietAfter {
+			busy[a.Host] = true
+			continue
+		}
+		d := want[a.Host]
+		d.Add(a.Organization, a.Gateway, a.Epoch)
+		want[a.Host] = d
+	}
+	out := map[string]bool{}
+	for i := range hosts {
+		h := &hosts[i]
+		host := id.Host(h.HostID)
+		if m := h.Member; h.State != api.HostAlive || busy[host] || m == nil || m.Status != string(gossip.StatusAlive) || m.Digest == nil ||
+			m.Digest.RouteDigest == uint64(want[host]) {
+			continue
+		}
+		out[h.HostID] = quiet(v, host, now)
+	}
+	return out
+}
+
+// quiet reports whether all gateways of a host have been what they shall be for a while.
+func quiet(v state.View, host id.Host, now time.Time) bool {
+	for g := range v.GatewaysOfHost(nil, host) {
+		if g.Observed.Stale || g.Observed.Incarnation != g.Desired.Incarnation || now.Sub(g.Observed.At) < quietAfter {
+			return false
+		}
+	}
+	return true
+}
+
+// problemRemedies say what to do about what an agent finds wrong with its host.
+var problemRemedies = map[string]string{
+	string(gossip.ProblemDisk): "free space where the agent keeps its data",
+	string(gossip.ProblemLoad): "look what runs there, or take organizations away",
+}
+
+// memberNotes tells what is wrong with a host as its agent and the gossip see it. That nginx is not well is
+// told elsewhere, with its words.
+func (s *Server) memberNotes(n *notes, h *api.Host, drifted bool) {
+	if h.State == api.HostLost {
+		return
+	}
+	subject := "host " + h.HostID
+	own := s.opts.Agents.Gossip(id.Host(h.HostID))
+	if own.Problem != "" {
+		n.add(warning, subject, "open port 7402 (TCP and UDP) between all hosts and coordinators; the agent's log says more",
+			"it is not in the gossip, so its death would be noticed late: %s", own.Problem)
+	}
+	m := h.Member
+	if m == nil {
+		return
+	}
+	switch {
+	case own.Address != "" && own.Address != m.Address && m.Status == string(gossip.StatusAlive):
+		n.add(critical, subject, "find out what runs at that address; rotate the gossip key (demiurge operator gossip rotate) if it does not belong there",
+			"another member of the gossip, at %s, has its name; it is not believed", m.Address)
+	case own.Joined && m.Status != string(gossip.StatusAlive):
+		n.add(warning, subject, "open port 7402 (TCP and UDP) between all hosts and coordinators",
+			"it answers its coordinator, and the gossip holds it for %s", m.Status)
+	}
+	if m.Digest == nil || m.Status != string(gossip.StatusAlive) {
+		return
+	}
+	for _, p := range m.Digest.Problems {
+		if remedy, told := problemRemedies[p]; told {
+			n.add(warning, subject, remedy, "%s", problemText(p, m.Digest))
+		}
+	}
+	if drifted {
+		n.add(critical, subject, fmt.Sprintf("look into the agent's log on %s", h.HostID), "its routes are not those that the state says")
+	}
+}
+
+func problemText(p string, d *api.MemberDigest) string {
+	if p == string(gossip.ProblemDisk) {
+		return fmt.Sprintf("its disk is nearly full: %d MiB free", d.DiskFreeMiB)
+	}
+	return fmt.Sprintf("it is overloaded: load of %d%% of its cores", d.LoadPercent)
+}
