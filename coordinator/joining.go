@@ -51,9 +51,9 @@ func (j joins) Cluster(role pki.Role) api.JoinCluster {
 
 // gossipAccess is how agents enter the gossip: by any coordinator that did not leave it.
 func (c *Coordinator) gossipAccess() api.GossipAccess {
-	out := api.GossipAccess{Addresses: []string{}, Keys: c.trust.Keyring()}
+	out := api.GossipAccess{Addresses: []string{c.gossip.Addr().String()}, Keys: c.trust.Keyring()}
 	for _, m := range c.members.Snapshot().Coordinators {
-		if m.Status != gossip.StatusLeft {
+		if m.Status != gossip.StatusLeft && m.Name != c.opts.Config.NodeID {
 			out.Addresses = append(out.Addresses, m.Address.String())
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/membership"
 	"github.com/demiurge-platform/demiurge/coordinator/peerlink"
 	"github.com/demiurge-platform/demiurge/coordinator/trust"
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -208,8 +209,13 @@ type agents struct{ *agentlink.Link }
 // Signals is what is known of a host over its agent's connection.
 func (a agents) Signals(h id.Host) membership.Signals {
 	c := a.Contact(h)
-	return membership.Signals{Heard: c.Heard, Open: c.Open, Ended: c.Ended, Asked: c.Asked}
+	return membership.Signals{
+		Heard: c.Heard, Open: c.Open, Ended: c.Ended, Asked: c.Asked, Answered: c.Answered, Farewell: c.Farewell,
+	}
 }
+
+// Gossip is what a host's agent says of its own place in the gossip.
+func (a agents) Gossip(h id.Host) api.HostGossip { return a.Contact(h).Gossip }
 
 // raftNode is the node as the autopilot sees it.
 type raftNode struct{ *consensus.Node }

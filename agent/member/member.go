@@ -73,7 +73,7 @@ func Open(o Options) (*Member, error) {
 
 // Take notes the keys and addresses that a coordinator has told. It does not wait for anything to be done.
 func (m *Member) Take(a api.GossipAccess) {
-	if len(a.Keys) == 0 {
+	if len(a.Keys) == 0 || len(a.Addresses) == 0 {
 		return
 	}
 	m.mu.Lock()
@@ -122,7 +122,7 @@ func (m *Member) Run(ctx context.Context) {
 	failures := 0
 	for ctx.Err() == nil {
 		access, changed := m.known()
-		if len(access.Keys) == 0 {
+		if len(access.Keys) == 0 || len(access.Addresses) == 0 {
 			wait(ctx, changed, time.Hour)
 			continue
 		}

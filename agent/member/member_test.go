@@ -261,7 +261,8 @@ func TestWhyAHostIsNotThere(t *testing.T) {
 	if s := m.Status(); s.Joined || !strings.Contains(s.Problem, "no coordinator has told") {
 		t.Errorf("before anything is known: %+v", s)
 	}
-	m.Take(api.GossipAccess{}) // says nothing
+	m.Take(api.GossipAccess{})                           // says nothing
+	m.Take(api.GossipAccess{Keys: []string{key.Text()}}) // says not enough
 	m.Take(access(key, c))
 	eventually(t, "the taken port is named", func() bool {
 		return strings.Contains(m.Status().Problem, taken.Addr().String())

@@ -67,6 +67,8 @@ type hostLink struct {
 	cancel  context.CancelFunc // of the newest stream; nil when it has ended
 	seen    time.Time
 	asked   time.Time // when the latest question was sent; zero: never
+	answer  time.Time // when the latest of those that were answered was sent; zero: none was
+	leaving bool      // its last word was that the machine is being switched off
 	ask     bool      // a question goes out with the next frame
 	ended   bool      // the other end closed the newest stream: the machine lives, its agent does not
 	nginx   api.NginxStatus
@@ -126,7 +128,7 @@ func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func
 	}
 	hl.streams++
 	own := hl.streams
-	hl.cancel, hl.seen, hl.ended = cancel, l.opts.Now(), false
+	hl.cancel, hl.seen, hl.ended, hl.leaving = cancel, l.opts.Now(), false, false
 	l.mu.Unlock()
 	l.opts.Logger.Info("agent connected", "host", h, "instance", instance)
 	var err error
@@ -306,9 +308,13 @@ func (l *Link) Verify(ctx context.Context, h id.Host, req api.VerifyRequest) err
 type Contact struct {
 	Heard time.Time // anything from the agent; zero: never
 	Asked time.Time // the latest question; zero: never
-	Open  bool      // its stream is open as far as this end knows
+	// Answered is when the latest of the questions that were answered was sent; zero: none was.
+	Answered time.Time
+	Open     bool // its stream is open as far as this end knows
 	// Ended: the other end closed the stream. The machine and what it serves may well live on.
 	Ended bool
+	// Farewell: the agent's last word was that its machine is being switched off.
+	Farewell bool
 	// Gossip is what the agent says of its own place in the gossip; zero: nothing yet.
 	Gossip api.HostGossip
 }
@@ -321,7 +327,10 @@ func (l *Link) Contact(h id.Host) Contact {
 	if hl == nil {
 		return Contact{}
 	}
-	return Contact{Heard: hl.seen, Asked: hl.asked, Open: hl.cancel != nil, Ended: hl.ended, Gossip: hl.gossip}
+	return Contact{
+		Heard: hl.seen, Asked: hl.asked, Answered: hl.answer, Open: hl.cancel != nil, Ended: hl.ended,
+		Farewell: hl.leaving, Gossip: hl.gossip,
+	}
 }
 
 // Ask sends a question down a host's stream, to which any agent that lives answers at once.

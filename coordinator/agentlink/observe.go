@@ -79,7 +79,7 @@ func (r *Receiver) heard(h id.Host, obs api.Observation) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	hl := l.hostLocked(h)
-	hl.seen = l.opts.Now()
+	hl.seen, hl.answer, hl.leaving = l.opts.Now(), hl.asked, obs.Leaving
 	if obs.Host != nil {
 		hl.nginx, hl.gossip = obs.Host.Nginx, obs.Host.Gossip
 	}
@@ -153,14 +153,15 @@ func pending(view state.View, g *state.Gateway) bool {
 	return ok && grant.Gateway == g.ID
 }
 
-// command makes the entry for what is new in an observation; changed is false when nothing is.
+// command makes the entry for what is new in an observation; changed is false when nothing is. That a host
+// is no longer silent is for the host monitor to say, which knows more than that one report came.
 func (r *Receiver) command(view state.View, h id.Host, obs api.Observation, p parsed, rest []command.GatewayReport) (command.ObserveHost, bool) {
 	cmd := command.ObserveHost{
 		Meta: command.Meta{At: r.link.opts.Now(), Actor: "agent/" + string(h)},
 		Host: h, Instance: obs.Instance, Events: p.events,
 	}
 	host := view.Host(nil, h)
-	changed := len(p.events) > 0 || host == nil || host.Instance != obs.Instance || host.Status != api.HostAlive
+	changed := len(p.events) > 0 || host == nil || host.Instance != obs.Instance || host.Lost()
 	if obs.Host != nil {
 		report := hostReport(*obs.Host)
 		if host == nil || !sameReport(host.Report, report) {

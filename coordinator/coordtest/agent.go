@@ -11,6 +11,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -43,7 +44,12 @@ type Agent struct {
 	queued     map[string]int       // by gateway, its place in pending.Gateways; guarded by mu
 	serving    map[string]string    // the gateway that serves each organization; guarded by mu
 	wake       chan struct{}
-	violations []string // guarded by mu
+	asks       int              // questions so far; guarded by mu
+	asked      bool             // a coordinator waits for any word; guarded by mu
+	frozen     chan struct{}    // closed: nothing is taken in or said any more, and nothing is closed; guarded by mu
+	access     api.GossipAccess // as a coordinator told; guarded by mu
+	node       *gossip.Node     // in the gossip, if it entered; guarded by mu
+	violations []string         // guarded by mu
 }
 
 type scripted struct {
@@ -75,10 +81,16 @@ func (a *Agent) Return() {
 	a.poke()
 }
 
-// Stop ends the agent as a crash does: nothing is said to the coordinator.
-func (a *Agent) Stop() {
+// StopStream ends the agent's connection. Its gossip goes on.
+func (a *Agent) StopStream() {
 	a.cancel()
 	a.done.Wait()
+}
+
+// Stop ends the agent as a crash does: nothing is said to the coordinator.
+func (a *Agent) Stop() {
+	a.StopStream()
+	a.StopGossip()
 }
 
 // SetScript changes how the agent behaves from now on.
@@ -108,7 +120,8 @@ func (a *Agent) full() api.Observation {
 		HostID: a.host, Instance: a.instance, Full: true,
 		Host: &api.HostReport{
 			Address: "192.0.2.1", Capacity: a.capacity, Version: "test",
-			Nginx: api.NginxStatus{State: api.NginxServing, DesiredGeneration: 1, LiveGeneration: 1},
+			Nginx:  api.NginxStatus{State: api.NginxServing, DesiredGeneration: 1, LiveGeneration: 1},
+			Gossip: a.gossip(),
 		},
 	}
 	for _, s := range a.gateways {
@@ -137,7 +150,9 @@ func (a *Agent) follow(ctx context.Context) {
 
 func (a *Agent) stream(ctx context.Context) {
 	_ = a.client.AgentStream(ctx, a.host, a.instance, func(f api.AssignmentFrame) error {
-		a.take(f)
+		if a.thaw(ctx) {
+			a.take(f)
+		}
 		return nil
 	}) // its end, for whatever reason, is followed by the next try
 }
@@ -146,6 +161,13 @@ func (a *Agent) stream(ctx context.Context) {
 func (a *Agent) take(f api.AssignmentFrame) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if f.Ask {
+		a.asked = true
+		a.asks++
+	}
+	if f.Gossip != nil {
+		a.access = *f.Gossip
+	}
 	if f.Full {
 		named := map[string]bool{}
 		for _, g := range f.Gateways {
@@ -270,12 +292,15 @@ func (a *Agent) send(ctx context.Context) {
 			return
 		case <-a.wake:
 		}
+		if !a.thaw(ctx) {
+			return
+		}
 		a.mu.Lock()
-		obs := a.pending
-		a.pending = api.Observation{HostID: a.host, Instance: a.instance}
+		obs, asked := a.pending, a.asked
+		a.pending, a.asked = api.Observation{HostID: a.host, Instance: a.instance}, false
 		clear(a.queued)
 		a.mu.Unlock()
-		if !obs.Full && len(obs.Gateways) == 0 && len(obs.Steps) == 0 {
+		if !asked && !obs.Full && len(obs.Gateways) == 0 && len(obs.Steps) == 0 {
 			continue
 		}
 		for !a.post(ctx, obs) {

@@ -125,6 +125,16 @@ func (n *Node) Stop() {
 	n.run = nil
 }
 
+// Cluster is the id of the cluster.
+func (s *Several) Cluster() string {
+	s.t.Helper()
+	cluster, err := pki.FoundingCluster(s.key)
+	if err != nil {
+		s.t.Fatal(err)
+	}
+	return cluster
+}
+
 // Running reports whether the coordinator was started and not stopped.
 func (n *Node) Running() bool { return n.run != nil }
 

@@ -23,8 +23,11 @@ type Proposer interface {
 
 // Agents is the own connections of this coordinator to the agents.
 type Agents interface {
-	// Signals gives what is known of a host over its own connection: Heard, Open, Ended and Asked.
+	// Signals gives what is known of a host over its own connection: Heard, Open, Ended, Asked, Answered and
+	// Farewell.
 	Signals(id.Host) membership.Signals
+	// Gossip is what a host's agent says of its own place in the gossip; zero: nothing.
+	Gossip(id.Host) api.HostGossip
 	// Ask has the agent answer at once.
 	Ask(id.Host)
 }
@@ -70,8 +73,10 @@ func (m *Monitor) Run(ctx context.Context) {
 }
 
 func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.Snapshot, began time.Time) {
-	own, s := m.opts.Agents.Signals(h.ID), members.Signals(h.ID)
-	s.Heard, s.Open, s.Ended, s.Asked, s.LeadsSince = own.Heard, own.Open, own.Ended, own.Asked, began
+	s := m.opts.Agents.Signals(h.ID)
+	pool := members.Signals(h.ID)
+	s.Gossip, s.GossipSince, s.Flaps, s.Isolated = pool.Gossip, pool.GossipSince, pool.Flaps, pool.Isolated
+	s.Stranger, s.LeadsSince = members.Stranger(h.ID, m.opts.Agents.Gossip(h.ID)), began
 	v := membership.Judge(s, m.opts.Now(), m.opts.Thresholds)
 	if v.Ask {
 		m.opts.Agents.Ask(h.ID)
@@ -90,8 +95,8 @@ func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.
 	}
 }
 
-// Plan is the status a host should have. It only ever gets worse here: a host comes back by reporting,
-// because what it reports has to be looked at first.
+// Plan is the status a host should have. One that is lost comes back by reporting, because what it reports
+// has to be looked at first.
 func Plan(status string, v membership.Verdict) (next, reason string) {
 	switch v.Status {
 	case membership.Lost:
@@ -99,6 +104,10 @@ func Plan(status string, v membership.Verdict) (next, reason string) {
 	case membership.Suspect, membership.Left:
 		if status == api.HostAlive {
 			return api.HostSilent, v.Reason
+		}
+	case membership.Alive:
+		if status == api.HostSilent {
+			return api.HostAlive, "it answers again"
 		}
 	}
 	return status, ""

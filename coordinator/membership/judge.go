@@ -38,6 +38,12 @@ type Signals struct {
 	// Asked is when the latest question was sent down the stream. Zero: never. One that was answered is
 	// followed by a later Heard.
 	Asked time.Time
+	// Answered is when the latest of the questions that were answered was sent. Zero: none was.
+	Answered time.Time
+	// Farewell: the agent's last word was that its machine is being switched off.
+	Farewell bool
+	// Stranger: the pool's member of the host's name is not the one that the agent says it is.
+	Stranger bool
 
 	// LeadsSince is when this coordinator began to lead and to hold streams.
 	LeadsSince time.Time
@@ -76,6 +82,9 @@ type Verdict struct {
 // Judge is the rule by which hosts are found to be lost. Either signal alone makes a host suspect at most
 // for a while; both make it lost. It only judges: a host that was lost comes back by reporting, because what
 // it reports has to be looked at first.
+//
+// Who has a key of the gossip can make any member look failed, left or alive. That costs the host at most a
+// question, which the agent answers over its own authenticated connection.
 func Judge(s Signals, now time.Time, t Thresholds) Verdict {
 	met := !s.Heard.IsZero() && !s.Heard.Before(s.LeadsSince) // this leader has heard of the agent
 	since := s.LeadsSince
@@ -83,27 +92,48 @@ func Judge(s Signals, now time.Time, t Thresholds) Verdict {
 		since = s.Heard
 	}
 	silence := now.Sub(since)
-	switch s.Gossip {
-	case gossip.StatusFailed:
-		return confirm(s, now, silence, met, t)
-	case gossip.StatusLeft:
-		if s.Open || met && s.Heard.After(s.GossipSince) {
-			return Verdict{Status: Suspect, Reason: "it left the pool, and still reports"}
-		}
-		if silence >= t.LostAfter {
-			return Verdict{Status: Lost, Reason: "it left the pool"}
-		}
-		return Verdict{Status: Left, Reason: "it left the pool"}
+	if s.Farewell && met {
+		return Verdict{Status: Lost, Reason: "it said that it is being switched off"}
 	}
 	switch {
-	case s.Open && s.Flaps >= gossip.FlapLimit, !s.Open && s.Flaps >= gossip.FlapLimit && silence < t.LostAfter:
-		return Verdict{Status: Suspect, Reason: fmt.Sprintf("it failed and came back %d times within %v", s.Flaps, gossip.FlapWindow)}
+	case s.Stranger: // what the pool says is of another one: only the stream counts
+		return connection(s, now, silence, t, s.Open && overdue(s, now, t.SilentAfter))
+	case s.Gossip == gossip.StatusFailed && !answered(s):
+		return confirm(s, now, silence, met, t)
+	case s.Gossip == gossip.StatusLeft && s.Open && !answered(s):
+		return Verdict{Status: Suspect, Reason: "it left the pool; its stream is open", Ask: !unanswered(s)}
+	case s.Gossip == gossip.StatusLeft && !s.Open && (!met || !s.Heard.After(s.GossipSince)) && silence < t.LostAfter:
+		return Verdict{Status: Left, Reason: "it left the pool"}
+	case s.Gossip == gossip.StatusAlive || s.Gossip == "":
+		return connection(s, now, silence, t, false)
+	}
+	// The pool holds it for failed or left, and it has answered since: the gossip does not reach it.
+	return connection(s, now, silence, t, s.Open && overdue(s, now, t.SilentAfter))
+}
+
+// connection judges a host whose gossip is well or says nothing. Doubt has it asked as long as its stream is
+// open.
+func connection(s Signals, now time.Time, silence time.Duration, t Thresholds, doubt bool) Verdict {
+	silent := Verdict{Status: Suspect, Reason: fmt.Sprintf("its agent has not been heard of for %v", t.SilentAfter)}
+	lost := Verdict{Status: Lost, Reason: fmt.Sprintf("its agent has not been heard of for %v", t.LostAfter)}
+	switch {
+	case s.Open && silence >= t.LostAfter:
+		if unanswered(s) && now.Sub(s.Asked) >= t.Answer {
+			return lost
+		}
+		silent.Ask = !unanswered(s)
+		return silent
+	case !s.Open && silence >= t.LostAfter:
+		return lost
+	case s.Flaps >= gossip.FlapLimit:
+		return Verdict{Status: Suspect, Reason: fmt.Sprintf("it failed and came back %d times within %v", s.Flaps, gossip.FlapWindow), Ask: doubt}
+	case s.Open && unanswered(s) && now.Sub(s.Asked) >= t.SilentAfter:
+		return silent
 	case s.Open:
-		return Verdict{Status: Alive}
-	case silence >= t.LostAfter:
-		return Verdict{Status: Lost, Reason: fmt.Sprintf("its agent has not been heard of for %v", t.LostAfter)}
+		// An agent says something every few seconds. One that has not for so long is asked.
+		return Verdict{Status: Alive, Ask: doubt || overdue(s, now, t.LostAfter/2)}
 	case silence >= t.SilentAfter:
-		return Verdict{Status: Suspect, Reason: fmt.Sprintf("its agent has not been heard of for %v", t.SilentAfter)}
+		return silent
 	}
 	return Verdict{Status: Alive}
 }
@@ -114,13 +144,13 @@ func confirm(s Signals, now time.Time, silence time.Duration, met bool, t Thresh
 		if !s.Open && silence >= t.LostAfter {
 			return Verdict{Status: Lost, Reason: fmt.Sprintf("its agent has not been heard of for %v", t.LostAfter)}
 		}
-		return Verdict{Status: Suspect, Reason: "no other member of the pool is seen from here", Ask: s.Open && due(s, now, t)}
+		return Verdict{Status: Suspect, Reason: "no other member of the pool is seen from here", Ask: s.Open && !unanswered(s)}
 	}
 	if s.Open {
 		if unanswered(s) && now.Sub(s.Asked) >= t.Answer {
 			return Verdict{Status: Lost, Reason: fmt.Sprintf("the pool holds it for failed, and it did not answer within %v", t.Answer)}
 		}
-		return Verdict{Status: Suspect, Reason: "the pool holds it for failed; its stream is open", Ask: due(s, now, t)}
+		return Verdict{Status: Suspect, Reason: "the pool holds it for failed; its stream is open", Ask: !unanswered(s)}
 	}
 	patience := t.Confirm
 	switch {
@@ -135,16 +165,22 @@ func confirm(s Signals, now time.Time, silence time.Duration, met bool, t Thresh
 	return Verdict{Status: Suspect, Reason: "the pool holds it for failed"}
 }
 
-// unanswered reports whether a question is out that belongs to this failure.
+// unanswered reports whether a question is out that belongs to what the gossip says now, by this leader.
 func unanswered(s Signals) bool {
 	return !s.Asked.IsZero() && !s.Asked.Before(s.GossipSince) && !s.Asked.Before(s.LeadsSince) && s.Heard.Before(s.Asked)
 }
 
-// due reports whether a question has to be asked: none is out, and the last answer is getting old.
-func due(s Signals, now time.Time, t Thresholds) bool {
-	if unanswered(s) {
-		return false
+// answered reports whether such a question was answered, if not the latest one: from then on the gossip is
+// no signal, and the connection alone decides, with its own patience.
+func answered(s Signals) bool {
+	return !s.Answered.IsZero() && !s.Answered.Before(s.GossipSince) && !s.Answered.Before(s.LeadsSince)
+}
+
+// overdue reports whether a question has to be asked because nothing was heard for so long.
+func overdue(s Signals, now time.Time, after time.Duration) bool {
+	last := s.Heard
+	if s.LeadsSince.After(last) {
+		last = s.LeadsSince
 	}
-	fresh := s.Heard.After(s.GossipSince) && !s.Heard.Before(s.LeadsSince)
-	return !fresh || now.Sub(s.Heard) >= t.Answer
+	return !unanswered(s) && now.Sub(last) >= after
 }

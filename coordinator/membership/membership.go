@@ -6,9 +6,11 @@ package membership
 import (
 	"context"
 	"maps"
+	"net/netip"
 	"sync"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
@@ -27,6 +29,7 @@ type Host struct {
 	Since       time.Time     // of the status
 	Flaps       int           // failures with return within gossip.FlapWindow
 	Run         string        // differs from start to start of the agent
+	Address     netip.AddrPort
 	Version     string
 	Digest      gossip.Digest
 	DigestError string // why there is none
@@ -49,6 +52,13 @@ func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
 func (s *Snapshot) Signals(h id.Host) Signals {
 	known := s.Hosts[h]
 	return Signals{Gossip: known.Status, GossipSince: known.Since, Flaps: known.Flaps, Isolated: s.Isolated}
+}
+
+// Stranger reports whether the pool's member of a host's name is another one than the agent of that host
+// says it is, over its own connection. An agent that says nothing of its place has nothing to compare.
+func (s *Snapshot) Stranger(h id.Host, own api.HostGossip) bool {
+	known, ok := s.Hosts[h]
+	return ok && own.Run != "" && (known.Run != own.Run || known.Address.String() != own.Address)
 }
 
 // refresh is how often everything is read anew: the flaps of a host that is quiet now grow old.
@@ -126,7 +136,7 @@ func take(members []gossip.Member) *Snapshot {
 			continue
 		}
 		s.Hosts[m.Host] = Host{
-			Status: m.Status, Since: m.Since, Flaps: m.Flaps, Run: m.Run, Version: m.Version,
+			Status: m.Status, Since: m.Since, Flaps: m.Flaps, Run: m.Run, Address: m.Address, Version: m.Version,
 			Digest: m.Digest, DigestError: m.DigestError,
 		}
 	}
@@ -139,7 +149,7 @@ func (s *Snapshot) equal(o *Snapshot) bool {
 		maps.EqualFunc(s.Hosts, o.Hosts, func(a, b Host) bool {
 			x, _ := a.Digest.Encode()
 			y, _ := b.Digest.Encode()
-			return x == y && a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run &&
+			return x == y && a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run && a.Address == b.Address &&
 				a.Version == b.Version && a.DigestError == b.DigestError
 		}) &&
 		maps.EqualFunc(s.Coordinators, o.Coordinators, func(a, b gossip.Member) bool {

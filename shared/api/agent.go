@@ -137,8 +137,9 @@ type Observation struct {
 	HostID   string          `json:"host_id"`
 	Instance string          `json:"instance"` // random, of this run of the agent
 	Full     bool            `json:"full,omitempty"`
-	Renew    bool            `json:"renew,omitempty"` // the answer must prove that the coordinator led after it had this: leases are counted from its sending
-	Host     *HostReport     `json:"host,omitempty"`  // in full ones and when it changed
+	Renew    bool            `json:"renew,omitempty"`   // the answer must prove that the coordinator led after it had this: leases are counted from its sending
+	Leaving  bool            `json:"leaving,omitempty"` // the last one: the machine is being switched off
+	Host     *HostReport     `json:"host,omitempty"`    // in full ones and when it changed
 	Gateways []GatewayReport `json:"gateways,omitempty"`
 	Steps    []StepReport    `json:"steps,omitempty"`
 	Events   []AgentEvent    `json:"events,omitempty"`
