@@ -200,7 +200,7 @@ const settlePatience = 3 * time.Second
 
 // garbageAllowed is how much memory an agent leaves to garbage: with hundreds of gateways its state takes a few
 // MiB, and all of it has to stay small beside them.
-const garbageAllowed = 12 << 20
+const garbageAllowed = 5 << 20
 
 // Start begins to act. The parts run until Stop.
 func (a *Agent) Start() {
