@@ -143,6 +143,16 @@ func TestLostHostsOrganizationsAreServedElsewhere(t *testing.T) {
 		h, err := f.Leader().Admin.Host(f.ctx, "h1")
 		return err == nil && h.State == api.HostAlive && f.served()
 	})
+	refused := 0
+	feed, err := f.Leader().Admin.ListEvents(f.ctx, client.EventQuery{Topics: []string{"gateway"}})
+	for _, e := range feed {
+		if e.Type == "gateway.fenced" && e.Code == string(fault.StaleEpoch) && e.HostID == "h1" {
+			refused++
+		}
+	}
+	if err != nil || refused == 0 {
+		t.Errorf("what it said of its old epochs was not refused: %d events, %v", refused, err)
+	}
 	coordtest.Eventually(t, "its gateways are ready again", func() bool {
 		gateways, err := f.Leader().Admin.ListGateways(f.ctx, client.GatewayFilter{})
 		if err != nil {

@@ -72,7 +72,7 @@ func newWorld(t *testing.T, isolation string) *world {
 		w.apply(command.PutOrganization{Meta: w.meta(), Organization: o, Name: "o"})
 		w.apply(command.Reserve{Meta: w.meta(), Pool: "default", Items: []command.ReserveItem{{Organization: o, Allocation: id.NewAllocation()}}})
 	}
-	w.hosts()
+	w.settle("at the beginning", "")
 	return w
 }
 
@@ -103,6 +103,12 @@ func (l *leader) stop() {
 
 // apply puts a command into the log, whoever leads.
 func (w *world) apply(c command.Command) command.Result {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.applyLocked(c)
+}
+
+func (w *world) applyLocked(c command.Command) command.Result {
 	data, err := command.Encode(c)
 	if err != nil {
 		w.t.Error(err)
@@ -130,7 +136,7 @@ func (l *leader) Propose(_ context.Context, c command.Command) (command.Result, 
 		l.end()
 		return command.Result{}, 0, consensus.ErrUnknown
 	}
-	r := w.apply(c)
+	r := w.applyLocked(c)
 	if dies {
 		l.end()
 		return command.Result{}, 0, consensus.ErrUnknown
