@@ -121,7 +121,7 @@ func TestAGrantIsNeverWithoutItsBody(t *testing.T) {
 	must(t, j.Close())
 	whole, err := os.ReadFile(path)
 	must(t, err)
-	for cut := len(whole); cut > 0; cut-- {
+	for cut := len(whole); cut > 0; cut -= 7 {
 		must(t, os.WriteFile(path, whole[:cut], 0o600))
 		j := open(t, disk(t, dir), path)
 		if e, ok := entries(t, j)["gw-aaaaaaaaaa"]; ok && e.Body == nil {
