@@ -162,7 +162,7 @@ func (c *Coordinator) wire() error {
 	})
 	c.link.SetGossip(c.gossipAccess())
 	c.runner = allocator.New(allocator.Options{
-		Store: c.store, Proposer: c.propose, Verifier: c.link, Logger: c.log.Named("allocator"), Now: now,
+		Store: c.store, Proposer: c.propose, Verifier: c.link, Names: c.stepNames(), Logger: c.log.Named("allocator"), Now: now,
 		RetryAfter: c.metrics.RefillEstimate,
 	})
 	c.receiver = agentlink.NewReceiver(c.link, c.runner)

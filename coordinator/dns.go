@@ -5,8 +5,10 @@ import (
 	"fmt"
 	"net/netip"
 
+	"github.com/demiurge-platform/demiurge/coordinator/allocator"
 	"github.com/demiurge-platform/demiurge/coordinator/dns"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -31,6 +33,39 @@ func (c *Coordinator) openDNS() error {
 	})
 	return nil
 }
+
+// stepNames is what the step dns of an allocation writes with; nil where no record has to be written.
+func (c *Coordinator) stepNames() allocator.Names {
+	if c.opts.Config.DNS.Provider != dns.ProviderPowerDNS {
+		return nil
+	}
+	return names{c}
+}
+
+// names makes the records of the step dns.
+type names struct{ c *Coordinator }
+
+// Point implements allocator.Names.
+func (n names) Point(ctx context.Context, org id.Organization, host id.Host, epoch id.Epoch) error {
+	h := n.c.store.View().Host(nil, host)
+	if h == nil {
+		return fault.New(fault.DNSFailed, "cannot point DNS to host %s: it was deleted meanwhile", host)
+	}
+	addresses, err := dns.ParseAddresses(h.Report.Address)
+	if err != nil {
+		return fault.New(fault.DNSFailed, "host %s: %v", host, err)
+	}
+	cfg := n.c.opts.Config
+	return n.c.names.Ensure(ctx, dns.Record{Name: id.Hostname(org, cfg.Domain), Addresses: addresses, TTL: cfg.DNS.TTL, Epoch: epoch})
+}
+
+// Remove implements allocator.Names.
+func (n names) Remove(ctx context.Context, org id.Organization, upTo id.Epoch) error {
+	return n.c.names.Remove(ctx, id.Hostname(org, n.c.opts.Config.Domain), upTo)
+}
+
+// Passing implements allocator.Names.
+func (names) Passing(err error) bool { return dns.KindOf(err) == dns.Temporary }
 
 // answers is the state as the embedded server reads it.
 type answers struct{ store *state.Store }

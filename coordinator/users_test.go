@@ -35,7 +35,7 @@ func TestUsersAreHeardThroughFollowers(t *testing.T) {
 		t.Fatal(err)
 	}
 	as := func(user string) *client.Client {
-		c, err := client.New(client.Options{Addresses: []string{follower.URL}, Token: usertokentest.Sign(t, key, usertokentest.For(user, time.Now())), RetryFor: -1})
+		c, err := client.New(client.Options{Addresses: []string{follower.URL}, Token: usertokentest.Sign(t, key, usertokentest.For(user, time.Now())), RetryFor: coordtest.Patience})
 		if err != nil {
 			t.Fatal(err)
 		}

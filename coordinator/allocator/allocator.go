@@ -33,13 +33,15 @@ type Verifier interface {
 	Verify(ctx context.Context, host id.Host, req api.VerifyRequest) error
 }
 
-// Options configure a Runner. All fields are needed.
+// Options configure a Runner. All fields but Names are needed.
 type Options struct {
 	Store    *state.Store
 	Proposer Proposer
 	Verifier Verifier
-	Logger   hclog.Logger
-	Now      func() time.Time
+	// Names writes the records of organizations. Nil: none has to be written, and there is no step dns.
+	Names  Names
+	Logger hclog.Logger
+	Now    func() time.Time
 	// RetryAfter estimates when a gateway of an empty pool will be free, for the caller's next try.
 	RetryAfter func(id.Pool) time.Duration
 }
@@ -63,6 +65,8 @@ type Runner struct {
 	// confirming counts confirmations on their way. It is added to under mu while reigning is set, and Run
 	// waits for it after it has taken reigning away.
 	confirming sync.WaitGroup
+	// naming bounds the names that are written at the same time.
+	naming chan struct{}
 }
 
 // run is what the leader knows of an unfinished allocation beyond the log.
@@ -79,7 +83,7 @@ type run struct {
 func New(opts Options) *Runner {
 	return &Runner{
 		opts: opts, runs: map[id.Allocation]*run{},
-		waiters: map[id.Allocation]int{}, verified: map[id.Allocation]time.Time{},
+		waiters: map[id.Allocation]int{}, verified: map[id.Allocation]time.Time{}, naming: make(chan struct{}, namingSlots),
 	}
 }
 

@@ -183,6 +183,9 @@ func (r *Runner) overdue(ctx context.Context, rec *state.Allocation) {
 			Meta: r.meta("allocator", ""), Allocation: rec.ID, Reason: "its time to live is over",
 		})
 		r.concluded(rec, rec.Epoch, "release", result.Err, err)
+		if err == nil && result.Err == nil {
+			r.ended(ctx, rec.ID)()
+		}
 	}
 }
 

@@ -74,6 +74,7 @@ func (r *Runner) confirmMove(ctx context.Context, rec *state.Allocation, grant s
 	})
 	r.concluded(rec, grant.Epoch, "confirm", result.Err, err)
 	if err == nil && result.Err == nil {
+		r.moved(rec.ID)
 		r.mu.Lock()
 		r.verified[rec.ID] = now
 		r.mu.Unlock()

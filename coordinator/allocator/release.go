@@ -39,6 +39,7 @@ func (r *Runner) Release(ctx context.Context, req ReleaseRequest) error {
 		return result.Err
 	}
 	r.forget(req.Allocation)
+	defer r.ended(ctx, req.Allocation)()
 	waitCtx, cancel := context.WithTimeout(ctx, req.Drain+releasePatience)
 	defer cancel()
 	ended, err := r.watch(waitCtx, req.Allocation, func(a *state.Allocation) bool { return a == nil || !a.State.Live() })

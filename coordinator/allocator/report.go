@@ -78,8 +78,13 @@ func (r *Runner) conclude(host id.Host, p Progress) (failed, confirm func(contex
 	if p.Serving == nil {
 		return nil, nil
 	}
-	rn.concluded, rn.confirmed = true, make(chan struct{})
-	asked, reserve, confirmed := rn.asked, rn.reserve, rn.confirmed
+	rn.concluded = true
+	asked, reserve := rn.asked, rn.reserve
+	if r.opts.Names != nil && rec.State != state.AllocationRelocating {
+		return nil, func(ctx context.Context) { r.name(ctx, rec, *p.Serving, steps, asked, reserve) }
+	}
+	rn.confirmed = make(chan struct{})
+	confirmed := rn.confirmed
 	return nil, func(ctx context.Context) {
 		defer close(confirmed)
 		if rec.State == state.AllocationRelocating {

@@ -1,6 +1,7 @@
 package coordtest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -22,6 +23,8 @@ type Script struct {
 	Fail func(step, organization string) (code string)
 	// Hold keeps the agent from answering a grant at all.
 	Hold func(organization string) bool
+	// Address is the host's; "" is 192.0.2.1.
+	Address string
 	// Broken makes gateways fail to start.
 	Broken func(gateway string) bool
 }
@@ -119,7 +122,7 @@ func (a *Agent) full() api.Observation {
 	obs := api.Observation{
 		HostID: a.host, Instance: a.instance, Full: true,
 		Host: &api.HostReport{
-			Address: "192.0.2.1", Capacity: a.capacity, Version: "test",
+			Address: cmp.Or(a.script.Address, "192.0.2.1"), Capacity: a.capacity, Version: "test",
 			Nginx:  api.NginxStatus{State: api.NginxServing, DesiredGeneration: 1, LiveGeneration: 1},
 			Gossip: a.gossip(),
 		},

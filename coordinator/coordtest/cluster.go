@@ -34,13 +34,16 @@ type Cluster struct {
 	logs   hclog.Logger
 }
 
-// Start runs a coordinator and waits until it leads.
-func Start(t testing.TB) *Cluster {
+// Start runs a coordinator and waits until it leads. tune changes its configuration before that.
+func Start(t testing.TB, tune ...func(*coordinator.Config)) *Cluster {
 	t.Helper()
 	cfg := coordinator.DefaultConfig()
 	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = "c1", t.TempDir(), "example.org", "http://{hostname}"
 	cfg.API.Listen, cfg.Raft.Listen, cfg.Gossip.Listen = FreeAddr(t), FreeAddr(t), FreeAddr(t)
 	cfg.API.RateLimit, cfg.API.RateBurst, cfg.API.Plain = 1e9, 1e9, true
+	for _, f := range tune {
+		f(cfg)
+	}
 	logs := hclog.NewNullLogger()
 	if testing.Verbose() {
 		logs = hclog.New(&hclog.LoggerOptions{Level: hclog.Warn, Output: os.Stderr})

@@ -107,6 +107,8 @@ func withoutAny(journal, newer []command.Step) []command.Step {
 // undoes maps an undo to the step it takes back, as the architecture names them.
 func undoes(step string) string {
 	switch step {
+	case api.StepUndoDNS:
+		return api.StepDNS
 	case api.StepUnroute:
 		return api.StepRoute
 	case api.StepDeactivate:

@@ -158,7 +158,7 @@ func (m *Metrics) timings(t command.Timings) {
 func (m *Metrics) undos(journal []command.Step) {
 	for _, s := range journal {
 		switch s.Step {
-		case api.StepUnroute, api.StepDeactivate, api.StepRecycle:
+		case api.StepUndoDNS, api.StepUnroute, api.StepDeactivate, api.StepRecycle:
 			m.set.allocationUndos.WithLabelValues(s.Step).Inc()
 		}
 	}

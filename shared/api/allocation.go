@@ -135,6 +135,7 @@ const (
 	StepDNS        = "dns"
 	StepVerify     = "verify"
 	StepConfirm    = "confirm"
+	StepUndoDNS    = "undo_dns"
 	StepUnroute    = "unroute"
 	StepDeactivate = "deactivate"
 	StepRecycle    = "recycle"
