@@ -162,9 +162,12 @@ func TestAnAllocationIsActiveWithItsName(t *testing.T) {
 func TestNamesThatCannotBeWritten(t *testing.T) {
 	t.Parallel() // they wait for servers most of the time
 	c, m, agent := named(t)
-	short := api.Duration(2 * time.Second)
-	if _, err := c.Admin.PutPool(c.Context(), "default", api.PutPool{ActivationTimeout: &short}); err != nil {
-		t.Fatal(err)
+	within := func(limit time.Duration) {
+		t.Helper()
+		d := api.Duration(limit)
+		if _, err := c.Admin.PutPool(c.Context(), "default", api.PutPool{ActivationTimeout: &d}); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for what, mood := range map[string]func(w http.ResponseWriter, r *http.Request) bool{
 		"down": func(w http.ResponseWriter, _ *http.Request) bool {
@@ -193,7 +196,12 @@ func TestNamesThatCannotBeWritten(t *testing.T) {
 	} {
 		org := c.Organizations(1)[0]
 		m.becomes(mood)
+		within(time.Minute)
+		if what == "down" || what == "slow" {
+			within(5 * time.Second) // it is tried until then
+		}
 		_, err := start(c, org)
+		within(time.Minute)
 		if !fault.Is(err, fault.DNSFailed) {
 			t.Errorf("%s: %v", what, err)
 		}
@@ -207,7 +215,7 @@ func TestNamesThatCannotBeWritten(t *testing.T) {
 		m.becomes(nil)
 		again, err := start(c, org)
 		if err != nil || again.AllocationID == failed.AllocationID || m.leads(org) != "192.0.2.1" {
-			t.Errorf("%s: afterwards %+v, %v, leads to %q", what, again, err, m.leads(org))
+			t.Fatalf("%s: afterwards %+v, %v, leads to %q", what, again, err, m.leads(org))
 		}
 		if _, err := c.Admin.Release(c.Context(), again.AllocationID, 0); err != nil {
 			t.Fatal(err)
