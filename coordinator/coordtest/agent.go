@@ -29,6 +29,12 @@ type Script struct {
 	Broken func(gateway string) bool
 }
 
+// Coordinator is where an agent's calls go: a client, or coordinators in the same process.
+type Coordinator interface {
+	AgentStream(ctx context.Context, host, instance string, fn func(api.AssignmentFrame) error) error
+	Observe(ctx context.Context, in api.Observation, opts ...client.CallOption) (api.Observed, error)
+}
+
 // Agent speaks the agent protocol for one host, without nginx and processes: what it is assigned takes
 // effect at once, or fails as its script says.
 type Agent struct {
@@ -36,7 +42,7 @@ type Agent struct {
 	host     string
 	instance string
 	capacity int
-	client   *client.Client
+	client   Coordinator
 	cancel   context.CancelFunc // of the connection; changed by Return only
 	done     sync.WaitGroup
 
@@ -61,7 +67,7 @@ type scripted struct {
 }
 
 // NewAgent starts a scripted agent that speaks through this client, until Stop.
-func NewAgent(t testing.TB, c *client.Client, host string, capacity int, script Script) *Agent {
+func NewAgent(t testing.TB, c Coordinator, host string, capacity int, script Script) *Agent {
 	a := &Agent{
 		t: t, host: host, instance: id.Secret()[:16], capacity: capacity, script: script, client: c,
 		gateways: map[string]*scripted{}, queued: map[string]int{}, serving: map[string]string{}, wake: make(chan struct{}, 1),

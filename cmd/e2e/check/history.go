@@ -45,8 +45,29 @@ func history(r Run) []Operation {
 			out = append(out, w.narrowed(op))
 		}
 	}
-	out = append(append(out, w.begun()...), w.endings()...)
+	out = endOnce(append(append(out, w.begun()...), w.endings()...))
 	return append(out, w.moves(out)...)
+}
+
+// endOnce makes one of all operations that ended the same allocation. It ended after the first was called and before
+// any returned; the others found it so, and did nothing.
+func endOnce(ops []Operation) []Operation {
+	first := map[string]int{}
+	out := ops[:0]
+	for _, op := range ops {
+		if op.Kind != ended && (op.Kind != Release || op.Outcome != OK) {
+			out = append(out, op)
+			continue
+		}
+		at, again := first[op.Items[0].Allocation]
+		if again {
+			out[at].Call, out[at].Return = min(out[at].Call, op.Call), min(out[at].Return, op.Return)
+			continue
+		}
+		first[op.Items[0].Allocation] = len(out)
+		out = append(out, op)
+	}
+	return out
 }
 
 // undone reports whether a refusal with this code may come after something had begun, which is then undone.

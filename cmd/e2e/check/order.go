@@ -1,6 +1,7 @@
 package check
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -17,44 +18,117 @@ type order struct {
 	before map[int][]int // of each: what came before it
 
 	began     map[uint64]int      // by epoch: what began it
-	ended     map[string]int      // by allocation: the only operation that can have ended it
+	ended     map[string]int      // by allocation: the operation that ended it
 	following map[string][]uint64 // of an organization or a gateway: its epochs, in order
 	latest    map[string]Item     // of an allocation: with the last gateway that it had
 	left      map[uint64]int      // by epoch: what took the allocation off its gateway
+	may       map[int][]int       // of a beginning that several may have made: who
+	called    []time.Duration     // when the operations were really called
 }
+
+// turns bounds how often narrower times may lead to more that is known of the order.
+const turns = 10
 
 // span is when something happened, at the earliest and at the latest.
 type span struct{ call, back time.Duration }
 
 // narrow shortens the time in which each operation can have happened. Where operations contradict each other it leaves
-// all as they are and names one that had to happen before it was called or after it had returned.
-func narrow(ops []Operation, known uint64) (contradiction *Operation) {
+// all as they are and names one that had to happen before it was called or after it had returned. Otherwise it
+// proposes an order of them all, each at the earliest moment that the answers allow.
+func narrow(ops []Operation, known uint64) (proposed []Operation, contradiction *Operation) {
 	o := order{
-		ops: ops, known: known, before: map[int][]int{}, began: map[uint64]int{}, ended: map[string]int{}, following: map[string][]uint64{}, latest: map[string]Item{}, left: map[uint64]int{},
+		ops: ops, known: known, before: map[int][]int{}, began: map[uint64]int{}, ended: map[string]int{}, following: map[string][]uint64{}, latest: map[string]Item{}, left: map[uint64]int{}, may: map[int][]int{},
 	}
 	for _, op := range ops {
-		o.times = append(o.times, span{op.Call, op.Return})
+		o.times, o.called = append(o.times, span{op.Call, op.Return}), append(o.called, op.Call)
 	}
 	o.beginnings()
 	o.endings()
 	o.sights()
 	o.steps()
 	if op := o.settle(); op != nil {
-		return op
+		return nil, op
 	}
-	o.gaps()
-	if op := o.settle(); op != nil {
-		return op
+	for range turns {
+		was := slices.Clone(o.times)
+		o.gaps()
+		if op := o.settle(); op != nil {
+			return nil, op
+		}
+		if slices.Equal(was, o.times) {
+			break
+		}
 	}
 	for i := range ops {
 		ops[i].Call, ops[i].Return = o.times[i].call, o.times[i].back
 	}
-	return nil
+	return o.propose(), nil
+}
+
+// absent reports whether an operation found its organization without allocation.
+func absent(op Operation) bool {
+	return op.Kind == Get && op.Outcome == OK && op.Items[0].Epoch == 0 || op.Kind == Start && op.Outcome == Refused
+}
+
+// propose orders the operations by the earliest times that they can have. One that found nothing is put where
+// nothing was, if there is such a moment.
+func (o *order) propose() []Operation {
+	type change struct {
+		at    time.Duration
+		begin bool
+	}
+	changes := map[string][]change{}
+	note := func(organization string, c change) { changes[organization] = append(changes[organization], c) }
+	o.each(func(i int, op Operation, it Item) {
+		switch {
+		case op.Kind == Release || op.Kind == ended:
+			note(it.Organization, change{o.times[i].call, false})
+		case o.began[it.Epoch] == i && (op.Kind == Start || op.Kind == Batch):
+			note(it.Organization, change{o.times[i].call, true})
+		case op.Kind == Start || op.Kind == Batch: // one of several that may have begun it
+			if began, ok := o.began[it.Epoch]; ok && began >= len(o.ops) {
+				note(it.Organization, change{o.times[i].call, true})
+			}
+		}
+	})
+	out := slices.Clone(o.ops)
+	for began, may := range o.may { // the first of them begins it
+		at := o.times[began].call
+		for _, i := range may {
+			if o.called[i] <= at && o.ops[i].Kind == Start {
+				out[i].Call = at
+				note(o.ops[i].Items[0].Organization, change{at, true})
+				break
+			}
+		}
+	}
+	for _, list := range changes {
+		slices.SortFunc(list, func(a, b change) int { return cmp.Compare(a.at, b.at) })
+	}
+	for i, op := range out {
+		if !absent(op) {
+			continue
+		}
+		live := false // before the first change, as far as it tells
+		if list := changes[op.Items[0].Organization]; len(list) > 0 {
+			live = !list[0].begin
+			for _, c := range list {
+				if c.at > op.Call && !live {
+					break
+				}
+				if live = c.begin; !live && c.at >= op.Call && c.at < op.Return {
+					out[i].Call = c.at + 1
+				}
+			}
+		}
+	}
+	slices.SortStableFunc(out, func(a, b Operation) int { return cmp.Compare(a.Call, b.Call) })
+	return out
 }
 
 // follow notes that b came after a.
 func (o *order) follow(a, b int) {
-	if a != b {
+	if a != b && !slices.Contains(o.before[b], a) {
 		o.before[b] = append(o.before[b], a)
 	}
 }
@@ -111,6 +185,7 @@ func (o *order) beginnings() {
 				s.call = min(s.call, o.times[i].call)
 			}
 			o.times = append(o.times, s)
+			o.may[began] = ops
 		}
 		o.began[epoch] = began
 		if last >= 0 {
@@ -125,20 +200,13 @@ func (o *order) beginnings() {
 	})
 }
 
-// endings finds what ended each allocation, where only one operation can have.
+// endings finds what ended each allocation.
 func (o *order) endings() {
-	often := map[string]int{}
 	o.each(func(i int, op Operation, it Item) {
 		if op.Kind == Release || op.Kind == ended {
-			often[it.Allocation]++
 			o.ended[it.Allocation] = i
 		}
 	})
-	for allocation, n := range often {
-		if n > 1 {
-			delete(o.ended, allocation)
-		}
-	}
 }
 
 // next is what began the epoch after this one, at an organization or a gateway.
@@ -228,37 +296,44 @@ func (o *order) gaps() {
 		}
 	})
 	for i, op := range o.ops {
-		absent := op.Kind == Get && op.Outcome == OK && op.Items[0].Epoch == 0 || op.Kind == Start && op.Outcome == Refused
-		if !absent {
-			continue
-		}
-		list := o.following[op.Items[0].Organization]
-		place, places := -1, 0
-		for n := -1; n < len(list); n++ { // after the n-th, before the next
-			if n >= 0 {
-				if end, ok := ends[op.Items[0].Organization][list[n]]; ok && o.times[end].call > o.times[i].back {
-					continue
-				}
-			}
-			if n+1 < len(list) {
-				began, ok := o.began[list[n+1]]
-				if !ok || o.times[began].back < o.times[i].call || began < len(o.ops) && o.ops[began].Kind == moved {
-					continue
-				}
-			}
-			place, places = n, places+1
-		}
-		if places != 1 {
-			continue
-		}
-		if place >= 0 {
-			if end, ok := ends[op.Items[0].Organization][list[place]]; ok {
-				o.follow(end, i)
+		for _, it := range op.Items {
+			if absent(op) || op.Kind == Batch && op.Outcome == OK && it.Epoch == 0 && it.Code != "" && !undone(it.Code) {
+				o.gap(i, it.Organization, ends[it.Organization])
 			}
 		}
-		if place+1 < len(list) {
-			o.follow(i, o.began[list[place+1]])
+	}
+}
+
+// gap puts the i-th operation where the organization had nothing, if there is one such place. ends are the operations
+// that ended its allocations, by epoch.
+func (o *order) gap(i int, organization string, ends map[uint64]int) {
+	list := o.following[organization]
+	place, places := -1, 0
+	for n := -1; n < len(list); n++ { // after the n-th, before the next
+		if n >= 0 {
+			// One that nothing ended was moved, or is still there.
+			if end, ok := ends[list[n]]; !ok || o.times[end].call > o.times[i].back {
+				continue
+			}
 		}
+		if n+1 < len(list) {
+			began, ok := o.began[list[n+1]]
+			if !ok || o.times[began].back < o.times[i].call || began < len(o.ops) && o.ops[began].Kind == moved {
+				continue
+			}
+		}
+		place, places = n, places+1
+	}
+	if places != 1 {
+		return
+	}
+	if place >= 0 {
+		if end, ok := ends[list[place]]; ok {
+			o.follow(end, i)
+		}
+	}
+	if place+1 < len(list) {
+		o.follow(i, o.began[list[place+1]])
 	}
 }
 
