@@ -155,18 +155,26 @@ func TestEveryChangingCallIsAnEvent(t *testing.T) {
 	of := func(o string) string { return `{"organization_id":"` + o + `","wait":"30s"}` }
 
 	c.Agent("h1", 8, coordtest.Script{})
-	c.Agent("h2", 8, coordtest.Script{}).Stop()
-	as("put-pool", `{"min_ready":3,"max":8}`, "default")
+	h2 := c.Agent("h2", 8, coordtest.Script{})
+	as("put-pool", `{"min_ready":6,"max":12}`, "default")
 	as("put-organization", `{"name":"o"}`, org)
 	as("put-member", `{"role":"member"}`, org, "alice")
 	as("delete-member", "", org, "alice")
 	as("put-project", `{"name":"p"}`, org, "p1")
 	as("delete-project", "", org, "p1")
-	a.ready()
+	coordtest.Eventually(t, "gateways are ready on both hosts", func() bool {
+		on := map[string]bool{}
+		gateways, _ := c.Admin.ListGateways(c.Context(), client.GatewayFilter{State: "ready"})
+		for _, g := range gateways {
+			on[g.HostID] = true
+		}
+		return len(on) == 2
+	})
 	var started api.Allocation
 	if err := json.Unmarshal(as("start-allocation", of(org)), &started); err != nil {
 		t.Fatal(err)
 	}
+	as("migrate-allocation", `{}`, started.AllocationID)
 	as("release-allocation", "", started.AllocationID)
 	a.ready()
 	as("gateway-start", `{"organization_id":"`+org+`"}`)
@@ -177,6 +185,8 @@ func TestEveryChangingCallIsAnEvent(t *testing.T) {
 	as("quarantine-gateway", "", a.ready())
 	as("cordon-host", "", "h2")
 	as("uncordon-host", "", "h2")
+	as("drain-host", `{}`, "h2")
+	coordtest.Eventually(t, "nothing is served on the drained host", func() bool { return len(h2.Serving()) == 0 })
 	if _, err := c.Admin.PutPool(c.Context(), "empty", api.PutPool{}); err != nil {
 		t.Fatal(err)
 	}
