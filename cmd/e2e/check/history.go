@@ -233,8 +233,8 @@ func grants(r Run) map[string][]Item {
 	return out
 }
 
-// moves are the changes of gateways that the cluster made. Where nobody was answered with the first gateway of an
-// allocation that began in the run, the first start that was answered with a later one began it all the same.
+// moves are the changes of gateways that the cluster made. The start that was called first began an allocation, though
+// it may have waited so long that it was answered with a later gateway.
 func (w *witness) moves(ops []Operation) []Operation {
 	var out []Operation
 	for allocation, seen := range w.grants {
@@ -279,13 +279,7 @@ func (w *witness) mend(ops []Operation, allocation string, seen []Item) {
 			continue
 		}
 		for _, it := range op.Items {
-			if it.Allocation != allocation {
-				continue
-			}
-			if it.Epoch == seen[0].Epoch {
-				return
-			}
-			if first < 0 || op.Call < ops[first].Call {
+			if it.Allocation == allocation && (first < 0 || op.Call < ops[first].Call) {
 				first = i
 			}
 		}
