@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"fmt"
+	"slices"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/state"
@@ -51,12 +52,6 @@ func quiet(v state.View, host id.Host, now time.Time) bool {
 	return true
 }
 
-// problemRemedies say what to do about what an agent finds wrong with its host.
-var problemRemedies = map[string]string{
-	string(gossip.ProblemDisk): "free space where the agent keeps its data",
-	string(gossip.ProblemLoad): "look what runs there, or take organizations away",
-}
-
 // memberNotes tells what is wrong with a host as its agent and the gossip see it. That nginx is not well is
 // told elsewhere, with its words.
 func (s *Server) memberNotes(n *notes, h *api.Host, drifted bool) {
@@ -84,19 +79,11 @@ func (s *Server) memberNotes(n *notes, h *api.Host, drifted bool) {
 	if m.Digest == nil || m.Status != string(gossip.StatusAlive) {
 		return
 	}
-	for _, p := range m.Digest.Problems {
-		if remedy, told := problemRemedies[p]; told {
-			n.add(warning, subject, remedy, "%s", problemText(p, m.Digest))
-		}
+	// Load is told by `demiurge host show` alone: it is no fault by itself, and comes and goes.
+	if slices.Contains(m.Digest.Problems, string(gossip.ProblemDisk)) {
+		n.add(warning, subject, "free space where the agent keeps its data", "its disk is nearly full: %d MiB free", m.Digest.DiskFreeMiB)
 	}
 	if drifted {
 		n.add(critical, subject, fmt.Sprintf("look into the agent's log on %s", h.HostID), "its routes are not those that the state says")
 	}
-}
-
-func problemText(p string, d *api.MemberDigest) string {
-	if p == string(gossip.ProblemDisk) {
-		return fmt.Sprintf("its disk is nearly full: %d MiB free", d.DiskFreeMiB)
-	}
-	return fmt.Sprintf("it is overloaded: load of %d%% of its cores", d.LoadPercent)
 }
