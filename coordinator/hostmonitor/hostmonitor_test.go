@@ -212,7 +212,10 @@ func TestAHostThatAnswersStays(t *testing.T) {
 func TestTheDeathOfAStrangerMovesNothing(t *testing.T) {
 	watch(t, func(w *world) {
 		w.change(func(w *world) { w.pool[1].Run = "forged" })
-		time.Sleep(6 * time.Second) // the view reads its members anew
+		for range 6 { // in which the view reads its members anew, and the host says something
+			time.Sleep(time.Second)
+			w.change(func(w *world) { w.own.Heard, w.own.Answered = time.Now(), w.own.Asked })
+		}
 		w.fail()
 		w.until(t, "it is asked", func(w *world) bool { return w.asked > 0 })
 		w.change(func(w *world) {

@@ -14,7 +14,7 @@ const (
 	Updated   Kind = "updated"   // its tags or its address
 	Failed    Kind = "failed"    // suspected: see StatusFailed
 	Returned  Kind = "returned"  // alive after it had failed
-	Flapping  Kind = "flapping"  // Returned, for at least FlapLimit times within FlapWindow
+	Flapping  Kind = "flapping"  // Returned without a new start, for at least FlapLimit times within FlapWindow
 	Left      Kind = "left"      // on purpose
 	Forgotten Kind = "forgotten" // gone or failed for so long that the pool dropped its name
 )
@@ -25,7 +25,7 @@ type Change struct {
 	Member Member
 }
 
-// A member that fails and comes back this often within this time is flapping.
+// A member that fails and comes back this often within this time, the same start of it, is flapping.
 const (
 	FlapLimit  = 3
 	FlapWindow = 5 * time.Minute
@@ -69,7 +69,7 @@ func (t *tracker) see(m Member, now time.Time) (Change, bool) {
 	kind := Updated
 	if m.Status != before.Status {
 		m.Since = now
-		kind = had.turn(before.Status, m.Status, now)
+		kind = had.turn(before, m, now)
 	}
 	m.Flaps = had.flaps(now)
 	had.member = m
@@ -79,21 +79,24 @@ func (t *tracker) see(m Member, now time.Time) (Change, bool) {
 	return Change{kind, m}, true
 }
 
-// turn names the change from one status to another, and counts returns.
-func (t *tracked) turn(from, to Status, now time.Time) Kind {
+// turn names the change from one status to another, and counts returns. A member that was started anew did not
+// flap: it was killed or upgraded, and whoever keeps it running paces that.
+func (t *tracked) turn(before, now Member, at time.Time) Kind {
 	switch {
-	case to == StatusFailed:
+	case now.Status == StatusFailed:
 		return Failed
-	case to == StatusLeft:
+	case now.Status == StatusLeft:
 		return Left
-	case from == StatusLeft:
+	case before.Status == StatusLeft:
 		return Joined
+	case before.Run != now.Run:
+		return Returned
 	}
 	if len(t.returns) == maxReturns {
 		t.returns = t.returns[1:]
 	}
-	t.returns = append(t.returns, now)
-	if t.flaps(now) >= FlapLimit {
+	t.returns = append(t.returns, at)
+	if t.flaps(at) >= FlapLimit {
 		return Flapping
 	}
 	return Returned

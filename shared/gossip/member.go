@@ -35,7 +35,7 @@ type Member struct {
 	Address netip.AddrPort
 	Status  Status
 	Since   time.Time // when this node saw it take its status
-	Flaps   int       // how often it failed and came back within FlapWindow
+	Flaps   int       // how often this start of it failed and came back within FlapWindow
 	Self    bool      // it is this node
 
 	Version string            // of its program

@@ -18,7 +18,7 @@ import (
 )
 
 // What is told of one member, seen again and again. Each step is a letter and the minutes since the start:
-// a alive, f failed, l left, u alive with other tags, x forgotten.
+// a alive, f failed, l left, u alive with other tags, r alive and started anew, x forgotten.
 func TestTracker(t *testing.T) {
 	for _, c := range []struct{ steps, want string }{
 		{"a0 a1", "joined"},
@@ -31,6 +31,7 @@ func TestTracker(t *testing.T) {
 		{"a0 f1 a1 f2 a2 f3 a3", "joined failed returned failed returned failed flapping"},
 		{"a0 f1 a1 f2 a2 f7 a7", "joined failed returned failed returned failed returned"},
 		{"a0 f1 a1 f2 a2 f3 a3 f4 a4 f20 a20", "joined failed returned failed returned failed flapping failed flapping failed returned"},
+		{"a0 f1 r1 f2 r2 f3 r3 f4 r4", "joined failed returned failed returned failed returned failed returned"},
 		{"a0 x1 a2", "joined forgotten joined"},
 		{"x0", ""},
 		{"a0 u1 f2 u3", "joined updated failed returned"}, // with other tags or not: what counts is that it is back
@@ -52,6 +53,8 @@ func TestTracker(t *testing.T) {
 				m.Status = StatusFailed
 			case 'l':
 				m.Status = StatusLeft
+			case 'r':
+				m.Run = step
 			case 'u':
 				m.Tags = map[string]string{"n": "1"}
 			}
