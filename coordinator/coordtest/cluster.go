@@ -4,10 +4,13 @@ package coordtest
 
 import (
 	"context"
+	"fmt"
+	"math/rand/v2"
 	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -176,13 +179,31 @@ func Eventually(t testing.TB, what string, ok func() bool) {
 	}
 }
 
-// FreeAddr is an address of the loopback interface that nobody listens on at the moment.
+// given are the ports that FreeAddr gave in this process.
+var given sync.Map
+
+// FreeAddr is an address of the loopback interface that nobody listens on at the moment, neither TCP nor UDP. Its port
+// is below those that the kernel gives to connections (ip_local_port_range), one of which might be this one before it
+// is listened on.
 func FreeAddr(t testing.TB) string {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		addr := fmt.Sprintf("127.0.0.1:%d", 12000+rand.IntN(20000))
+		if _, taken := given.LoadOrStore(addr, true); taken {
+			continue
+		}
+		stream, err := net.Listen("tcp", addr)
+		if err != nil {
+			continue
+		}
+		packets, err := net.ListenPacket("udp", addr)
+		_ = stream.Close()
+		if err != nil {
+			continue
+		}
+		_ = packets.Close()
+		return addr
 	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().String()
+	t.Fatal("no port is free")
+	return ""
 }
