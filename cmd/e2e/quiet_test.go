@@ -135,7 +135,7 @@ func (c *cluster) whole(n *node, begun time.Time) (check.Snapshot, error) {
 			return look, fmt.Errorf("gateway %s is %s: %s", g.GatewayID, g.State, g.Message)
 		}
 	}
-	if present < gateways { // those of a host that was lost and came back are more
+	if present != gateways {
 		return look, fmt.Errorf("%d gateways", present)
 	}
 	for _, a := range look.Allocations {

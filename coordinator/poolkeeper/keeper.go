@@ -2,6 +2,7 @@ package poolkeeper
 
 import (
 	"context"
+	"slices"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -121,10 +122,30 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 			}
 		}
 	}
+	if out.Total > p.Max {
+		out.Spare = spare(view, p.Name)
+	}
 	if p.Breaker.Failures > 0 {
 		for g := range view.GatewaysOfPool(nil, p.Name) {
 			out.ReadySince = out.ReadySince || g.ReadyIndex > p.ModifyIndex
 		}
+	}
+	return out
+}
+
+// spare lists the ready gateways of a pool, those of the fullest host first.
+func spare(view state.View, pool id.Pool) []id.Gateway {
+	var ready []*state.Gateway
+	for g := range view.GatewaysOfPool(nil, pool) {
+		if g.State == state.GatewayReady {
+			ready = append(ready, g)
+		}
+	}
+	held := func(g *state.Gateway) int { c := view.HostCounts(nil, g.Host); return c.Total() }
+	slices.SortStableFunc(ready, func(a, b *state.Gateway) int { return held(b) - held(a) })
+	out := make([]id.Gateway, len(ready))
+	for i, g := range ready {
+		out[i] = g.ID
 	}
 	return out
 }
@@ -142,10 +163,14 @@ func (k *Keeper) keep(ctx context.Context, p Pool) (again time.Time, err error) 
 			return time.Time{}, err
 		}
 	}
-	if len(a.Retire) > 0 {
-		if _, _, err := k.opts.Proposer.Propose(ctx, command.RetireGateways{
-			Meta: k.meta(), Gateways: a.Retire, Reason: "it did not become healthy",
-		}); err != nil {
+	for _, c := range []command.RetireGateways{
+		{Meta: k.meta(), Gateways: a.Retire, Reason: "it did not become healthy"},
+		{Meta: k.meta(), Gateways: a.Surplus, Reason: "the pool has more gateways than its maximum"},
+	} {
+		if len(c.Gateways) == 0 {
+			continue
+		}
+		if _, _, err := k.opts.Proposer.Propose(ctx, c); err != nil {
 			return time.Time{}, err
 		}
 	}

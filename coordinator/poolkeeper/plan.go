@@ -41,6 +41,7 @@ type Pool struct {
 	Total    int // all but terminating
 	Queued   int
 	Failed   []id.Gateway // given up by their agents, without organization
+	Spare    []id.Gateway // ready ones, those to be missed least first; only of a pool above its maximum
 	// ReadySince tells that a gateway of the pool became ready after the breaker was last noted.
 	ReadySince bool
 	Hosts      []Host // eligible ones
@@ -57,7 +58,8 @@ type Host struct {
 type Action struct {
 	Create  []id.Host // one entry per gateway, on that host
 	Retire  []id.Gateway
-	Limited string // what kept Create below what the rule asks; "" when nothing did
+	Surplus []id.Gateway // to retire too: the pool has more than its maximum
+	Limited string       // what kept Create below what the rule asks; "" when nothing did
 	Breaker state.Breaker
 	Reason  string
 	Again   time.Time // when to look again even if nothing changes; zero: not needed
@@ -75,6 +77,11 @@ func Plan(p Pool, now time.Time) Action {
 	needed := p.Spec.MinReady + p.Queued - p.Ready - p.InFlight - p.Recycled
 	if a.Breaker.State == BreakerOpen {
 		a.Again = a.Breaker.Until
+	}
+	if above := p.Total - len(p.Failed) - p.Spec.Max; above > 0 && p.Queued == 0 {
+		// A maximum that was lowered, or a lost host that came back after its gateways were replaced. It is above the
+		// minimum in rank; what serves is never taken.
+		a.Surplus = p.Spare[:min(above, len(p.Spare))]
 	}
 	if needed <= 0 {
 		return a

@@ -50,6 +50,33 @@ func TestPlanCreates(t *testing.T) {
 	}
 }
 
+func TestPlanRetiresWhatIsAboveTheMaximum(t *testing.T) {
+	spare := []id.Gateway{"gw-1", "gw-2", "gw-3", "gw-4", "gw-5"}
+	for name, c := range map[string]struct {
+		pool Pool
+		want int
+	}{
+		"at the maximum":                             {Pool{Ready: 5, Total: 50, Spare: spare}, 0},
+		"two above":                                  {Pool{Ready: 5, Total: 52, Spare: spare}, 2},
+		"the maximum is above the minimum":           {Pool{Ready: 5, Total: 58, Spare: spare}, 5},
+		"those in line are served first":             {Pool{Ready: 5, Queued: 3, Total: 58, Spare: spare}, 0},
+		"what serves is not taken":                   {Pool{Ready: 0, Recycled: 2, Total: 60}, 0},
+		"the failed ones go anyway":                  {Pool{Ready: 5, Total: 52, Failed: []id.Gateway{"gw-8", "gw-9"}, Spare: spare}, 0},
+		"recycled ones come back, but are not ready": {Pool{Ready: 1, Recycled: 9, Total: 60, Spare: spare[:1]}, 1},
+	} {
+		c.pool.Spec = spec()
+		a := Plan(c.pool, now)
+		if len(a.Surplus) != c.want || len(a.Create) != 0 || !slices.Equal(a.Surplus, spare[:c.want]) {
+			t.Errorf("%s: retires %v and creates %d, want %d", name, a.Surplus, len(a.Create), c.want)
+		}
+	}
+	gone := Pool{Spec: spec(), Ready: 9, Total: 99, Spare: spare}
+	gone.Spec.Deleting = true
+	if a := Plan(gone, now); len(a.Surplus) > 0 {
+		t.Errorf("a pool that is being deleted retires %v by this rule", a.Surplus)
+	}
+}
+
 func TestPlanSpreads(t *testing.T) {
 	p := Pool{Spec: spec(), Hosts: []Host{{"b", 0, 10}, {"a", 0, 10}, {"c", 5, 10}, {"full", 3, 3}}}
 	p.Spec.Step = 5
