@@ -114,23 +114,31 @@ func (a *app) allocStop() *cobra.Command {
 	}
 	c.Flags().DurationVar(&drain, "drain", 0, "let open connections go on this long")
 	c.RunE = a.call(func(ctx context.Context, coord *client.Client, args []string) error {
-		allocation, err := allocationOf(ctx, coord, args[0])
-		if err != nil {
-			return err
-		}
-		p := a.wait("releasing allocation " + allocation)
-		defer p.stop()
-		released, err := coord.Release(ctx, allocation, drain)
-		p.stop()
-		if ctx.Err() != nil {
-			return fmt.Errorf("interrupted: the release goes on; 'demiurge alloc show %s' shows it", allocation)
-		}
-		if err != nil {
-			return err
-		}
-		return a.printAllocation(released)
+		return a.change(ctx, coord, args[0], "releasing", "release", func(allocation string) (api.Allocation, error) {
+			return coord.Release(ctx, allocation, drain)
+		})
 	})
 	return c
+}
+
+// change asks for a change of the allocation that an argument names, waits for its end and prints the allocation. An
+// interrupt ends the waiting and not the change.
+func (a *app) change(ctx context.Context, coord *client.Client, arg, doing, name string, ask func(allocation string) (api.Allocation, error)) error {
+	allocation, err := allocationOf(ctx, coord, arg)
+	if err != nil {
+		return err
+	}
+	p := a.wait(doing + " allocation " + allocation)
+	defer p.stop()
+	changed, err := ask(allocation)
+	p.stop()
+	if ctx.Err() != nil {
+		return fmt.Errorf("interrupted: the %s goes on; 'demiurge alloc show %s' shows it", name, allocation)
+	}
+	if err != nil {
+		return err
+	}
+	return a.printAllocation(changed)
 }
 
 // allocationOf accepts an allocation's id or the organization that holds one.

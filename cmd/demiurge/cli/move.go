@@ -28,21 +28,9 @@ serves it until then. When the new one does not come to serve, the organization 
 	c.Flags().StringVar(&body.HostID, "host", "", "the host to go to (default the one that a start would choose)")
 	c.Flags().DurationVar(&drain, "drain", 0, "let open connections of the old gateway go on this long")
 	c.RunE = a.call(func(ctx context.Context, coord *client.Client, args []string) error {
-		allocation, err := allocationOf(ctx, coord, args[0])
-		if err != nil {
-			return err
-		}
-		p := a.wait("moving allocation " + allocation)
-		defer p.stop()
-		moved, err := coord.Migrate(ctx, allocation, body, drain)
-		p.stop()
-		if ctx.Err() != nil {
-			return fmt.Errorf("interrupted: the move goes on; 'demiurge alloc show %s' shows it", allocation)
-		}
-		if err != nil {
-			return err
-		}
-		return a.printAllocation(moved)
+		return a.change(ctx, coord, args[0], "moving", "move", func(allocation string) (api.Allocation, error) {
+			return coord.Migrate(ctx, allocation, body, drain)
+		})
 	})
 	return c
 }
