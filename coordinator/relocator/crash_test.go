@@ -37,6 +37,7 @@ type world struct {
 	failing  map[int]bool // verifications, counted, that fail; guarded by mu
 	verified int          // guarded by mu
 	lost     id.Host      // a host that is heard of no more
+	fenced   time.Time    // what the leader of now knows of the end of leases; guarded by mu
 	leader   *leader      // changed by the goroutine of the test only
 	labels   []string     // of the proposals, in order; guarded by mu
 }
@@ -89,7 +90,11 @@ func (w *world) reign() {
 	})
 	l.receiver = agentlink.NewReceiver(link, l.runner)
 	moves := relocator.New(relocator.Options{
-		Store: w.store, Proposer: l, Logger: log, Now: time.Now, FencedBy: func(id.Host) time.Time { return time.Time{} },
+		Store: w.store, Proposer: l, Logger: log, Now: time.Now, FencedBy: func(id.Host) time.Time {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return w.fenced
+		},
 	})
 	l.loops.Go(func() { l.runner.Run(l.ctx) })
 	l.loops.Go(func() { moves.Run(l.ctx) })
@@ -287,6 +292,31 @@ func (w *world) migrate() {
 		}
 		return
 	}
+}
+
+// What the leader of now knows of a lease counts, when an earlier one wrote an earlier end of it into the log.
+func TestALaterEndOfALeaseCounts(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, "stop")
+		w.mu.Lock()
+		w.fenced = time.Now().Add(30 * time.Second)
+		fenced := w.fenced
+		w.mu.Unlock()
+		w.lose() // with an end in 9 s
+		w.settle("a host of a fenced pool was lost", "h1")
+		moved := 0
+		for a := range w.store.View().LiveAllocations(nil) {
+			if len(a.Moves) == 0 {
+				continue
+			}
+			if moved++; a.ReservedAt.Before(fenced) {
+				t.Errorf("granted again %v before the end of the lease: %+v", fenced.Sub(a.ReservedAt), a)
+			}
+		}
+		if moved == 0 {
+			t.Error("nothing moved")
+		}
+	})
 }
 
 // TestLeaderDiesAtEveryStep kills the leader before and after each entry of the log that a relocation, a drain or
