@@ -55,6 +55,7 @@ type Agent struct {
 	nginx      *nginx.Engine
 	queue      *syncer.Queue
 	engine     *reconcile.Engine
+	tenants    *tenants
 	syncer     *syncer.Syncer
 	member     *member.Member
 	lease      *lease.Lease
@@ -122,11 +123,14 @@ func (a *Agent) open() error {
 	if a.lease, err = lease.Open(lease.Options{FS: files, Dir: a.c.RunDir, Logger: a.log.Named("lease")}); err != nil {
 		return err
 	}
+	if a.tenants, err = openTenants(a.c, files, a.o.Now, a.log, &a.stack); err != nil {
+		return err
+	}
 	timing := a.o.Timing
 	timing.StopGrace = a.c.Gateway.StopGrace
 	a.engine, err = reconcile.New(reconcile.Options{
 		Logger: a.log, Journal: jnl, FS: files, Nginx: nginxPort{a.nginx}, Driver: runner,
-		Control: reconcile.NewHTTPControl(l.socket), Sink: a.queue, Layout: l, Domain: a.c.Domain, Lease: a.lease, Timing: timing, Now: a.o.Now,
+		Control: reconcile.NewHTTPControl(l.socket), Sink: a.queue, Services: a.tenants.registry, Layout: l, Domain: a.c.Domain, Lease: a.lease, Timing: timing, Now: a.o.Now,
 	})
 	if err != nil {
 		return err
@@ -217,6 +221,7 @@ func (a *Agent) Start() {
 	if a.c.Nginx.Manage {
 		a.stack.Go("nginx", a.manageNginx)
 	}
+	a.tenants.start(a)
 	a.stack.Go("actors", func(ctx context.Context) { a.must(ctx, "the actors", a.engine.Run) })
 	a.stack.Go("gossip", a.member.Run)
 	a.stack.Go("health", a.health.Run)

@@ -35,6 +35,7 @@ type Config struct {
 	Nginx        NginxConfig    `yaml:"nginx"`
 	Gateway      GatewayConfig  `yaml:"gateway"`
 	Gossip       GossipConfig   `yaml:"gossip"`
+	OAuth        OAuthConfig    `yaml:"oauth"`
 	Metrics      MetricsConfig  `yaml:"metrics"`
 	Log          logging.Config `yaml:"log"`
 }
@@ -80,6 +81,7 @@ func DefaultConfig() *Config {
 		DataDir: "/var/lib/demiurge/agent", RunDir: "/run/demiurge", Capacity: 1000, Driver: driverProcess,
 		Gateway: GatewayConfig{Program: "/usr/bin/demiurge-gateway", StopGrace: 12 * time.Second},
 		Gossip:  GossipConfig{Listen: "0.0.0.0:7402", Profile: string(gossip.ProfileDefault)},
+		OAuth:   defaultOAuth(),
 		Log:     logging.DefaultConfig(),
 	}
 }
@@ -122,7 +124,7 @@ func (c *Config) Validate() error {
 			bad("metrics.listen", fmt.Sprintf("%q is not an address with a port", c.Metrics.Listen), "set it as in 127.0.0.1:9464")
 		}
 	}
-	errs = append(errs, c.Log.Validate("log"))
+	errs = append(errs, c.OAuth.validate(), c.Log.Validate("log"))
 	return errors.Join(errs...)
 }
 
@@ -247,7 +249,7 @@ func (c *Config) nginxOptions(log hclog.Logger) (nginx.Options, error) {
 	return nginx.Options{
 		DataDir: dir, RunDir: filepath.Join(c.RunDir, "nginx"), Binary: c.Nginx.Binary, Domain: c.Domain,
 		Listen: listen, ListenTLS: listenTLS, CertificateFile: c.Nginx.CertificateFile,
-		SocketDir: layoutOf(c).sockets, TrustedProxies: proxies, Workers: c.Nginx.Workers, Logger: log,
+		SocketDir: layoutOf(c).sockets, AgentSocket: tenantSocket(c), TrustedProxies: proxies, Workers: c.Nginx.Workers, Logger: log,
 	}, nil
 }
 

@@ -22,12 +22,17 @@ type layout struct {
 	journal  string
 	program  string
 	releases string
+
+	oauth       string // <data_dir>/oauth/<organization>.<epoch>: journals
+	permissions string // <data_dir>/permissions/<organization>.<epoch>: roles and grants
+	tenant      string // <run_dir>/tenant.sock, which nginx asks
 }
 
 func layoutOf(c *Config) layout {
 	return layout{
 		gateways: filepath.Join(c.DataDir, "gateways"), sockets: filepath.Join(c.RunDir, "gateways"),
 		journal: filepath.Join(c.DataDir, "journal"), program: c.Gateway.Program, releases: c.Gateway.ReleasesDir,
+		oauth: filepath.Join(c.DataDir, "oauth"), permissions: filepath.Join(c.DataDir, "permissions"), tenant: tenantSocket(c),
 	}
 }
 

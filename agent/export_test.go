@@ -4,6 +4,7 @@ import (
 	"maps"
 
 	"github.com/demiurge-platform/demiurge/agent/nginx"
+	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -13,3 +14,6 @@ func (a *Agent) AddRoutes(more map[id.Organization]nginx.Target) {
 	maps.Copy(every, more)
 	a.nginx.Retain(every)
 }
+
+// Tenants is what the agent holds for organizations.
+func (a *Agent) Tenants() *tenant.Registry { return a.tenants.registry }

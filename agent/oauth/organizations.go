@@ -67,7 +67,7 @@ func New(o Options) (*Organizations, error) {
 	if o.Interval < 10*time.Millisecond {
 		return nil, fmt.Errorf("cannot remove expired OAuth objects every %s: choose 10ms or more", o.Interval)
 	}
-	if err := errors.Join(o.Lifetimes.check(), o.Limits.check()); err != nil {
+	if err := errors.Join(o.Lifetimes.Check(), o.Limits.check()); err != nil {
 		return nil, err
 	}
 	if _, err := id.ParseDomain(o.Domain); err != nil {
@@ -219,6 +219,28 @@ func (o *Organizations) Drop(org id.Organization) error {
 	for _, epoch := range found.journals[org] {
 		if err := o.remove(o.path(org, epoch)); err != nil {
 			return err
+		}
+	}
+	return nil
+}
+
+// Retain removes what is on disk of all organizations but these, at these epochs. It is for the start of an
+// agent, before anything is opened.
+func (o *Organizations) Retain(keep map[id.Organization]id.Epoch) error {
+	o.changing.Lock()
+	defer o.changing.Unlock()
+	found, err := o.directories()
+	if err != nil {
+		return err
+	}
+	for org, epochs := range found.journals {
+		for _, epoch := range epochs {
+			if keep[org] == epoch || o.find(org) != nil {
+				continue
+			}
+			if err := o.remove(o.path(org, epoch)); err != nil {
+				return err
+			}
 		}
 	}
 	return nil

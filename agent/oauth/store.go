@@ -28,7 +28,8 @@ func DefaultLifetimes() Lifetimes {
 	return Lifetimes{Code: time.Minute, Access: time.Hour, Refresh: 30 * day, Absolute: 90 * day, Grace: 10 * time.Second}
 }
 
-func (l Lifetimes) check() error {
+// Check finds lifetimes that do not fit together.
+func (l Lifetimes) Check() error {
 	switch {
 	case l.Code < time.Second || l.Code > 10*time.Minute:
 		return fmt.Errorf("cannot use %s as the lifetime of codes: choose 1s to 10m", l.Code)

@@ -84,6 +84,7 @@ func (a *actor) end(ctx context.Context, act steps.Action) {
 		err = a.unroute(ctx)
 	case api.StepDeactivate:
 		a.deactivate(ctx)
+		err = a.leave(ctx)
 	case api.StepRecycle:
 		err = a.recycle(ctx)
 	}
@@ -145,6 +146,15 @@ func (a *actor) deactivate(ctx context.Context) {
 	}
 }
 
+// leave ends what the agent itself does for the gateway's organization.
+func (a *actor) leave(ctx context.Context) error {
+	g := a.ob.Grant
+	if g == nil {
+		return nil
+	}
+	return a.o.Services.Leave(ctx, g.Organization, g.Epoch)
+}
+
 // take notes a grant and its steps. They go on record with the beginning of the first one.
 func (a *actor) take() {
 	w := a.w.grant
@@ -155,6 +165,7 @@ func (a *actor) take() {
 	}
 	a.ob.Epoch, a.ob.Change, a.retries = w.epoch, steps.New(takeSteps...), 0
 	a.newBody = true
+	a.o.Services.Serve(w.body, w.version)
 }
 
 // unwritten is the failure of a step that was not taken because it could not be recorded.

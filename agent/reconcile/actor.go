@@ -179,6 +179,10 @@ func (a *actor) read() {
 		}
 	}
 	a.w = *in.desired
+	// Again: what came while the grant was being taken up found nothing to update.
+	if w, held := a.w.grant, a.ob.Grant; w != nil && held != nil && w.epoch == held.Epoch {
+		a.o.Services.Update(w.body, w.version)
+	}
 }
 
 // sleep waits for the inbox or the time.

@@ -20,20 +20,21 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/steps"
 )
 
-// Options of an engine. All but Timing and Now must be set.
+// Options of an engine. All but Services, Lease, Timing and Now must be set.
 type Options struct {
-	Logger  hclog.Logger
-	Journal *journal.Journal
-	FS      fsx.FS // reaches Layout.Dir and the gateways' sockets
-	Nginx   Nginx
-	Driver  driver.Driver
-	Control Control
-	Sink    Sink
-	Layout  Layout
-	Domain  string // that the host's nginx serves
-	Lease   Lease  // nil: nothing that is assigned with a lease is served
-	Timing  Timing
-	Now     func() time.Time // nil: time.Now
+	Logger   hclog.Logger
+	Journal  *journal.Journal
+	FS       fsx.FS // reaches Layout.Dir and the gateways' sockets
+	Nginx    Nginx
+	Driver   driver.Driver
+	Control  Control
+	Sink     Sink
+	Services Services // nil: none
+	Layout   Layout
+	Domain   string // that the host's nginx serves
+	Lease    Lease  // nil: nothing that is assigned with a lease is served
+	Timing   Timing
+	Now      func() time.Time // nil: time.Now
 }
 
 // Engine holds the actors of a host's gateways.
@@ -59,6 +60,9 @@ func New(o Options) (*Engine, error) {
 	o.Timing = o.Timing.withDefaults()
 	if o.Now == nil {
 		o.Now = time.Now
+	}
+	if o.Services == nil {
+		o.Services = noServices{}
 	}
 	o.Logger = o.Logger.Named("reconcile")
 	e := &Engine{o: o, logger: o.Logger, actors: make(map[id.Gateway]*actor), clean: make(chan struct{}, 1)}
@@ -117,6 +121,9 @@ func (e *Engine) Run(ctx context.Context) error {
 // recover puts routes and processes in order before any actor runs.
 func (e *Engine) recover(ctx context.Context) error {
 	keep := make(map[id.Organization]Route)
+	if err := e.recoverServices(); err != nil {
+		return err
+	}
 	e.mu.Lock()
 	for _, a := range e.actors {
 		g := a.ob.Grant
@@ -151,6 +158,29 @@ func (e *Engine) recover(ctx context.Context) error {
 		if err := e.o.Driver.Stop(ctx, p, e.o.Timing.StopGrace); err != nil {
 			e.logger.Error("a second process of a gateway cannot be stopped", "gateway", p.Gateway, "pid", p.PID, "error", err)
 		}
+	}
+	return nil
+}
+
+// recoverServices takes up again what the agent itself does for the organizations that the journal knows.
+// What is about to end is kept for its end and not taken up.
+func (e *Engine) recoverServices() error {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	keep := make(map[id.Organization]id.Epoch)
+	for _, a := range e.actors {
+		if g := a.ob.Grant; g != nil {
+			keep[g.Organization] = max(keep[g.Organization], g.Epoch)
+		}
+	}
+	if err := e.o.Services.Retain(keep); err != nil {
+		return err
+	}
+	for _, a := range e.actors {
+		if _, ending := a.ob.Ending.Next(); a.ob.Grant == nil || a.body == nil || ending || mustEnd(a.w, a.ob) {
+			continue
+		}
+		e.o.Services.Serve(a.body, a.ob.Grant.Version)
 	}
 	return nil
 }
@@ -241,6 +271,9 @@ func (e *Engine) assign(g api.GatewayAssignment) (id.Gateway, error) {
 	gw, w, err := parse(g)
 	if err != nil {
 		return gw, err
+	}
+	if w.grant != nil {
+		e.o.Services.Update(w.grant.body, w.grant.version)
 	}
 	a := e.actors[gw]
 	switch {

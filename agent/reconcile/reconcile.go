@@ -55,6 +55,36 @@ type Control interface {
 	Deactivate(ctx context.Context, p driver.Process, body api.Deactivate) error
 }
 
+// Services are what the agent itself does for organizations, beside their gateways.
+type Services interface {
+	// Retain forgets every organization but these, at these epochs. It is called once, before all else.
+	Retain(keep map[id.Organization]id.Epoch) error
+	// Serve takes up an organization at an epoch, with what the platform says of it at a version. It does not
+	// wait. Repeating it is safe, and an epoch or a version that is over changes nothing.
+	Serve(body *api.Activate, version uint64)
+	// Update tells what the platform says of an organization now, if that is served at this epoch; else it does
+	// nothing. It does not wait.
+	Update(body *api.Activate, version uint64)
+	// Leave forgets an organization that was served at an epoch. Nothing is answered for it after the call,
+	// even if that fails; it is repeated then. An organization that is served at another epoch stays.
+	Leave(ctx context.Context, org id.Organization, epoch id.Epoch) error
+}
+
+// noServices is an agent that does nothing beside its gateways.
+type noServices struct{}
+
+// Retain implements Services.
+func (noServices) Retain(map[id.Organization]id.Epoch) error { return nil }
+
+// Serve implements Services.
+func (noServices) Serve(*api.Activate, uint64) {}
+
+// Update implements Services.
+func (noServices) Update(*api.Activate, uint64) {}
+
+// Leave implements Services.
+func (noServices) Leave(context.Context, id.Organization, id.Epoch) error { return nil }
+
 // Sink takes what was observed. It does not block.
 type Sink interface {
 	// Observe takes reports, steps and events of one moment; they reach the coordinator together.
