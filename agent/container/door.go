@@ -1,0 +1,278 @@
+package container
+
+import (
+	"net/http"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// The headers in which nginx tells of a request (Ask…) and is told what to do with it (Tell…). nginx sets all
+// of them itself; what a client sends under these names goes nowhere.
+const (
+	AskOrganization = "X-Demiurge-Organization"
+	AskLabel        = "X-Demiurge-Label" // what stands behind uc- in the host name
+	AskMethod       = "X-Demiurge-Method"
+	AskURI          = "X-Demiurge-Uri"
+	AskHost         = "X-Demiurge-Host" // with the port, when the client named one
+	AskScheme       = "X-Forwarded-Proto"
+	AskUpgrade      = "X-Demiurge-Upgrade"
+
+	TellUpstream      = "X-Demiurge-Upstream"
+	TellUser          = "X-Demiurge-User"
+	TellUsername      = "X-Demiurge-Username"
+	TellProject       = "X-Demiurge-Project"
+	TellContainer     = "X-Demiurge-Container"
+	TellService       = "X-Demiurge-Service"
+	TellCookie        = "X-Demiurge-Cookie"        // the client's, without those of this package
+	TellAuthorization = "X-Demiurge-Authorization" // the client's, unless it is good elsewhere too
+	TellAnswer        = "X-Demiurge-Answer"
+	TellLogin         = "X-Demiurge-Login"        // where a browser goes to log in
+	TellLoginCookie   = "X-Demiurge-Login-Cookie" // that it keeps meanwhile
+)
+
+// The paths that nginx asks at the door. Both are nginx's own on the names of containers.
+const (
+	PathCheck = "/-/access"
+	PathEnter = "/-/enter"
+)
+
+// The cookies at a container's name. Browsers take none with such a name from any other host, nor for another.
+const (
+	sessionCookie = "__Host-demiurge-container"
+	enterCookie   = "__Host-demiurge-enter"
+)
+
+// enterLife is how long a person may take to log in.
+const enterLife = 10 * time.Minute
+
+// largestReturn bounds the address that a person comes back to after the login.
+const largestReturn = 2000
+
+// Door answers nginx: may this request pass, and where to. It listens where only nginx reaches it.
+type Door struct {
+	all    *Organizations
+	logger hclog.Logger
+}
+
+// NewDoor makes the door of a host's containers.
+func NewDoor(all *Organizations) *Door { return &Door{all: all, logger: all.opts.Logger} }
+
+// ServeHTTP implements http.Handler.
+func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
+	h := w.Header()
+	h.Set("Cache-Control", "no-store")
+	h.Set("X-Content-Type-Options", "nosniff")
+	q, ok := d.question(r)
+	switch {
+	case r.URL.Path == PathCheck && ok:
+		d.check(w, q)
+	case r.URL.Path == PathCheck:
+		d.tell(w, Missing)
+	case r.URL.Path == PathEnter && ok && r.Method == http.MethodGet:
+		d.enter(w, r, q)
+	default:
+		page(w, http.StatusNotFound, "Not found", "There is nothing at this address.")
+	}
+}
+
+// question is one request to a container, as nginx describes it.
+type question struct {
+	header    http.Header
+	registry  *Registry
+	container ID
+	service   ServiceName
+	origin    string // of the container's name as the client wrote it
+	port      string // ":8443" when the client named one
+}
+
+func (d *Door) question(r *http.Request) (question, bool) {
+	q := question{header: r.Header}
+	org, err := id.ParseOrganization(r.Header.Get(AskOrganization))
+	if err != nil {
+		return q, false
+	}
+	if q.container, q.service, err = ParseLabel(r.Header.Get(AskLabel)); err != nil {
+		return q, false
+	}
+	host := strings.ToLower(r.Header.Get(AskHost))
+	if colon := strings.IndexByte(host, ':'); colon >= 0 {
+		q.port = host[colon:]
+	}
+	var open bool
+	if q.registry, open = d.all.Get(org); !open {
+		return q, false
+	}
+	scheme := "https"
+	if r.Header.Get(AskScheme) == "http" {
+		scheme = "http"
+	}
+	q.origin = scheme + "://" + Hostname(q.registry.hostname, q.container, q.service) + q.port
+	return q, true
+}
+
+// check answers the question of every single request.
+func (d *Door) check(w http.ResponseWriter, q question) {
+	h := q.header
+	cookies := h.Get("Cookie")
+	token, isBearer := bearerOf(h.Get("Authorization"))
+	var bearer Bearer
+	if isBearer {
+		bearer, isBearer = q.registry.people.Bearer(token)
+	}
+	who, known := q.registry.visitor(cookieOf(cookies, sessionCookie), q.container, q.service)
+	if !known && isBearer {
+		who = Caller{Subject: bearer.Subject, Username: q.registry.people.Username(bearer.Subject.User), Client: bearer.Client}
+	}
+	decision := q.registry.Access(q.container, who, Asked{
+		Service: q.service, Method: h.Get(AskMethod), Upgrade: h.Get(AskUpgrade) != "", Own: q.origin, Origin: h.Get("Origin"), Site: h.Get("Sec-Fetch-Site"),
+	})
+	out := w.Header()
+	switch decision.Answer {
+	case Passed:
+		out.Set(TellUpstream, decision.Upstream.String())
+		out.Set(TellUser, string(decision.User))
+		out.Set(TellUsername, url.PathEscape(decision.Username))
+		out.Set(TellProject, string(decision.Project))
+		out.Set(TellContainer, string(q.container))
+		out.Set(TellService, string(decision.Service))
+		out.Set(TellCookie, withoutOurs(cookies))
+		if !isBearer || q.registry.owns(q.container, bearer.Client) {
+			out.Set(TellAuthorization, h.Get("Authorization"))
+		}
+	case Anonymous:
+		out.Set("WWW-Authenticate", `Bearer realm="`+q.origin+`"`)
+		if navigates(h) {
+			d.sendToLogin(out, q)
+		}
+	default:
+		d.logger.Debug("a request to a container is refused", "container", q.container, "answer", decision.Answer, "reason", decision.Reason)
+	}
+	d.tell(w, decision.Answer)
+}
+
+// tell answers in the three ways that nginx knows: 2xx is yes, 401 and 403 are no with the reason beside, and
+// all else is an error, which is no too.
+func (d *Door) tell(w http.ResponseWriter, a Answer) {
+	w.Header().Set(TellAnswer, a.String())
+	switch a {
+	case Passed:
+		w.WriteHeader(http.StatusNoContent)
+	case Anonymous:
+		w.WriteHeader(http.StatusUnauthorized)
+	default:
+		w.WriteHeader(http.StatusForbidden)
+	}
+}
+
+// navigates reports whether a person opens a page, who can be sent to log in. Anything else is told.
+func navigates(h http.Header) bool {
+	if m := h.Get(AskMethod); m != http.MethodGet && m != http.MethodHead || h.Get(AskUpgrade) != "" {
+		return false
+	}
+	if mode := h.Get("Sec-Fetch-Mode"); mode != "" {
+		return mode == "navigate"
+	}
+	return strings.Contains(h.Get("Accept"), "text/html")
+}
+
+// sendToLogin sends a browser to the organization's name, with a cookie that says on return where it wanted to
+// go, and that proves that it is the same browser.
+func (d *Door) sendToLogin(out http.Header, q question) {
+	nonce, _, _ := strings.Cut(cookieOf(q.header.Get("Cookie"), enterCookie), ".")
+	if len(nonce) != len(newNonce()) {
+		nonce = newNonce() // else another window of the same browser is on its way too
+	}
+	to := q.header.Get(AskURI)
+	if len(to) > largestReturn || !ownAddress(to) {
+		to = "/"
+	}
+	query := url.Values{"state": {digestOf(nonce)}}
+	if q.service != "" {
+		query.Set("service", string(q.service))
+	}
+	scheme, _, _ := strings.Cut(q.origin, ":")
+	out.Set(TellLogin, scheme+"://"+q.registry.hostname+q.port+"/containers/"+string(q.container)+"/enter?"+query.Encode())
+	out.Set(TellLoginCookie, cookie(enterCookie, nonce+"."+coding.EncodeToString([]byte(to)), enterLife))
+}
+
+// enter takes the ticket that a browser brings back.
+func (d *Door) enter(w http.ResponseWriter, r *http.Request, q question) {
+	nonce, back, _ := strings.Cut(cookieOf(r.Header.Get("Cookie"), enterCookie), ".")
+	value, ok := q.registry.redeem(r.URL.Query().Get("ticket"), q.container, q.service, digestOf(nonce))
+	if !ok || nonce == "" {
+		page(w, http.StatusForbidden, "Not entered", `Your way in has expired, or was begun in another browser. <a href="/">Try again.</a>`)
+		return
+	}
+	to := "/"
+	if raw, err := coding.DecodeString(back); err == nil && ownAddress(string(raw)) {
+		to = string(raw)
+	}
+	h := w.Header()
+	h.Add("Set-Cookie", cookie(sessionCookie, value.Reveal(), q.registry.opts.SessionLife))
+	h.Add("Set-Cookie", cookie(enterCookie, "", 0))
+	h.Set("Referrer-Policy", "no-referrer")
+	h.Set("Location", to)
+	w.WriteHeader(http.StatusSeeOther)
+}
+
+// ownAddress accepts what stays at the same name: a path with its query, which no browser takes for an
+// address elsewhere.
+func ownAddress(to string) bool {
+	return strings.HasPrefix(to, "/") && !strings.HasPrefix(to, "//") && !strings.ContainsFunc(to, func(r rune) bool { return r <= ' ' || r > '~' || r == '\\' })
+}
+
+// owns reports whether an OAuth client is one of the container's services.
+func (r *Registry) owns(c ID, client string) bool {
+	t := r.target(c)
+	return t != nil && slices.ContainsFunc(t.Services, func(k kept) bool { return k.Client == client })
+}
+
+func bearerOf(authorization string) (token string, ok bool) {
+	scheme, token, ok := strings.Cut(authorization, " ")
+	return strings.TrimSpace(token), ok && strings.EqualFold(scheme, "Bearer")
+}
+
+// cookieOf finds the value of the first cookie with a name.
+func cookieOf(header, name string) string {
+	for part := range strings.SplitSeq(header, ";") {
+		if k, v, ok := strings.Cut(strings.TrimSpace(part), "="); ok && k == name {
+			return v
+		}
+	}
+	return ""
+}
+
+// withoutOurs leaves the cookies that are the container's own business.
+func withoutOurs(header string) string {
+	var out []string
+	for part := range strings.SplitSeq(header, ";") {
+		part = strings.TrimSpace(part)
+		if name, _, _ := strings.Cut(part, "="); part != "" && name != sessionCookie && name != enterCookie {
+			out = append(out, part)
+		}
+	}
+	return strings.Join(out, "; ")
+}
+
+func cookie(name, value string, life time.Duration) string {
+	c := http.Cookie{Name: name, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(life / time.Second)}
+	if life == 0 {
+		c.MaxAge = -1
+	}
+	return c.String()
+}
+
+// page writes a small page. What stands in it is of this program alone.
+func page(w http.ResponseWriter, status int, title, text string) {
+	h := w.Header()
+	h.Set("Content-Type", "text/html; charset=utf-8")
+	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
+	w.WriteHeader(status)
+	_, _ = w.Write([]byte("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>" + title + "</title><h1>" + title + "</h1><p>" + text + "</p></html>\n"))
+}
