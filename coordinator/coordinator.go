@@ -82,6 +82,7 @@ type Coordinator struct {
 	failed   chan error
 	rotation sync.Mutex                      // held by a change of certificates or gossip keys
 	reign    atomic.Pointer[context.Context] // of the last call of lead
+	leaders  *bell                           // rings when another coordinator leads, or this one is ready to
 }
 
 // New opens the data directory, starts the Raft node and binds the API's listener. Nothing is served
@@ -93,7 +94,7 @@ func New(opts Options) (*Coordinator, error) {
 	if opts.Fence == nil {
 		opts.Fence = func(string) { os.Exit(1) }
 	}
-	c := &Coordinator{opts: opts, log: opts.Logger, failed: make(chan error, 1)}
+	c := &Coordinator{opts: opts, log: opts.Logger, failed: make(chan error, 1), leaders: newBell()}
 	if err := c.open(); err != nil {
 		ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 		defer cancel()
@@ -134,7 +135,7 @@ func (c *Coordinator) open() error {
 	c.node, err = consensus.Open(consensus.Options{
 		NodeID: cfg.NodeID, Dir: filepath.Join(cfg.DataDir, "raft"), Stream: c.peers.Raft(),
 		Profile: consensus.Profile(cfg.Raft.Profile), MinFree: uint64(cfg.Raft.MinFreeMiB) << 20,
-		FSM: machine, ConvertSnapshot: c.convertSnapshot, Logger: c.log.Named("raft"),
+		FSM: machine, ConvertSnapshot: c.convertSnapshot, LeaderChanged: c.leaders.ring, Logger: c.log.Named("raft"),
 		Fence: func(reason string) {
 			c.log.Error("fenced: this coordinator ends, so that another one can lead", "reason", reason)
 			c.opts.Fence(reason)
@@ -172,7 +173,7 @@ func (c *Coordinator) wire() error {
 	c.metrics.Watch(metrics.Sources{Store: c.store, Node: c.node, Link: c.link, Now: now})
 	var err error
 	c.api, err = httpapi.New(httpapi.Options{
-		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, &c.reign},
+		Store: c.store, Proposer: c.propose, Allocations: c.runner, Agents: c.receiver, Cluster: cluster{c.node, &c.reign, c.leaders},
 		Events: c.broker, Metrics: c.metrics, Operator: operator{c, &c.rotation}, Domain: cfg.Domain, PublicURL: cfg.publicURL, Logger: c.log, Now: now,
 		Peers: c.peers.Transport(), Trust: joins{c.trust, c}, Users: c.users, Plain: cfg.API.Plain,
 		Limits: httpapi.Limits{
@@ -217,6 +218,7 @@ func (c *Coordinator) Start() {
 // lead runs the leader's loops until leadership ends.
 func (c *Coordinator) lead(ctx context.Context) {
 	c.reign.Store(&ctx)
+	c.leaders.ring()
 	c.log.Info("leading")
 	defer c.log.Info("no longer leading")
 	if err := c.initialize(ctx); err != nil {

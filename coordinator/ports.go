@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"reflect"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"unicode"
 
@@ -56,7 +57,8 @@ func passing(c command.Command, when string) {
 // cluster tells the API about the node.
 type cluster struct {
 	*consensus.Node
-	reign *atomic.Pointer[context.Context] // of leading with all that was committed before applied here
+	reign   *atomic.Pointer[context.Context] // of leading with all that was committed before applied here
+	leaders *bell
 }
 
 // IsLeader reports whether this node leads and its state is whole. An elected leader that is still
@@ -87,6 +89,31 @@ func (c cluster) Leader() (nodeID, address string) {
 		return "", ""
 	}
 	return c.Node.Leader()
+}
+
+// LeaderChanged is closed at the next change of what Leader or IsLeader tell. It may be closed without one.
+func (c cluster) LeaderChanged() <-chan struct{} { return c.leaders.next() }
+
+// bell tells everybody who waits that something has changed.
+type bell struct {
+	mu    sync.Mutex
+	rings chan struct{} // closed and replaced by ring; guarded by mu
+}
+
+func newBell() *bell { return &bell{rings: make(chan struct{})} }
+
+func (b *bell) ring() {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	close(b.rings)
+	b.rings = make(chan struct{})
+}
+
+// next is closed by the next ring.
+func (b *bell) next() <-chan struct{} {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	return b.rings
 }
 
 // Progress is the term, and the newest index that is applied here.

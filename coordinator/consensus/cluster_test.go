@@ -159,14 +159,22 @@ func TestThreeNodesLoseTheirLeader(t *testing.T) {
 
 func TestTransferLeadership(t *testing.T) {
 	t.Parallel()
-	members := cluster(t, 3, nil)
+	told := make([]atomic.Int32, 3)
+	members := cluster(t, 3, func(i int, o *consensus.Options) { o.LeaderChanged = func() { told[i].Add(1) } })
 	first := leader(t, members)
 	settle(t, members, "one")
 	target := without(members, first)[1]
+	var before [3]int32
+	for i := range told {
+		before[i] = told[i].Load()
+	}
 	eventually(t, "leadership is transferred", func() bool {
 		return target.IsLeader() || leader(t, members).TransferLeadership(within(t), target.opts.NodeID) == nil
 	})
 	settle(t, members, "two")
+	eventually(t, "every member is told of the change", func() bool {
+		return told[0].Load() > before[0] && told[1].Load() > before[1] && told[2].Load() > before[2]
+	})
 	if err := leader(t, members).TransferLeadership(within(t), "c9"); !fault.Is(err, fault.NotFound) {
 		t.Errorf("a transfer to nobody: %v", err)
 	}

@@ -138,6 +138,18 @@ func (n *Node) Leader() (id, address string) {
 	return string(i), string(a)
 }
 
+// tellLeader passes the library's word on.
+func (n *Node) tellLeader(ctx context.Context, changes <-chan raft.Observation) {
+	for {
+		select {
+		case <-changes:
+			n.opts.LeaderChanged()
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
 // AppliedIndex is the newest entry handed to the FSM, which may still be applying it. What the FSM's
 // state contains, the state itself tells by its own index; Barrier waits for it.
 func (n *Node) AppliedIndex() uint64 { return n.raft.AppliedIndex() }

@@ -161,6 +161,12 @@ func (n *Node) startRaft() error {
 	}
 	n.stack.Push("raft", n.stopRaft)
 	n.stack.Go("leadership", func(ctx context.Context) { n.lead.follow(ctx, notify) })
+	changes := make(chan raft.Observation, 1) // one that waits stands for those after it
+	n.raft.RegisterObserver(raft.NewObserver(changes, false, func(o *raft.Observation) bool {
+		_, leader := o.Data.(raft.LeaderObservation)
+		return leader
+	}))
+	n.stack.Go("leader", func(ctx context.Context) { n.tellLeader(ctx, changes) })
 	n.stack.Go("canary", n.canary)
 	n.stack.Go("room", n.watchRoom)
 	return nil

@@ -93,6 +93,10 @@ type Options struct {
 	// by Close, which may have to wait for the disk. Nil: the reason is only logged.
 	Fence func(reason string)
 
+	// LeaderChanged is called after this node came to know another leader, or that there is none. It must return
+	// at once. Several changes may be told of once. Nil: nobody is told.
+	LeaderChanged func()
+
 	WriteTimeout      time.Duration // a log write that takes longer fences; default 2 s
 	SegmentSize       int           // bytes of one pre-allocated log file; default 16 MiB
 	SnapshotThreshold uint64        // entries between snapshots; default 16,384
@@ -162,6 +166,9 @@ func (o *Options) normalize() error {
 	}
 	if o.Free == nil {
 		o.Free = fileSystem
+	}
+	if o.LeaderChanged == nil {
+		o.LeaderChanged = func() {}
 	}
 	return o.checkPeers()
 }

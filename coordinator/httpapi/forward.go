@@ -2,9 +2,13 @@ package httpapi
 
 import (
 	"context"
+	"errors"
+	"io"
+	"net"
 	"net/http"
 	"net/http/httputil"
 	"net/netip"
+	"time"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -66,26 +70,105 @@ func (s *Server) elsewhere(row *route, r *http.Request) bool {
 	return row.method != get || r.URL.Query().Get("consistency") != "stale" || fromUser(r)
 }
 
+// leaderPatience is longer than an election takes when all goes well. Asking again would take a caller longer than
+// waiting does, and the coordinators more work, just when they have little to spare.
+const leaderPatience = 1500 * time.Millisecond
+
+// mostWaiting bounds the requests that wait for a leader; one more is refused at once. Nobody has looked yet who
+// sent them.
+const mostWaiting = 4096
+
 // forward passes a request on to the leader as it is. The leader looks at its token: here a new one may
 // not be known yet. It reports false when nothing was answered and this coordinator shall answer, as it
-// can for the status.
+// can for the status, and once it leads itself.
+//
+// While there is no leader, or the one that was known cannot be reached, the request waits for the next one. What may
+// have reached a leader is never sent to another: only the caller knows whether it may be done twice.
 func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered bool) {
 	own := row.answersAlone()
-	_, leader := s.opts.Cluster.Leader()
-	if leader == "" && own {
-		return false
-	}
-	if leader == "" {
-		writeProblem(w, noLeader(nil), 0)
-		return true
-	}
 	ctx, release := s.held(r.Context())
 	defer release()
-	local := false
 	out := r.WithContext(ctx)
 	if r.Body != nil && r.Body != http.NoBody {
-		out.Body = &guardedBody{body: r.Body, control: w.control, limit: row.bodyTime()}
+		body := &guardedBody{body: r.Body, control: w.control, limit: row.bodyTime()}
+		defer func() {
+			if answered {
+				_ = body.Close()
+			} else {
+				body.lift() // it is still to be read here
+			}
+		}()
+		out.Body = keptOpen{body} // a leader that cannot be reached has read nothing of it
 	}
+	patience, stop := context.WithTimeout(ctx, max(s.opts.LeaderPatience, 0))
+	defer stop()
+	for tried := ""; ; {
+		leader := s.leaderOtherThan(patience, tried, own)
+		switch {
+		case leader == "" && (own || s.opts.Cluster.IsLeader()):
+			return false
+		case leader == "":
+			writeProblem(w, noLeader(nil), 0)
+			return true
+		}
+		err := s.pass(w, out, leader, r)
+		if err == nil {
+			return true
+		}
+		s.log.Debug("cannot pass a request on", "leader", leader, "error", err)
+		switch {
+		case w.status != 0: // begun; nothing can be said any more
+			return true
+		case own:
+			return false
+		case unreached(err):
+			tried = leader
+			continue
+		case r.Method == get:
+			writeProblem(w, noLeader(nil), 0)
+		default:
+			f := fault.New(fault.NoLeader, "the leader did not answer, so it is not known whether the change took effect; make the same call again")
+			f.RetryAfter = noLeader(nil).RetryAfter
+			writeProblem(w, f, 0)
+		}
+		return true
+	}
+}
+
+// leaderOtherThan is the address of the leader as soon as there is one that was not tried in vain. It is empty when
+// none came in time, and when this coordinator leads.
+func (s *Server) leaderOtherThan(ctx context.Context, tried string, atOnce bool) string {
+	entered := false
+	for {
+		changed := s.opts.Cluster.LeaderChanged()
+		_, leader := s.opts.Cluster.Leader()
+		switch {
+		case s.opts.Cluster.IsLeader():
+			return ""
+		case leader != "" && leader != tried:
+			return leader
+		case atOnce || ctx.Err() != nil:
+			return ""
+		}
+		if !entered {
+			entered = true
+			defer s.waiting.Add(-1)
+			if s.waiting.Add(1) > mostWaiting {
+				return ""
+			}
+		}
+		if leader == "" {
+			tried = "" // whoever leads next was not tried as such, be it the same one
+		}
+		select {
+		case <-changed:
+		case <-ctx.Done():
+		}
+	}
+}
+
+// pass sends a request to a leader and its answer back. The error is why there is no answer, or not a whole one.
+func (s *Server) pass(w *recorder, out *http.Request, leader string, r *http.Request) (failed error) {
 	proxy := httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host = "https", leader
@@ -98,21 +181,21 @@ func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered boo
 		Transport:     s.opts.Peers,
 		FlushInterval: -1, // streams pass as they come
 		ErrorLog:      s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
-		ErrorHandler: func(_ http.ResponseWriter, _ *http.Request, err error) {
-			s.log.Debug("cannot pass a request on", "leader", leader, "error", err)
-			switch {
-			case w.status != 0: // begun; nothing can be said any more
-			case own:
-				local = true
-			case r.Method == get:
-				writeProblem(w, noLeader(nil), 0)
-			default:
-				f := fault.New(fault.NoLeader, "the leader could not be asked, or did not answer, so it is not known whether the change took effect; make the same call again")
-				f.RetryAfter = noLeader(nil).RetryAfter
-				writeProblem(w, f, 0)
-			}
-		},
+		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
 	proxy.ServeHTTP(w, out)
-	return !local
+	return failed
 }
+
+// unreached reports whether a request came to no coordinator at all.
+func unreached(err error) bool {
+	var op *net.OpError
+	return errors.As(err, &op) && op.Op == "dial"
+}
+
+// keptOpen is a body that can be sent again as long as nothing was read of it: a transport closes what it could not
+// send. The server closes the body itself.
+type keptOpen struct{ io.Reader }
+
+// Close implements io.Closer.
+func (keptOpen) Close() error { return nil }

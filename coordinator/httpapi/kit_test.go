@@ -325,6 +325,8 @@ func (c *scriptedCluster) Leader() (string, string) {
 	return "", ""
 }
 
+func (c *scriptedCluster) LeaderChanged() <-chan struct{} { return nil }
+
 func (c *scriptedCluster) Peers() []api.Peer {
 	return []api.Peer{{ID: "c1", Address: "127.0.0.1:7401", Voter: true, Leader: c.leader.Load()}}
 }

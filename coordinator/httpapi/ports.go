@@ -56,6 +56,8 @@ type Cluster interface {
 	Reign() context.Context
 	// Leader is the leader as far as known here; empty when there is none.
 	Leader() (nodeID, address string)
+	// LeaderChanged is closed at the next change of what Leader or IsLeader tell.
+	LeaderChanged() <-chan struct{}
 	Peers() []api.Peer
 	// Progress is the term, and the newest index that is applied here.
 	Progress() (term, applied uint64)

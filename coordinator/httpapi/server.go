@@ -13,6 +13,7 @@ import (
 	"net/http"
 	"reflect"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/danielgtaylor/huma/v2"
@@ -46,6 +47,9 @@ type Options struct {
 	// Peers reaches the coordinator at the host of a request's URL, which is its address as Cluster names
 	// it. Nil: there are no others.
 	Peers http.RoundTripper
+	// LeaderPatience is how long a request waits for a leader before it is refused for the lack of one; default
+	// 1.5 s, negative: not at all.
+	LeaderPatience time.Duration
 	// Plain lets callers in that do not speak TLS.
 	Plain bool
 	// Limits has defaults field by field.
@@ -66,6 +70,7 @@ type Server struct {
 	reads    *reads
 	limits   *limits
 	refusals *refusals
+	waiting  atomic.Int64 // requests that wait for a leader
 
 	draining context.Context // done after Drain; the requests that are held open end with it
 	drain    context.CancelFunc
@@ -82,6 +87,9 @@ func New(opts Options) (*Server, error) {
 	}
 	if opts.Heartbeat == 0 {
 		opts.Heartbeat = 15 * time.Second
+	}
+	if opts.LeaderPatience == 0 {
+		opts.LeaderPatience = leaderPatience
 	}
 	draining, drain := context.WithCancel(context.Background())
 	s := &Server{
