@@ -47,75 +47,75 @@ func (n *nemesis) arm(armed, trace string) error {
 
 // breakages, each once in every round, in the order that the seed gives.
 var breakages = []breakage{
-	{name: "kill -9 the leader", begin: func(n *nemesis) error { return n.leader.Kill() }},
-	{name: "kill -9 a follower", begin: func(n *nemesis) error { return n.follower.Kill() }},
-	{name: "kill -9 all coordinators", begin: func(n *nemesis) error {
+	{family: "a coordinator dies", name: "kill -9 the leader", begin: func(n *nemesis) error { return n.leader.Kill() }},
+	{family: "a coordinator dies", name: "kill -9 a follower", begin: func(n *nemesis) error { return n.follower.Kill() }},
+	{family: "a coordinator dies", name: "kill -9 all coordinators", begin: func(n *nemesis) error {
 		var errs []error
 		for _, o := range n.c.nodes {
 			errs = append(errs, o.Kill())
 		}
 		return errors.Join(errs...)
 	}},
-	{name: "kill -9 the leader and start it at once", begin: func(n *nemesis) error {
+	{family: "a coordinator dies", name: "kill -9 the leader and start it at once", begin: func(n *nemesis) error {
 		return errors.Join(n.leader.Kill(), n.leader.Start())
 	}},
-	{name: "stop the leader", begin: func(n *nemesis) error { return n.leader.Signal(syscall.SIGSTOP) }},
-	{name: "stop a follower", begin: func(n *nemesis) error { return n.follower.Signal(syscall.SIGSTOP) }},
-	{name: "cut the leader off from all", begin: func(n *nemesis) error {
+	{family: "a coordinator stands still", name: "stop the leader", begin: func(n *nemesis) error { return n.leader.Signal(syscall.SIGSTOP) }},
+	{family: "a coordinator stands still", name: "stop a follower", begin: func(n *nemesis) error { return n.follower.Signal(syscall.SIGSTOP) }},
+	{family: "coordinators are cut off", name: "cut the leader off from all", begin: func(n *nemesis) error {
 		return errors.Join(n.leader.host.Refuse(n.everybody(n.leader)...), n.leader.host.Withhold(n.everybody(n.leader)...))
 	}},
-	{name: "cut the leader off from the followers", begin: func(n *nemesis) error {
+	{family: "coordinators are cut off", name: "cut the leader off from the followers", begin: func(n *nemesis) error {
 		return errors.Join(n.leader.host.Refuse(n.peers(n.leader)...), n.leader.host.Withhold(n.peers(n.leader)...))
 	}},
-	{name: "the leader hears no follower", begin: func(n *nemesis) error { return n.leader.host.Refuse(n.peers(n.leader)...) }},
-	{name: "no follower hears the leader", begin: func(n *nemesis) error { return n.leader.host.Withhold(n.peers(n.leader)...) }},
-	{name: "a follower hears nobody", begin: func(n *nemesis) error { return n.follower.host.Refuse(n.everybody(n.follower)...) }},
-	{name: "the agents hear no coordinator", begin: func(n *nemesis) error {
+	{family: "coordinators are cut off", name: "the leader hears no follower", begin: func(n *nemesis) error { return n.leader.host.Refuse(n.peers(n.leader)...) }},
+	{family: "coordinators are cut off", name: "no follower hears the leader", begin: func(n *nemesis) error { return n.leader.host.Withhold(n.peers(n.leader)...) }},
+	{family: "coordinators are cut off", name: "a follower hears nobody", begin: func(n *nemesis) error { return n.follower.host.Refuse(n.everybody(n.follower)...) }},
+	{family: "hosts are cut off", name: "the agents hear no coordinator", begin: func(n *nemesis) error {
 		var errs []error
 		for _, h := range n.c.hostsOfAgents() {
 			errs = append(errs, h.Refuse(n.peers(nil)...))
 		}
 		return errors.Join(errs...)
 	}},
-	{name: "cut a host off from the coordinators", begin: func(n *nemesis) error {
+	{family: "hosts are cut off", name: "cut a host off from the coordinators", begin: func(n *nemesis) error {
 		return errors.Join(n.victim.host.Refuse(n.peers(nil)...), n.victim.host.Withhold(n.peers(nil)...))
 	}},
-	{name: "no coordinator hears a host", begin: func(n *nemesis) error { return n.victim.host.Withhold(n.peers(nil)...) }},
-	{name: "kill -9 an agent", begin: func(n *nemesis) error { return n.victim.agent.Kill() }},
-	{name: "stop an agent", begin: func(n *nemesis) error { return n.victim.agent.Signal(syscall.SIGSTOP) }},
-	{name: "kill -9 nginx", begin: func(n *nemesis) error { return n.victim.nginx.Kill() }},
-	{name: "stop nginx", begin: func(n *nemesis) error { return n.victim.nginx.Signal(syscall.SIGSTOP) }},
-	{name: "kill -9 all gateways of a host", begin: func(n *nemesis) error {
+	{family: "hosts are cut off", name: "no coordinator hears a host", begin: func(n *nemesis) error { return n.victim.host.Withhold(n.peers(nil)...) }},
+	{family: "an agent is gone", name: "kill -9 an agent", begin: func(n *nemesis) error { return n.victim.agent.Kill() }},
+	{family: "an agent is gone", name: "stop an agent", begin: func(n *nemesis) error { return n.victim.agent.Signal(syscall.SIGSTOP) }},
+	{family: "nginx is gone", name: "kill -9 nginx", begin: func(n *nemesis) error { return n.victim.nginx.Kill() }},
+	{family: "nginx is gone", name: "stop nginx", begin: func(n *nemesis) error { return n.victim.nginx.Signal(syscall.SIGSTOP) }},
+	{family: "gateways are gone", name: "kill -9 all gateways of a host", begin: func(n *nemesis) error {
 		pids, err := n.victim.host.Processes("demiurge-gateway")
 		for _, pid := range pids {
 			err = errors.Join(err, syscall.Kill(pid, syscall.SIGKILL))
 		}
 		return err
 	}},
-	{name: "a host loses power", begin: func(n *nemesis) error { return n.victim.host.PowerOff() }},
-	{name: "a scripted agent crashes", begin: func(n *nemesis) error {
+	{family: "gateways are gone", name: "a host loses power", begin: func(n *nemesis) error { return n.victim.host.PowerOff() }},
+	{family: "an agent is gone", name: "a scripted agent crashes", begin: func(n *nemesis) error {
 		a := n.c.agents[n.rng.IntN(len(n.c.agents))]
 		a.run.Stop()
 		n.c.reports = append(n.c.reports, a.run.Violations()...)
 		a.run = nil
 		return nil
 	}},
-	{name: "the leader's disk is full", begin: func(n *nemesis) error { return spoil(n.leader.full, "raft.log") }},
-	{name: "a follower's disk is full", begin: func(n *nemesis) error { return spoil(n.follower.full, "raft.log") }},
-	{name: "fsync fails on the leader", begin: func(n *nemesis) error { return spoil(n.leader.full, "raft.log.fsync=eio") }},
-	{name: "fsync is slow on the leader", begin: func(n *nemesis) error { return spoil(n.leader.full, "raft.log.fsync=200ms") }},
-	{name: "fsync hangs on the leader", begin: func(n *nemesis) error { return spoil(n.leader.full, "raft.log.fsync=20s") }},
-	{name: "fsync is slow on all coordinators", begin: func(n *nemesis) error {
+	{family: "a coordinator's disk is bad", name: "the leader's disk is full", begin: func(n *nemesis) error { return spoil(n.leader.full, "raft.log") }},
+	{family: "a coordinator's disk is bad", name: "a follower's disk is full", begin: func(n *nemesis) error { return spoil(n.follower.full, "raft.log") }},
+	{family: "a coordinator's disk is bad", name: "fsync fails on the leader", begin: func(n *nemesis) error { return spoil(n.leader.full, "raft.log.fsync=eio") }},
+	{family: "a coordinator's disk is slow", name: "fsync is slow on the leader", begin: func(n *nemesis) error { return spoil(n.leader.full, "raft.log.fsync=200ms") }},
+	{family: "a coordinator's disk is slow", name: "fsync hangs on the leader", begin: func(n *nemesis) error { return spoil(n.leader.full, "raft.log.fsync=20s") }},
+	{family: "a coordinator's disk is slow", name: "fsync is slow on all coordinators", begin: func(n *nemesis) error {
 		var errs []error
 		for _, o := range n.c.nodes {
 			errs = append(errs, spoil(o.full, "raft.log.fsync=100ms"))
 		}
 		return errors.Join(errs...)
 	}},
-	{name: "a host's disk is full", begin: func(n *nemesis) error { return spoil(n.victim.full, "journal. nginx.") }},
-	{name: "fsync is slow on a host", begin: func(n *nemesis) error { return spoil(n.victim.full, "journal.=100ms nginx.=100ms") }},
-	{name: "crash the leader at a step", begin: func(n *nemesis) error { return n.arm(n.leader.armed, n.leader.trace) }},
-	{name: "crash a follower at a step", begin: func(n *nemesis) error { return n.arm(n.follower.armed, n.follower.trace) }},
-	{name: "crash an agent at a step", begin: func(n *nemesis) error { return n.arm(n.victim.armed, n.victim.trace) }},
-	{name: "crash another agent at a step", begin: func(n *nemesis) error { return n.arm(n.victim.armed, n.victim.trace) }},
+	{family: "a host's disk is bad", name: "a host's disk is full", begin: func(n *nemesis) error { return spoil(n.victim.full, "journal. nginx.") }},
+	{family: "a host's disk is bad", name: "fsync is slow on a host", begin: func(n *nemesis) error { return spoil(n.victim.full, "journal.=100ms nginx.=100ms") }},
+	{family: "a coordinator dies at a step", name: "crash the leader at a step", begin: func(n *nemesis) error { return n.arm(n.leader.armed, n.leader.trace) }},
+	{family: "a coordinator dies at a step", name: "crash a follower at a step", begin: func(n *nemesis) error { return n.arm(n.follower.armed, n.follower.trace) }},
+	{family: "an agent dies at a step", name: "crash an agent at a step", begin: func(n *nemesis) error { return n.arm(n.victim.armed, n.victim.trace) }},
+	{family: "an agent dies at a step", name: "crash another agent at a step", begin: func(n *nemesis) error { return n.arm(n.victim.armed, n.victim.trace) }},
 }

@@ -33,6 +33,7 @@ const (
 	realCapacity = 4
 	webPort      = "80"
 	dnsPort      = "7453"
+	metricsPort  = "9464"
 )
 
 // realHost runs the real agent, the real nginx and real gateways.
@@ -59,8 +60,8 @@ func (c *cluster) addRealHost(name string) {
 		addresses = append(addresses, n.host.Address+":7400")
 	}
 	text := fmt.Sprintf("host_id: %s\ncoordinators: [%s]\ndata_dir: %s/agent\nrun_dir: %[3]s/run\ndomain: %s\naddress: %s\ncapacity: %d\n"+
-		"nginx:\n  data_dir: %[3]s/nginx\n  listen: [\"%[5]s:%[7]s\"]\n  workers: 1\ngateway:\n  program: %[8]s\nmetrics:\n  listen: %[5]s:9464\nlog:\n  level: info\n",
-		name, strings.Join(addresses, ", "), dir, domain, h.host.Address, realCapacity, webPort, filepath.Join(c.bin, "demiurge-gateway"))
+		"nginx:\n  data_dir: %[3]s/nginx\n  listen: [\"%[5]s:%[7]s\"]\n  workers: 1\ngateway:\n  program: %[8]s\nmetrics:\n  listen: %[5]s:%[9]s\nlog:\n  level: info\n",
+		name, strings.Join(addresses, ", "), dir, domain, h.host.Address, realCapacity, webPort, filepath.Join(c.bin, "demiurge-gateway"), metricsPort)
 	c.must(os.WriteFile(file, []byte(text), 0o600))
 
 	leader, err := c.leader()
@@ -118,6 +119,20 @@ func (h *realHost) ask(ctx context.Context, organization string) check.Answer {
 	}
 	got.Served = health.OrganizationID
 	return got
+}
+
+// metrics are those of the host's agent.
+func (h *realHost) metrics(ctx context.Context) ([]byte, error) {
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+net.JoinHostPort(h.host.Address, metricsPort)+"/metrics", nil)
+	if err != nil {
+		return nil, err
+	}
+	resp, err := h.web.Do(req)
+	if err != nil {
+		return nil, err
+	}
+	defer resp.Body.Close()
+	return io.ReadAll(resp.Body)
 }
 
 // answers asks every real host for every organization.

@@ -5,10 +5,13 @@ package e2e
 import (
 	"context"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"os"
+	"slices"
 	"strings"
 	"syscall"
+	"testing"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/cmd/e2e/lab"
@@ -16,8 +19,9 @@ import (
 
 // breakage is one way to break the cluster. heal takes every one back.
 type breakage struct {
-	name  string
-	begin func(*nemesis) error
+	family string // of those that break the same thing in nearly the same way
+	name   string
+	begin  func(*nemesis) error
 }
 
 // nemesis breaks the cluster, one thing after the other.
@@ -99,15 +103,39 @@ func waitFor(ctx context.Context, d time.Duration) {
 	}
 }
 
-// order is all breakages with this in their name, each once, as the seed orders them.
-func (n *nemesis) order(named string) []breakage {
+// order is all breakages with this in their name, each once, as the seed orders them; or of every family the first
+// one only.
+func (n *nemesis) order(named string, short bool) []breakage {
 	var out []breakage
 	for _, i := range n.rng.Perm(len(breakages)) {
-		if strings.Contains(breakages[i].name, named) {
-			out = append(out, breakages[i])
+		b := breakages[i]
+		if !strings.Contains(b.name, named) || short && slices.ContainsFunc(out, func(o breakage) bool { return o.family == b.family }) {
+			continue
 		}
+		out = append(out, b)
 	}
 	return out
+}
+
+// The short form breaks each family once, and not always with the same fault.
+func TestShortFormBreaksEveryFamilyOnce(t *testing.T) {
+	families, chosen := map[string]bool{}, map[string]bool{}
+	for _, b := range breakages {
+		families[b.family] = true
+	}
+	for seed := range uint64(20) {
+		order := (&nemesis{rng: rand.New(rand.NewPCG(seed, 3))}).order("", true)
+		seen := map[string]bool{}
+		for _, b := range order {
+			seen[b.family], chosen[b.name] = true, true
+		}
+		if len(order) != len(families) || !maps.Equal(seen, families) {
+			t.Errorf("seed %d: %d faults of %d families; there are %d families", seed, len(order), len(seen), len(families))
+		}
+	}
+	if len(chosen) <= len(families) {
+		t.Errorf("20 seeds choose the same %d faults", len(chosen))
+	}
 }
 
 // disarm tells of a step that was not reached.

@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/cmd/e2e/check"
+	"github.com/demiurge-platform/demiurge/cmd/e2e/lab"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 )
@@ -71,30 +72,57 @@ func (c *cluster) quiet(r *check.Run) {
 	r.After.Quiet = true
 }
 
-// used is what the programs use when quiet.
+// used is the least that each program is seen to use within some seconds when quiet: connections end by and by.
 func (c *cluster) used() []check.Usage {
-	var out []check.Usage
+	c.t.Helper()
 	for _, n := range c.nodes {
-		out = append(out, c.usage(n))
+		n.http.CloseIdleConnections()
 	}
-	return out
-}
-
-// usage is the least that a coordinator is seen to use within some seconds: connections end by and by.
-func (c *cluster) usage(n *node) check.Usage {
-	n.http.CloseIdleConnections()
-	least := check.Usage{Program: n.name}
-	for i := range 20 {
-		files, err := n.Files()
+	var least []check.Usage
+	for turn := range 20 {
+		now, err := c.using()
 		c.must(err)
-		goroutines, err := c.goroutines(n)
-		c.must(err)
-		if i == 0 || files+goroutines < least.Files+least.Goroutines {
-			least.Files, least.Goroutines = files, goroutines
+		if turn == 0 {
+			least = now
+		}
+		for i, u := range now {
+			if u.Files+u.Goroutines < least[i].Files+least[i].Goroutines {
+				least[i] = u
+			}
 		}
 		waitFor(c.ctx, 100*time.Millisecond)
 	}
 	return least
+}
+
+// using is what each program uses now.
+func (c *cluster) using() ([]check.Usage, error) {
+	var out []check.Usage
+	note := func(p *lab.Program, metrics []byte, err error) error {
+		if err != nil {
+			return err
+		}
+		u := check.Usage{Program: p.Name}
+		if u.Goroutines, err = goroutines(metrics); err != nil {
+			return fmt.Errorf("%s: %w", p.Name, err)
+		}
+		u.Files, err = p.Files()
+		out = append(out, u)
+		return err
+	}
+	for _, n := range c.nodes {
+		metrics, err := c.fetch(n, "/metrics")
+		if err = note(n.Program, metrics, err); err != nil {
+			return nil, err
+		}
+	}
+	for _, h := range c.hosts {
+		metrics, err := h.metrics(c.ctx)
+		if err = note(h.agent, metrics, err); err != nil {
+			return nil, err
+		}
+	}
+	return out, nil
 }
 
 // whole looks at everything at one index, and fails while something is on its way.
@@ -169,15 +197,12 @@ func (c *cluster) state(n *node) (check.NodeState, error) {
 	return check.NodeState{Node: n.name, Index: s.Index, Hash: s.Hash}, err
 }
 
-func (c *cluster) goroutines(n *node) (int, error) {
-	body, err := c.fetch(n, "/metrics")
-	if err != nil {
-		return 0, err
-	}
-	for line := range strings.Lines(string(body)) {
+// goroutines is how many the metrics of a program say that it has.
+func goroutines(metrics []byte) (int, error) {
+	for line := range strings.Lines(string(metrics)) {
 		if value, ok := strings.CutPrefix(line, "go_goroutines "); ok {
 			return strconv.Atoi(strings.TrimSpace(value))
 		}
 	}
-	return 0, fmt.Errorf("the metrics of %s do not say how many goroutines there are", n.name)
+	return 0, errors.New("the metrics do not say how many goroutines there are")
 }

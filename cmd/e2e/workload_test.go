@@ -34,6 +34,7 @@ const (
 type load struct {
 	c     *cluster
 	begun time.Time
+	seed  uint64
 	rate  int
 	step  int // of the pool, that was set last; guarded by mu
 	rec   *check.Recorder
@@ -47,7 +48,7 @@ type load struct {
 
 func newLoad(c *cluster, r *check.Run, rec *check.Recorder, rate int) *load {
 	l := &load{
-		c: c, begun: r.Begun, rate: rate, rec: rec, rng: rand.New(rand.NewPCG(r.Seed, 2)), live: map[string]check.Item{}, codes: map[string]int{},
+		c: c, begun: r.Begun, seed: r.Seed, rate: rate, rec: rec, rng: rand.New(rand.NewPCG(r.Seed, 2)), live: map[string]check.Item{}, codes: map[string]int{},
 	}
 	for _, p := range r.Before.Pools {
 		l.step = p.Step
@@ -63,6 +64,7 @@ func newLoad(c *cluster, r *check.Run, rec *check.Recorder, rate int) *load {
 // run lets the clients work until ctx ends, and then waits for their last answers.
 func (l *load) run(ctx context.Context) {
 	var work sync.WaitGroup
+	work.Go(func() { l.operate(ctx) })
 	pause := clients * time.Second / time.Duration(l.rate)
 	for i := range clients {
 		work.Go(func() {
@@ -77,11 +79,18 @@ func (l *load) run(ctx context.Context) {
 	work.Wait()
 }
 
-// lately is how many operations a second were answered in the last moments.
-func (l *load) lately() float64 {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return check.Rate(l.operations, time.Since(l.begun))
+// gather waits until the load is one, and tells when that was and how many operations a second were answered in the
+// moments before. It does not wait for ever.
+func (l *load) gather() (at time.Duration, rate float64) {
+	for end := time.Now().Add(gathering); ; waitFor(l.c.ctx, 100*time.Millisecond) {
+		l.mu.Lock()
+		at = time.Since(l.begun)
+		rate = check.Rate(l.operations, at)
+		l.mu.Unlock()
+		if rate >= check.DefaultLimits().Rate || l.c.ctx.Err() != nil || time.Now().After(end) {
+			return at, rate
+		}
+	}
 }
 
 // choose decides what to do next.
@@ -108,6 +117,12 @@ func (l *load) choose() (op check.Operation, first int) {
 			break
 		}
 		op.Kind, op.Items = check.Get, []check.Item{{Organization: one}}
+	case n < 52:
+		if it, ok := l.live[one]; ok {
+			op.Kind, op.Key, op.Items = check.Migrate, id.Secret()[:20], []check.Item{it}
+			break
+		}
+		op.Kind, op.Items = check.Get, []check.Item{{Organization: one}}
 	case n < 92:
 		op.Kind, op.Items = check.Get, []check.Item{{Organization: one}}
 	case n < 94:
@@ -120,10 +135,15 @@ func (l *load) choose() (op check.Operation, first int) {
 	return op, l.rng.IntN(len(l.c.nodes))
 }
 
-// operation does one thing, trying again with the same key at the next coordinator while the answer is not
-// known. Setting the step has no key, so it is tried once.
+// operation does one thing that is chosen now.
 func (l *load) operation() {
 	op, at := l.choose()
+	l.ask(op, at)
+}
+
+// ask does one thing, trying again with the same key at the next coordinator while the answer is not known. Setting
+// the step has no key, so it is tried once.
+func (l *load) ask(op check.Operation, at int) {
 	op.Call = time.Since(l.begun)
 	l.rec.Operation(op)
 	var err error
@@ -186,13 +206,6 @@ func refusal(err error) (string, bool) {
 	return string(f.Code), true
 }
 
-// recorded is what was recorded up to now.
-func (l *load) recorded() []check.Operation {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return slices.Clone(l.operations)
-}
-
 func (l *load) record(op check.Operation) {
 	l.rec.Operation(op)
 	l.mu.Lock()
@@ -224,6 +237,14 @@ func do(ctx context.Context, n *node, op *check.Operation) error {
 	case check.Release:
 		_, err := n.api.Release(ctx, op.Items[0].Allocation, 0)
 		return err
+	case check.Migrate:
+		a, err := n.api.Migrate(ctx, op.Items[0].Allocation, api.MigrateAllocation{}, 0, client.IdempotencyKey(op.Key))
+		if err == nil {
+			op.Items = []check.Item{itemOf(a)}
+		}
+		return err
+	case check.Cordon, check.Drain, check.Uncordon:
+		return handle(ctx, n, op)
 	case check.Get:
 		a, err := n.api.OrganizationAllocation(ctx, op.Items[0].Organization, client.Consistency("consistent"))
 		if fault.Is(err, fault.NotFound) {

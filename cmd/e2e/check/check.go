@@ -18,6 +18,7 @@ const (
 	EpochsRise   Invariant = "epochs only rise"
 	ExactlyOnce  Invariant = "what was acknowledged is there exactly once"
 	NothingLeft  Invariant = "what was refused left nothing"
+	Cordoned     Invariant = "nothing begins on a cordoned host"
 	Deadlines    Invariant = "no reservation outlives its deadline"
 	Counts       Invariant = "the counts of the pools add up"
 	SameState    Invariant = "all coordinators hold the same state at the same index"
@@ -61,6 +62,7 @@ func Check(r Run, l Limits) []Violation {
 	}
 	out := append(SoFar(r), exactlyOnce(r)...)
 	out = append(out, nothingLeft(r)...)
+	out = append(out, cordoned(r)...)
 	out = append(out, deadlines(r, l)...)
 	out = append(out, counts(r)...)
 	out = append(out, sameState(r)...)
@@ -140,6 +142,9 @@ func describe(op Operation) string {
 		if it.Code != "" {
 			fmt.Fprintf(&b, " refused: %s", it.Code)
 		}
+	}
+	if op.Host != "" {
+		fmt.Fprintf(&b, "; host %s, index %d", op.Host, op.Index)
 	}
 	if op.Kind == SetStep || op.Kind == GetStep {
 		fmt.Fprintf(&b, "; step %d", op.Step)

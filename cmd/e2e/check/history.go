@@ -24,7 +24,7 @@ func history(r Run) []Operation {
 	for _, op := range r.Operations {
 		starts := op.Kind == Start || op.Kind == Batch
 		switch {
-		case op.Again || op.Kind == Migrate || op.Outcome != OK && (op.Kind == Get || op.Kind == GetStep):
+		case op.Again || op.Kind == Migrate || op.Host != "" || op.Outcome != OK && (op.Kind == Get || op.Kind == GetStep):
 		case op.Kind == SetStep && op.Outcome == Unknown:
 			if seen := w.steps[op.Step]; seen > op.Call { // one that nobody ever read may as well not have happened
 				op.Return = seen
@@ -120,28 +120,45 @@ func newWitness(r Run) *witness {
 }
 
 // begun are the allocations that began and that nobody was answered with who can have begun them. Each is of an
-// operation whose answer is not known, or says that it was undone.
+// operation whose answer is not known, or says that it was undone. All that one batch begins has one epoch and one time:
+// it began together, though others may have been answered with a part of it.
 func (w *witness) begun() []Operation {
-	var out []Operation
-	batch := map[uint64]int{} // by epoch: all that a batch begins has one
+	type birth struct {
+		epoch uint64
+		at    time.Duration
+	}
+	var births []birth
+	born := map[birth][]api.Allocation{}
 	for _, a := range w.run.After.Allocations {
-		if at := a.CreatedAt.Sub(w.run.Begun); at >= 0 && a.Epoch != 0 {
-			origin := w.origin(a, at)
-			if origin == nil {
-				continue
-			}
-			if first := w.grants[a.AllocationID]; len(first) > 0 { // what it began with, wherever it is now
-				a.GatewayID, a.Epoch = first[0].Gateway, first[0].Epoch
-			}
-			op := w.started(*origin, a, at)
-			if first, ok := batch[a.Epoch]; ok {
-				out[first].Kind, out[first].Items = Batch, append(out[first].Items, op.Items...)
-				out[first].Return = min(out[first].Return, op.Return)
-				continue
-			}
-			batch[a.Epoch] = len(out)
-			out = append(out, op)
+		at := a.CreatedAt.Sub(w.run.Begun)
+		if at < 0 || a.Epoch == 0 {
+			continue
 		}
+		if first := w.grants[a.AllocationID]; len(first) > 0 { // what it began with, wherever it is now
+			a.GatewayID, a.Epoch = first[0].Gateway, first[0].Epoch
+		}
+		b := birth{a.Epoch, at}
+		if born[b] = append(born[b], a); len(born[b]) == 1 {
+			births = append(births, b)
+		}
+	}
+	var out []Operation
+	for _, b := range births {
+		var origin *Operation
+		for _, a := range born[b] {
+			if o := w.origin(a, b.at); o != nil {
+				origin = o
+			}
+		}
+		if origin == nil {
+			continue
+		}
+		op := w.started(*origin, born[b][0], b.at)
+		for _, a := range born[b][1:] {
+			one := w.started(*origin, a, b.at)
+			op.Kind, op.Items, op.Return = Batch, append(op.Items, one.Items...), min(op.Return, one.Return)
+		}
+		out = append(out, op)
 	}
 	return out
 }
@@ -246,20 +263,34 @@ func (w *witness) moves(ops []Operation) []Operation {
 			if w.before(it) { // it was so when the run began
 				continue
 			}
-			back := forever
-			for _, op := range ops {
-				for _, o := range op.Items {
-					if op.Outcome == OK && o.Allocation == allocation && o.Epoch >= it.Epoch {
-						back = min(back, op.Return)
-					}
-				}
-			}
+			back := w.known(ops, it)
 			// Others may have had both gateways in between, and itself still others that nobody saw.
 			out = append(out, Operation{Kind: left, Outcome: OK, Return: back, Items: []Item{seen[n]}},
 				Operation{Kind: moved, Outcome: OK, Return: back, Items: []Item{it}})
 		}
 	}
 	return out
+}
+
+// known is when somebody was first answered that an allocation has this epoch, or a later one. Who had it migrated was.
+func (w *witness) known(ops []Operation, it Item) time.Duration {
+	back := forever
+	note := func(op Operation) {
+		for _, o := range op.Items {
+			if op.Outcome == OK && o.Allocation == it.Allocation && o.Epoch >= it.Epoch {
+				back = min(back, op.Return)
+			}
+		}
+	}
+	for _, op := range ops {
+		note(op)
+	}
+	for _, op := range w.run.Operations {
+		if op.Kind == Migrate {
+			note(op)
+		}
+	}
+	return back
 }
 
 // before reports whether an allocation had this epoch, or a later one, when the run began.

@@ -50,10 +50,6 @@ type granted struct {
 // and what begins after something else has begun has the higher one.
 func epochsRise(r Run) []Violation {
 	var out []Violation
-	type grant struct {
-		allocation string
-		epoch      uint64
-	}
 	seen := map[grant]granted{}
 	saw := func(allocation string, g granted) {
 		if g.epoch == 0 || g.gateway == "" {
@@ -217,6 +213,44 @@ func nothingLeft(r Run) []Violation {
 	return out
 }
 
+// cordoned: no allocation was given a gateway of a host, by a start or a move, at an index between that at which the
+// host was known to be cordoned and that after which it was asked to be used again: an epoch is an index.
+func cordoned(r Run) []Violation {
+	type spot struct {
+		host  string
+		epoch uint64
+	}
+	granted := map[spot]string{}
+	for _, look := range r.looks() {
+		for _, a := range look.Allocations {
+			granted[spot{a.HostID, a.Epoch}] = a.AllocationID
+			for _, m := range a.Moves {
+				granted[spot{m.ToHost, m.Epoch}] = a.AllocationID
+			}
+		}
+	}
+	var out []Violation
+	since := map[string]uint64{}
+	for _, op := range r.Operations { // those about hosts are one after the other
+		switch op.Kind {
+		case Cordon, Drain:
+			if op.Outcome == OK {
+				since[op.Host] = op.Index
+			}
+		case Uncordon:
+			from, ok := since[op.Host]
+			delete(since, op.Host)
+			for at, allocation := range granted {
+				if ok && at.host == op.Host && at.epoch > from && at.epoch <= op.Index {
+					out = append(out, Violation{Cordoned, fmt.Sprintf("allocation %s got a gateway of host %s with epoch %d, when the host was cordoned from index %d to %d or longer",
+						allocation, at.host, at.epoch, from, op.Index)})
+				}
+			}
+		}
+	}
+	return out
+}
+
 // deadlines: what does not serve yet is young, and when quiet there is none of it.
 func deadlines(r Run, l Limits) []Violation {
 	var out []Violation
@@ -225,7 +259,11 @@ func deadlines(r Run, l Limits) []Violation {
 			if a.EndedAt != nil || a.State == api.AllocationActive {
 				continue
 			}
-			if age := look.Time.Sub(a.CreatedAt); !ending(a.State) && age > l.Reservation {
+			since := a.CreatedAt
+			if a.Relocation != nil { // it had served before
+				since = a.Relocation.Since
+			}
+			if age := look.Time.Sub(since); !ending(a.State) && age > l.Reservation {
 				out = append(out, Violation{Deadlines, fmt.Sprintf("at %s allocation %s is %s after %s", look.At, a.AllocationID, a.State, age)})
 			} else if look.Quiet {
 				out = append(out, Violation{Deadlines, fmt.Sprintf("allocation %s is %s when all is quiet", a.AllocationID, a.State)})

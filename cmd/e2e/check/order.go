@@ -17,17 +17,26 @@ type order struct {
 	times  []span        // of the operations, and after them of the beginnings that several may have made
 	before map[int][]int // of each: what came before it
 
-	began     map[uint64]int      // by epoch: what began it
-	ended     map[string]int      // by allocation: the operation that ended it
-	following map[string][]uint64 // of an organization or a gateway: its epochs, in order
-	latest    map[string]Item     // of an allocation: with the last gateway that it had
-	left      map[uint64]int      // by epoch: what took the allocation off its gateway
-	may       map[int][]int       // of a beginning that several may have made: who
-	called    []time.Duration     // when the operations were really called
+	began     map[uint64]int     // by epoch: the start or batch that began it
+	moved     map[grant]int      // what gave the allocation another gateway: several may move with one epoch
+	ended     map[string]int     // by allocation: the operation that ended it
+	following map[string][]grant // of an organization or a gateway: its grants, in order
+	latest    map[string]Item    // of an allocation: with the last gateway that it had
+	left      map[grant]int      // what took the allocation off its gateway
+	may       map[int][]int      // of a beginning that several may have made: who
+	called    []time.Duration    // when the operations were really called
 }
 
 // turns bounds how often narrower times may lead to more that is known of the order.
 const turns = 10
+
+// grant is an allocation with one of its epochs.
+type grant struct {
+	allocation string
+	epoch      uint64
+}
+
+func grantOf(it Item) grant { return grant{it.Allocation, it.Epoch} }
 
 // span is when something happened, at the earliest and at the latest.
 type span struct{ call, back time.Duration }
@@ -37,7 +46,7 @@ type span struct{ call, back time.Duration }
 // proposes an order of them all, each at the earliest moment that the answers allow.
 func narrow(ops []Operation, known uint64) (proposed []Operation, contradiction *Operation) {
 	o := order{
-		ops: ops, known: known, before: map[int][]int{}, began: map[uint64]int{}, ended: map[string]int{}, following: map[string][]uint64{}, latest: map[string]Item{}, left: map[uint64]int{}, may: map[int][]int{},
+		ops: ops, known: known, before: map[int][]int{}, began: map[uint64]int{}, moved: map[grant]int{}, ended: map[string]int{}, following: map[string][]grant{}, latest: map[string]Item{}, left: map[grant]int{}, may: map[int][]int{},
 	}
 	for _, op := range ops {
 		o.times, o.called = append(o.times, span{op.Call, op.Return}), append(o.called, op.Call)
@@ -149,10 +158,10 @@ func (o *order) beginnings() {
 	may := map[uint64][]int{}
 	o.each(func(i int, op Operation, it Item) {
 		if op.Kind == moved { // not in the order of the epochs: it is seen when the new gateway serves
-			o.began[it.Epoch] = i
+			o.moved[grantOf(it)] = i
 		}
 		if op.Kind == left {
-			o.left[it.Epoch] = i
+			o.left[grantOf(it)] = i
 		}
 	})
 	o.each(func(i int, op Operation, it Item) {
@@ -162,20 +171,23 @@ func (o *order) beginnings() {
 		if op.Kind != Start && op.Kind != Batch && op.Kind != moved {
 			return
 		}
-		if _, ok := o.began[it.Epoch]; !ok && it.Epoch > o.known {
+		if _, ok := o.moved[grantOf(it)]; !ok && it.Epoch > o.known {
 			may[it.Epoch] = append(may[it.Epoch], i)
 		}
 		for _, place := range []string{it.Organization, it.Gateway} {
-			if !slices.Contains(o.following[place], it.Epoch) {
-				o.following[place] = append(o.following[place], it.Epoch)
+			if !slices.Contains(o.following[place], grantOf(it)) {
+				o.following[place] = append(o.following[place], grantOf(it))
 			}
 		}
 	})
 	for _, list := range o.following {
-		slices.Sort(list)
+		slices.SortFunc(list, func(a, b grant) int { return cmp.Compare(a.epoch, b.epoch) })
 	}
-	last := -1
+	last, moves := -1, o.movesByEpoch()
 	for _, epoch := range slices.Sorted(maps.Keys(may)) {
+		for ; len(moves) > 0 && o.ops[moves[0]].Items[0].Epoch < epoch; moves = moves[1:] {
+			o.after(last, moves[0])
+		}
 		ops := slices.Compact(may[epoch]) // a batch may name it more than once
 		began := ops[0]
 		if len(ops) > 1 {
@@ -193,11 +205,43 @@ func (o *order) beginnings() {
 		}
 		last = began
 	}
+	for _, i := range moves {
+		o.after(last, i)
+	}
 	o.each(func(i int, _ Operation, it Item) {
-		if began, ok := o.began[it.Epoch]; ok {
+		if began, ok := o.beginning(grantOf(it)); ok {
 			o.follow(began, i)
 		}
 	})
+}
+
+// beginning is what gave an allocation this epoch.
+func (o *order) beginning(g grant) (int, bool) {
+	if i, ok := o.moved[g]; ok {
+		return i, true
+	}
+	i, ok := o.began[g.epoch]
+	return i, ok
+}
+
+// after notes that b came after a, where there is one.
+func (o *order) after(a, b int) {
+	if a >= 0 {
+		o.follow(a, b)
+	}
+}
+
+// movesByEpoch are what gave allocations other gateways. The grant has its place among the beginnings; that it is seen
+// comes later, when the gateway serves, so it only follows those that began before the grant.
+func (o *order) movesByEpoch() []int {
+	var out []int
+	for i, op := range o.ops {
+		if op.Kind == moved {
+			out = append(out, i)
+		}
+	}
+	slices.SortFunc(out, func(a, b int) int { return cmp.Compare(o.ops[a].Items[0].Epoch, o.ops[b].Items[0].Epoch) })
+	return out
 }
 
 // endings finds what ended each allocation.
@@ -209,15 +253,14 @@ func (o *order) endings() {
 	})
 }
 
-// next is what began the epoch after this one, at an organization or a gateway.
+// next is what began the next epoch after this one, at an organization or a gateway.
 func (o *order) next(place string, epoch uint64) (int, bool) {
 	list := o.following[place]
-	at, _ := slices.BinarySearch(list, epoch+1)
+	at, _ := slices.BinarySearchFunc(list, epoch+1, func(g grant, epoch uint64) int { return cmp.Compare(g.epoch, epoch) })
 	if at == len(list) {
 		return 0, false
 	}
-	began, ok := o.began[list[at]]
-	return began, ok
+	return o.beginning(list[at])
 }
 
 // sights puts each operation between the beginning and the end of what it saw.
@@ -246,7 +289,7 @@ func (o *order) sights() {
 		if next, ok := o.next(it.Organization, it.Epoch); ok {
 			o.follow(i, next)
 		}
-		if l, ok := o.left[it.Epoch]; ok && op.Kind != Release && op.Kind != ended && o.ops[l].Items[0].Allocation == it.Allocation && it.Gateway != "" {
+		if l, ok := o.left[grantOf(it)]; ok && op.Kind != Release && op.Kind != ended && it.Gateway != "" {
 			o.follow(i, l)
 		}
 	})
@@ -312,12 +355,12 @@ func (o *order) gap(i int, organization string, ends map[uint64]int) {
 	for n := -1; n < len(list); n++ { // after the n-th, before the next
 		if n >= 0 {
 			// One that nothing ended was moved, or is still there.
-			if end, ok := ends[list[n]]; !ok || o.times[end].call > o.times[i].back {
+			if end, ok := ends[list[n].epoch]; !ok || o.times[end].call > o.times[i].back {
 				continue
 			}
 		}
 		if n+1 < len(list) {
-			began, ok := o.began[list[n+1]]
+			began, ok := o.beginning(list[n+1])
 			if !ok || o.times[began].back < o.times[i].call || began < len(o.ops) && o.ops[began].Kind == moved {
 				continue
 			}
@@ -328,12 +371,14 @@ func (o *order) gap(i int, organization string, ends map[uint64]int) {
 		return
 	}
 	if place >= 0 {
-		if end, ok := ends[list[place]]; ok {
+		if end, ok := ends[list[place].epoch]; ok {
 			o.follow(end, i)
 		}
 	}
 	if place+1 < len(list) {
-		o.follow(i, o.began[list[place+1]])
+		if began, ok := o.beginning(list[place+1]); ok {
+			o.follow(i, began)
+		}
 	}
 }
 

@@ -18,9 +18,13 @@ const (
 	SetStep Kind = "set_step" // of the pool
 	GetStep Kind = "get_step" // read with consistency
 	Migrate Kind = "migrate"  // the live allocation of an organization to another host
-	ended   Kind = "ended"    // the cluster ended an allocation by itself
-	left    Kind = "left"     // the cluster took an allocation off a gateway
-	moved   Kind = "moved"    // the cluster gave an allocation another gateway
+	Cordon  Kind = "cordon"   // a host: nothing new begins there
+	Drain   Kind = "drain"    // a host: it is cordoned, and what it serves moves elsewhere
+	// Uncordon ends both.
+	Uncordon Kind = "uncordon"
+	ended    Kind = "ended" // the cluster ended an allocation by itself
+	left     Kind = "left"  // the cluster took an allocation off a gateway
+	moved    Kind = "moved" // the cluster gave an allocation another gateway
 )
 
 // Outcome is what a client knows of its operation.
@@ -44,8 +48,11 @@ type Operation struct {
 	Outcome Outcome       `json:"outcome"`
 	Code    string        `json:"code,omitempty"` // of the refusal, or of the last one before giving up
 	Items   []Item        `json:"items,omitempty"`
-	Step    int           `json:"step,omitempty"`  // of the pool; no two operations set it to the same
-	Index   uint64        `json:"index,omitempty"` // of the log, at which the step was set
+	Step    int           `json:"step,omitempty"` // of the pool; no two operations set it to the same
+	Host    string        `json:"host,omitempty"`
+	// Index is of the log: where the step was set, where the host was cordoned at the latest, or what was known before
+	// it was asked to be uncordoned.
+	Index uint64 `json:"index,omitempty"`
 	// Again marks a repetition of an answered operation with its key: the answer is to be that of the first,
 	// whatever happened since.
 	Again bool `json:"again,omitempty"`

@@ -139,3 +139,19 @@ func TestLeftoversAreSwept(t *testing.T) {
 		t.Errorf("%s is still there", left)
 	}
 }
+
+// Root that lacks something, as in most containers, is told what.
+func TestWhatRootLacksIsNamed(t *testing.T) {
+	if os.Getenv("LAB_OPEN") != "" {
+		if _, err := lab.Open(); err != nil {
+			t.Fatal(err)
+		}
+		return
+	}
+	cmd := exec.Command("setpriv", "--bounding-set=-net_admin,-sys_admin", os.Args[0], "-test.run", t.Name())
+	cmd.Env = append(os.Environ(), "LAB_OPEN=1")
+	out, err := cmd.CombinedOutput()
+	if err == nil || !strings.Contains(string(out), "root lacks CAP_NET_ADMIN, CAP_SYS_ADMIN here") {
+		t.Errorf("%v\n%s", err, out)
+	}
+}

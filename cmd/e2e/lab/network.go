@@ -46,6 +46,9 @@ func Open() (*Network, error) {
 	if os.Geteuid() != 0 {
 		return nil, errors.New("cannot make network namespaces without root: run this as root, or with sudo")
 	}
+	if err := able("/proc/self/status"); err != nil {
+		return nil, err
+	}
 	for _, tool := range []string{"ip", "nft"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			return nil, fmt.Errorf("cannot find %s: install the packages iproute2 and nftables (make deps-e2e)", tool)
@@ -72,6 +75,41 @@ func Open() (*Network, error) {
 		}
 	}
 	return n, nil
+}
+
+// needed are the capabilities that a network of hosts takes, by their number in the kernel.
+var needed = []struct {
+	name string
+	bit  int
+}{{"CAP_NET_ADMIN", unix.CAP_NET_ADMIN}, {"CAP_SYS_ADMIN", unix.CAP_SYS_ADMIN}, {"CAP_NET_BIND_SERVICE", unix.CAP_NET_BIND_SERVICE}}
+
+// able names the capabilities that a process lacks, by its status file. Root of a container often lacks some.
+func able(status string) error {
+	text, err := os.ReadFile(status)
+	if err != nil {
+		return fmt.Errorf("cannot find out what this process may do: %w", err)
+	}
+	for line := range strings.Lines(string(text)) {
+		digits, ok := strings.CutPrefix(line, "CapEff:")
+		if !ok {
+			continue
+		}
+		has, err := strconv.ParseUint(strings.TrimSpace(digits), 16, 64)
+		if err != nil {
+			return fmt.Errorf("cannot find out what this process may do: %w", err)
+		}
+		var lacks []string
+		for _, c := range needed {
+			if has>>c.bit&1 == 0 {
+				lacks = append(lacks, c.name)
+			}
+		}
+		if len(lacks) > 0 {
+			return fmt.Errorf("cannot make network namespaces: root lacks %s here; run this on the machine itself, or in a container that was started with these capabilities (--privileged, or --cap-add for each)", strings.Join(lacks, ", "))
+		}
+		return nil
+	}
+	return fmt.Errorf("cannot find out what this process may do: %s has no line CapEff", status)
 }
 
 // sweep removes the namespaces of labs whose process is gone.
