@@ -19,6 +19,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/logging"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
@@ -36,6 +37,8 @@ type Config struct {
 	Gateway      GatewayConfig  `yaml:"gateway"`
 	Gossip       GossipConfig   `yaml:"gossip"`
 	OAuth        OAuthConfig    `yaml:"oauth"`
+	Login        LoginConfig    `yaml:"login"`
+	Auth         AuthConfig     `yaml:"auth"`
 	Metrics      MetricsConfig  `yaml:"metrics"`
 	Log          logging.Config `yaml:"log"`
 }
@@ -82,6 +85,7 @@ func DefaultConfig() *Config {
 		Gateway: GatewayConfig{Program: "/usr/bin/demiurge-gateway", StopGrace: 12 * time.Second},
 		Gossip:  GossipConfig{Listen: "0.0.0.0:7402", Profile: string(gossip.ProfileDefault)},
 		OAuth:   defaultOAuth(),
+		Login:   defaultLogin(),
 		Log:     logging.DefaultConfig(),
 	}
 }
@@ -124,7 +128,7 @@ func (c *Config) Validate() error {
 			bad("metrics.listen", fmt.Sprintf("%q is not an address with a port", c.Metrics.Listen), "set it as in 127.0.0.1:9464")
 		}
 	}
-	errs = append(errs, c.OAuth.validate(), c.Log.Validate("log"))
+	errs = append(errs, c.OAuth.validate(), c.Login.validate(), usertoken.Validate("auth.issuers", c.Auth.Issuers), c.Log.Validate("log"))
 	return errors.Join(errs...)
 }
 

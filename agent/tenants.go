@@ -2,7 +2,6 @@ package agent
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
@@ -13,71 +12,17 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/agent/tenantapi"
-	"github.com/demiurge-platform/demiurge/shared/config"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
-
-// OAuthConfig is the authorization server of every organization on this host.
-type OAuthConfig struct {
-	Port            int           `yaml:"port"`             // that people reach this host's nginx at over HTTPS
-	CodeLifetime    time.Duration `yaml:"code_lifetime"`    // of an authorization code
-	AccessLifetime  time.Duration `yaml:"access_lifetime"`  // of an access token
-	RefreshLifetime time.Duration `yaml:"refresh_lifetime"` // of a refresh token; each use gives a new one
-	LoginLifetime   time.Duration `yaml:"login_lifetime"`   // of all that comes of one login
-	RefreshGrace    time.Duration `yaml:"refresh_grace"`    // a used refresh token is good once more
-	CleanupInterval time.Duration `yaml:"cleanup_interval"` // the longest that something expired is kept
-}
-
-func defaultOAuth() OAuthConfig {
-	l := oauth.DefaultLifetimes()
-	return OAuthConfig{
-		Port: 443, CodeLifetime: l.Code, AccessLifetime: l.Access, RefreshLifetime: l.Refresh, LoginLifetime: l.Absolute,
-		RefreshGrace: l.Grace, CleanupInterval: time.Second,
-	}
-}
-
-func (o OAuthConfig) lifetimes() oauth.Lifetimes {
-	return oauth.Lifetimes{Code: o.CodeLifetime, Access: o.AccessLifetime, Refresh: o.RefreshLifetime, Absolute: o.LoginLifetime, Grace: o.RefreshGrace}
-}
-
-// validate checks what the types cannot.
-func (o OAuthConfig) validate() error {
-	var errs []error
-	if o.Port < 1 || o.Port > 65535 {
-		errs = append(errs, config.Invalid("oauth.port", fmt.Sprintf("%d is not a port", o.Port), "set the port that people reach this host at over HTTPS, or leave it out for 443"))
-	}
-	if err := o.lifetimes().Check(); err != nil {
-		errs = append(errs, config.Invalid("oauth", err.Error(), "correct the lifetimes, or leave them out for the defaults"))
-	}
-	if o.CleanupInterval < 10*time.Millisecond || o.CleanupInterval > time.Hour {
-		errs = append(errs, config.Invalid("oauth.cleanup_interval", fmt.Sprintf("%s is not between 10ms and 1h", o.CleanupInterval), "leave it out for the default of 1s"))
-	}
-	return errors.Join(errs...)
-}
-
-// public is how people reach this host's nginx in a safe way: over HTTPS, or on this machine alone.
-func (c *Config) public() tenantapi.Public {
-	if len(c.Nginx.ListenTLS) > 0 || len(c.Nginx.TrustedProxies) > 0 {
-		return tenantapi.Public{Scheme: "https", Port: c.OAuth.Port}
-	}
-	listen, err := addrPorts(c.Nginx.Listen)
-	if err != nil || len(listen) == 0 {
-		return tenantapi.Public{}
-	}
-	for _, a := range listen {
-		if !a.Addr().Unmap().IsLoopback() {
-			return tenantapi.Public{}
-		}
-	}
-	return tenantapi.Public{Scheme: "http", Port: int(listen[0].Port())}
-}
 
 // tenants is what the agent itself does for organizations.
 type tenants struct {
 	oauth    *oauth.Organizations
 	registry *tenant.Registry
 	api      *tenantapi.Server
+	users    *usertoken.Verifier
 }
 
 // openTenants takes up the state of organizations and listens for their requests.
@@ -102,8 +47,15 @@ func openTenants(c *Config, files fsx.FS, now func() time.Time, log hclog.Logger
 	}); err != nil {
 		return nil, err
 	}
+	login, err := c.Login.open()
+	if err != nil {
+		return nil, err
+	}
+	if t.users, err = usertoken.New(usertoken.Options{Issuers: c.Auth.Issuers, Logger: log, Now: now}); err != nil {
+		return nil, err
+	}
 	if t.api, err = tenantapi.New(tenantapi.Options{
-		Socket: l.tenant, Tenants: t.registry, Public: c.public(), Now: now, Logger: log.Named("tenantapi"),
+		Socket: l.tenant, Tenants: t.registry, Public: c.public(), Login: login, Users: t.users, Now: now, Logger: log.Named("tenantapi"),
 	}); err != nil {
 		return nil, err
 	}
@@ -115,6 +67,7 @@ func openTenants(c *Config, files fsx.FS, now func() time.Time, log hclog.Logger
 func (t *tenants) start(a *Agent) {
 	a.stack.Go("OAuth clean-up", t.oauth.Run)
 	a.stack.Go("organizations", t.registry.Run)
+	a.stack.Go("keys of the platform", t.users.Run)
 	a.stack.Go("organizations' requests", func(ctx context.Context) { a.must(ctx, "the organizations' requests", t.api.Run) })
 }
 

@@ -257,6 +257,18 @@ func (c *Coordinator) Grant(g id.Gateway, org id.Organization) uint64 {
 	return epoch
 }
 
+// Members changes who belongs to the organization of a gateway, and its projects.
+func (c *Coordinator) Members(g id.Gateway, members []api.Member, projects ...api.Project) {
+	w := c.Wanted(g)
+	grant := *w.Grant
+	c.mu.Lock()
+	grant.Version = c.index + 1
+	c.mu.Unlock()
+	grant.Members, grant.Projects = members, projects
+	w.Grant = &grant
+	c.Assign(w)
+}
+
 // Recycle takes the organization away and wants the next incarnation.
 func (c *Coordinator) Recycle(g id.Gateway) uint64 {
 	w := c.Wanted(g)

@@ -285,3 +285,10 @@ func (t *Tenant) settle(ctx context.Context) error {
 	}
 	return err
 }
+
+// Dirty reports whether the disk still has what was taken from people.
+func (t *Tenant) Dirty() bool {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	return t.dirty
+}

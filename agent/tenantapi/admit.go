@@ -1,8 +1,90 @@
 package tenantapi
 
-import "github.com/demiurge-platform/demiurge/shared/fault"
+import (
+	"net/http"
+	"strings"
+
+	"github.com/demiurge-platform/demiurge/agent/permission"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
+)
+
+// subject is who makes a request, by what he showed.
+type subject struct {
+	permission.Subject
+	person bool // he himself, and not a client in his name
+}
+
+var everything = []permission.Pattern{permission.Everything()}
 
 // admit finds out who makes a call and lets in whom the row's action is allowed.
-func (s *Server) admit(*Call, *Route) error {
-	return fault.New(fault.Unauthenticated, "log in first")
+func (s *Server) admit(c *Call, route *Route) error {
+	resource, err := route.resource(c.Tenant.Organization(), c.params)
+	if err != nil {
+		return err
+	}
+	who, err := s.whoCalls(c)
+	if err != nil {
+		return err
+	}
+	policy, err := c.Tenant.Policy()
+	if err != nil {
+		return err
+	}
+	if d := policy.Check(who.Subject, route.Action, resource); !d.Allowed {
+		return fault.New(fault.Forbidden, "cannot allow %s: %s", route.Action, d.Reason)
+	}
+	c.Subject, c.Resource = who.Subject, resource
+	return nil
+}
+
+// whoCalls reads the one credential of a request: an access token, a platform user's token, or a session.
+func (s *Server) whoCalls(c *Call) (subject, error) {
+	in, err := s.site(c)
+	if err != nil {
+		return subject{}, err
+	}
+	if len(c.R.Header.Values("Authorization")) > 0 {
+		return s.bearer(in, c.R)
+	}
+	one, ok := s.sessionOf(c.Tenant, in, c.R)
+	if !ok {
+		return subject{}, fault.New(fault.Unauthenticated, "show an access token of this organization, a token of the platform, or log in")
+	}
+	if c.R.Method != http.MethodGet && c.R.Method != http.MethodHead && !sameOrigin(c.R) {
+		return subject{}, errCrossOrigin
+	}
+	return subject{permission.Subject{User: one.user, Limit: everything}, true}, nil
+}
+
+// bearer reads an Authorization header.
+func (s *Server) bearer(in *site, r *http.Request) (subject, error) {
+	headers := r.Header.Values("Authorization")
+	scheme, token, _ := strings.Cut(headers[0], " ")
+	token = strings.TrimLeft(token, " ")
+	if len(headers) != 1 || !strings.EqualFold(scheme, "Bearer") || token == "" {
+		return subject{}, fault.New(fault.Unauthenticated, "show one token, as in Authorization: Bearer <token>")
+	}
+	if usertoken.Looks(token) {
+		if s.opts.Users == nil {
+			return subject{}, fault.New(fault.Unauthenticated, "this host believes no tokens of the platform")
+		}
+		user, err := s.opts.Users.Verify(token)
+		if err != nil {
+			return subject{}, fault.Wrap(fault.Unauthenticated, err, "the token of the platform is not good")
+		}
+		return subject{permission.Subject{User: user.ID, Limit: everything}, true}, nil
+	}
+	who, ok := in.oauth.Authenticate(token)
+	if !ok || who.UserID == "" {
+		return subject{}, fault.New(fault.Unauthenticated, "show an access token that is good and that a person has given")
+	}
+	limit := make([]permission.Pattern, 0, len(who.Scope))
+	for _, scope := range who.Scope {
+		if p, err := permission.ParsePattern(scope); err == nil { // other scopes mean something elsewhere
+			limit = append(limit, p)
+		}
+	}
+	return subject{Subject: permission.Subject{User: id.User(who.UserID), Limit: limit}}, nil
 }

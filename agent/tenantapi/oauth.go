@@ -6,7 +6,6 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/shared/fault"
-	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 // routes are this package's own rows.
@@ -19,7 +18,12 @@ func (s *Server) routes() []Route {
 		}
 		rows = append(rows, Route{Method: r.Method, Path: r.Path, Caller: caller, Serve: s.serveOAuth})
 	}
-	return rows
+	return append(rows,
+		Route{Method: http.MethodGet, Path: "/oauth/login", Caller: Anyone, Serve: s.login},
+		Route{Method: http.MethodGet, Path: pathCallback, Caller: Proven, Serve: s.callback},
+		Route{Method: http.MethodPost, Path: "/oauth/logout", Caller: Proven, Serve: s.logout},
+		Route{Method: http.MethodPost, Path: pathConsent, Caller: Proven, Serve: s.consent},
+	)
 }
 
 // serveOAuth hands a request to the organization's authorization server.
@@ -45,15 +49,16 @@ func (s *Server) site(c *Call) (*site, error) {
 	if err != nil {
 		return nil, fault.Wrap(fault.StorageLow, err, "the organization's OAuth state cannot be read at the moment: try again")
 	}
-	server, err := oauth.NewServer(oauth.ServerOptions{
+	made := &site{tenant: t, sessions: newSessions(s.opts.Login.Session, s.opts.Now)}
+	who := people{s, t, made}
+	made.oauth, err = oauth.NewServer(oauth.ServerOptions{
 		Issuer: s.opts.Public.origin(t.Hostname()), Insecure: s.opts.Public.Scheme == "http", Store: store,
-		Login: noLogin{}, Members: t, Consent: noLogin{}, Caller: callerOf, Now: s.opts.Now,
+		Login: who, Members: t, Consent: who, Caller: callerOf, Now: s.opts.Now,
 		Logger: s.opts.Logger.With("organization", t.Organization()),
 	})
 	if err != nil {
 		return nil, err
 	}
-	made := &site{tenant: t, oauth: server}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if now, err := s.opts.Tenants.Get(t.Organization(), t.Epoch()); err != nil || now != t {
@@ -70,19 +75,3 @@ func (s *Server) site(c *Call) (*site, error) {
 func callerOf(r *http.Request) string { return r.Header.Get("X-Real-IP") }
 
 var _ oauth.Members = (*tenant.Tenant)(nil)
-
-// noLogin is a host on which people cannot log in.
-type noLogin struct{}
-
-// Who implements oauth.Login.
-func (noLogin) Who(w http.ResponseWriter, _ *http.Request) (id.User, bool) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	w.WriteHeader(http.StatusServiceUnavailable)
-	_, _ = w.Write([]byte("Nobody can log in here: this host knows no issuer.\n"))
-	return "", false
-}
-
-// Ask implements oauth.Consent.
-func (noLogin) Ask(http.ResponseWriter, *http.Request, oauth.Question) oauth.Verdict {
-	return oauth.Declined
-}

@@ -27,6 +27,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
 
 // Public is how people reach this host's nginx: what stands before an organization's host name, and the port
@@ -49,8 +50,10 @@ type Options struct {
 	Socket  string // unix socket that nginx asks
 	Tenants *tenant.Registry
 	Public  Public
-	Routes  []Route          // of other parts of the agent, beside this package's own
-	Now     func() time.Time // nil: the clock of this machine
+	Login   Login               // of people in browsers
+	Users   *usertoken.Verifier // of programs with a token of the platform; nil: none is believed
+	Routes  []Route             // of other parts of the agent, beside this package's own
+	Now     func() time.Time    // nil: the clock of this machine
 	Logger  hclog.Logger
 }
 
@@ -58,6 +61,8 @@ type Options struct {
 type Server struct {
 	opts     Options
 	table    *table
+	sealer   *sealer
+	provider *provider // nil: nobody can log in with a browser
 	listener net.Listener
 	http     *http.Server
 
@@ -67,8 +72,9 @@ type Server struct {
 
 // site is what the server has made for one organization.
 type site struct {
-	tenant *tenant.Tenant
-	oauth  *oauth.Server
+	tenant   *tenant.Tenant
+	oauth    *oauth.Server
+	sessions *sessions
 }
 
 // New listens. Nothing is answered before Run.
@@ -77,7 +83,13 @@ func New(o Options) (*Server, error) {
 		o.Now = time.Now
 	}
 	s := &Server{opts: o, sites: map[id.Organization]*site{}}
+	if o.Login.Issuer != "" {
+		s.provider = newProvider(o.Login)
+	}
 	var err error
+	if s.sealer, err = newSealer(o.Now); err != nil {
+		return nil, err
+	}
 	if s.table, err = newTable(append(s.routes(), o.Routes...)); err != nil {
 		return nil, err
 	}
@@ -133,8 +145,15 @@ func (s *Server) Close() error {
 // Routes lists the table.
 func (s *Server) Routes() []Route { return append([]Route(nil), s.table.rows...) }
 
-// Changed implements tenant.Follower.
-func (s *Server) Changed(*tenant.Tenant) {}
+// Changed implements tenant.Follower: the sessions of people who are no members any more end.
+func (s *Server) Changed(t *tenant.Tenant) {
+	s.mu.Lock()
+	found := s.sites[t.Organization()]
+	s.mu.Unlock()
+	if found != nil && found.tenant == t {
+		found.sessions.keep(func(user id.User) bool { _, ok := t.Member(user); return ok })
+	}
+}
 
 // Left implements tenant.Follower.
 func (s *Server) Left(org id.Organization, epoch id.Epoch) {

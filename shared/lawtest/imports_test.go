@@ -162,7 +162,9 @@ var libraries = []library{
 	{module: "golang.org/x/term", homes: []string{"cmd/demiurge"}},
 	{module: "golang.org/x/sys", homes: []string{everywhere}},
 	{module: "golang.org/x/sync", homes: []string{everywhere}},
-	{module: "golang.org/x/oauth2", homes: nil, tests: true},
+	{module: "github.com/coreos/go-oidc/v3", homes: []string{"agent/tenantapi"}},
+	{module: "github.com/zitadel/oidc/v3", homes: nil, tests: true}, // an OpenID provider that others wrote
+	{module: "golang.org/x/oauth2", homes: []string{"agent/tenantapi"}, tests: true},
 	{module: "pgregory.net/rapid", homes: nil, tests: true},
 	{module: "go.uber.org/goleak", homes: nil, tests: true},
 	{module: "github.com/rogpeppe/go-internal", homes: nil, tests: true},

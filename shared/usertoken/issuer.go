@@ -104,7 +104,7 @@ func (i Issuer) validate(at string) []error {
 		bad("jwks_file", fmt.Sprintf("%q is not an absolute path", i.JWKSFile), "set an absolute path")
 	}
 	if i.JWKSURL != "" {
-		if err := checkURL(i.JWKSURL); err != nil {
+		if err := CheckURL(i.JWKSURL); err != nil {
 			bad("jwks_url", err.Error(), "set an https:// URL; http:// is for loopback addresses only")
 		}
 	}
@@ -132,8 +132,8 @@ func (i Issuer) validate(at string) []error {
 	return errs
 }
 
-// checkURL refuses an address at which anybody on the way could hand out keys.
-func checkURL(raw string) error {
+// CheckURL refuses an address at which anybody on the way could hand out keys.
+func CheckURL(raw string) error {
 	u, err := url.Parse(raw)
 	if err != nil || u.Host == "" {
 		return errors.New("it is not a URL")
