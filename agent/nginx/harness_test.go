@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -107,16 +108,25 @@ func (h *host) saw(kind EventType, match func(Event) bool) bool {
 	return false
 }
 
-// freePort finds a port of the loopback address. Another process may take it before nginx does; the
-// range is large enough.
+// given are the ports that freePort gave in this process.
+var given sync.Map
+
+// freePort finds a port of the loopback address that nobody listens on. It is below those that the kernel gives to
+// connections (ip_local_port_range), one of which might be this one before nginx listens on it.
 func freePort(t testing.TB) netip.AddrPort {
 	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
+	for range 1000 {
+		addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(12000+rand.IntN(20000)))
+		if _, taken := given.LoadOrStore(addr, true); taken {
+			continue
+		}
+		if l, err := net.Listen("tcp", addr.String()); err == nil {
+			_ = l.Close()
+			return addr
+		}
 	}
-	defer func() { _ = l.Close() }()
-	return netip.MustParseAddrPort(l.Addr().String())
+	t.Fatal("no port is free")
+	return netip.AddrPort{}
 }
 
 func (h *host) layout() layout { return layout{data: h.opts.DataDir, run: h.opts.RunDir} }

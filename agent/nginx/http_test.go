@@ -339,13 +339,19 @@ func upgraded(w http.ResponseWriter, r *http.Request) {
 // dialUpgrade opens an upgraded connection and returns a function that echoes one line.
 func (h *host) dialUpgrade(org id.Organization) (echo func(line string) error) {
 	h.t.Helper()
+	return h.dialUpgradeAt(orgHost(org))
+}
+
+// dialUpgradeAt is dialUpgrade at any host name.
+func (h *host) dialUpgradeAt(name string) (echo func(line string) error) {
+	h.t.Helper()
 	conn, err := net.Dial("tcp", h.opts.Listen[0].String())
 	if err != nil {
 		h.t.Fatal(err)
 	}
 	h.t.Cleanup(func() { _ = conn.Close() })
 	_ = conn.SetDeadline(time.Now().Add(2 * longWait))
-	_, _ = fmt.Fprintf(conn, "GET /echo HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", orgHost(org))
+	_, _ = fmt.Fprintf(conn, "GET /echo HTTP/1.1\r\nHost: %s\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n\r\n", name)
 	r := bufio.NewReader(conn)
 	resp, err := http.ReadResponse(r, nil)
 	if err != nil || resp.StatusCode != http.StatusSwitchingProtocols {

@@ -29,6 +29,7 @@ type Options struct {
 	CertificateFile string           // key and chain in one PEM file
 
 	AgentSocket    string         // unix socket of the agent's tenant HTTP; "": its paths answer 404
+	AccessSocket   string         // unix socket that decides about requests to user containers; "": their names are the gateways'
 	SocketDir      string         // gateways listen at <SocketDir>/<gateway>/http.sock
 	TrustedProxies []netip.Prefix // whose X-Forwarded-For and X-Forwarded-Proto are believed
 
@@ -111,10 +112,10 @@ func (o *Options) check() error {
 	}
 	paths := map[string]*string{
 		"data directory": &o.DataDir, "run directory": &o.RunDir, "socket directory": &o.SocketDir,
-		"agent socket": &o.AgentSocket, "certificate file": &o.CertificateFile,
+		"agent socket": &o.AgentSocket, "access socket": &o.AccessSocket, "certificate file": &o.CertificateFile,
 	}
 	for what, path := range paths {
-		if *path == "" && (path == &o.AgentSocket || path == &o.CertificateFile) {
+		if *path == "" && (path == &o.AgentSocket || path == &o.AccessSocket || path == &o.CertificateFile) {
 			continue
 		}
 		abs, err := filepath.Abs(*path)
@@ -123,7 +124,7 @@ func (o *Options) check() error {
 		}
 		*path = abs
 	}
-	sockets := []string{o.RunDir + "/gen-000000000.fence", o.SocketDir + "/gw-0123456789/http.sock", o.AgentSocket}
+	sockets := []string{o.RunDir + "/gen-000000000.fence", o.SocketDir + "/gw-0123456789/http.sock", o.AgentSocket, o.AccessSocket}
 	for _, socket := range sockets {
 		if len(socket) > socketLimit {
 			return fmt.Errorf("cannot use unix socket %s: its path has %d characters and the system allows %d; choose a shorter directory",

@@ -38,7 +38,8 @@ type renderer struct {
 type view struct {
 	Dir, Temp, AccessLog, RoutesPattern, SocketDir string
 	Domain, DomainPattern, Agent, Certificate      string
-	Listen, Proxies, Own, AgentPaths               []string
+	Access                                         string
+	Listen, Proxies, Own, AgentPaths, Stripped     []string
 	SlotUpstreams, SlotLimits                      string
 	Limits                                         []int64
 	MaxBody, Smallest                              int64
@@ -49,6 +50,17 @@ type view struct {
 var agentPaths = []string{
 	"/oauth/", "= /.well-known/oauth-authorization-server",
 	"= /permissions", "/permissions/", "= /roles", "/roles/", "= /containers", "/containers/",
+}
+
+// strippedHeaders are those in which programs behind a proxy are told who comes: none of a client's own reaches a
+// user container. What the templates set themselves is not among them.
+var strippedHeaders = []string{
+	"X-Forwarded-Email", "X-Forwarded-Groups", "X-Forwarded-Access-Token", "X-Auth-Request-User", "X-Auth-Request-Email",
+	"X-Auth-Request-Groups", "X-Auth-Request-Preferred-Username", "X-Auth-Request-Access-Token", "Remote-User", "Remote-Name",
+	"Remote-Email", "Remote-Groups", "X-Remote-User", "X-Remote-Group", "X-Authenticated-User", "X-Webauth-User", "Forwarded",
+	"X-Original-Url", "X-Rewrite-Url", "X-Demiurge-Gateway", "X-Demiurge-Epoch", "X-Demiurge-Label", "X-Demiurge-Method", "X-Demiurge-Uri",
+	"X-Demiurge-Host", "X-Demiurge-Upgrade", "X-Demiurge-Upstream", "X-Demiurge-Cookie", "X-Demiurge-Authorization", "X-Demiurge-Answer",
+	"X-Demiurge-Login", "X-Demiurge-Login-Cookie",
 }
 
 // render writes generation n of a normalized configuration.
@@ -65,6 +77,10 @@ func (r renderer) renderTo(dir string, n uint64, cfg Config) tree {
 		"gateway.conf":   execute("gateway.conf", v),
 		"slots.conf":     execute("slots.conf", v),
 		"fence.conf":     execute("fence.conf", map[string]string{"Socket": r.l.socket(n), "Number": number(n)}),
+	}
+	if v.Access != "" {
+		out["containers.conf"] = execute("containers.conf", v)
+		out["asking.conf"] = execute("asking.conf", v)
 	}
 	for _, s := range cfg.Sites {
 		maxBody, certificate := v.MaxBody, ""
@@ -88,7 +104,7 @@ func (r renderer) view(dir string, cfg Config) view {
 	v := view{
 		Dir: dir, Temp: r.l.temp(), AccessLog: r.l.accessLog(),
 		RoutesPattern: regexp.QuoteMeta(r.l.routes()), SocketDir: r.opts.SocketDir, Domain: r.opts.Domain,
-		DomainPattern: regexp.QuoteMeta(r.opts.Domain), Agent: r.opts.AgentSocket, AgentPaths: agentPaths,
+		DomainPattern: regexp.QuoteMeta(r.opts.Domain), Agent: r.opts.AgentSocket, AgentPaths: agentPaths, Access: r.opts.AccessSocket, Stripped: strippedHeaders,
 		MaxBody: defaultMaxBody, Smallest: defaultMaxBody,
 		NamesHash: hashSize(2 * len(cfg.Sites)), MapHash: hashSize(len(cfg.Slots)),
 	}
