@@ -140,6 +140,11 @@ func (p *Policy) holds(s Subject, patterns []Pattern, project id.Project) bool {
 	})
 }
 
+// Holds reports whether the subject himself holds all that a pattern names at a place, so that he may hand it on.
+func (p *Policy) Holds(s Subject, pattern Pattern, at Resource) bool {
+	return at.Organization == p.organization && p.organization != "" && (at.Project == "" || p.projects[at.Project]) && p.holds(s, []Pattern{pattern}, at.Project)
+}
+
 // Roles lists the organization's own roles by name.
 func (p *Policy) Roles() []Role {
 	var all []Role

@@ -39,6 +39,14 @@ type Route struct {
 	// organization. The handler finds it in Call.Resource, so both can only mean the same.
 	Project string
 	Serve   func(*Call) error
+	Doc     Doc
+}
+
+// Doc is what the OpenAPI document says of a row.
+type Doc struct {
+	Summary string
+	Takes   any // body; nil: none
+	Gives   any // body of the answer; nil: none
 }
 
 // Call is one request that the table let through.

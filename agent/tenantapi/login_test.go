@@ -1,0 +1,198 @@
+package tenantapi
+
+import (
+	"net/http"
+	"net/url"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/agent/oauth"
+	"github.com/demiurge-platform/demiurge/agent/tenant"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// patience is how long a test waits for a condition on a busy machine.
+const patience = 30 * time.Second
+
+func eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(patience); !ok(); time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// authorization is a request for a code of a client of ours, whose redirect is given.
+func (k *kit) authorization(to string) string {
+	k.t.Helper()
+	org := must[*tenant.Tenant](k.t)(k.tenants.Get(ours, epoch))
+	store := must[*oauth.Store](k.t)(org.OAuth(k.t.Context()))
+	c := must[oauth.Client](k.t)(oauth.NewClient(id.Hostname(ours, domain), oauth.Client{Name: "c", Redirects: []string{to}, Scope: []string{"room:read"}}))
+	if _, err := store.AddClient(k.t.Context(), c); err != nil {
+		k.t.Fatal(err)
+	}
+	return "/oauth/authorize?" + url.Values{"response_type": {"code"}, "client_id": {string(c.ID)}, "redirect_uri": {to}, "state": {"s"}}.Encode()
+}
+
+var asked = regexp.MustCompile(`name="ask" value="([^"]+)"`)
+
+// answer is a form as a page sends it.
+func answer(fields url.Values) (string, func(*http.Request)) {
+	return fields.Encode(), func(r *http.Request) { r.Header.Set("Content-Type", "application/x-www-form-urlencoded") }
+}
+
+func TestConsentCannotBeGivenByAnotherPage(t *testing.T) {
+	k := newKit(t)
+	ada, bob := k.session(ours, "ada"), k.session(ours, "bob")
+	path := k.authorization(redirect)
+	page := k.do(ours, http.MethodGet, path, "", ada)
+	found := asked.FindStringSubmatch(page.body)
+	if page.status != http.StatusOK || found == nil {
+		t.Fatalf("page: %d %s", page.status, page.body)
+	}
+	body, form := answer(url.Values{"ask": {found[1]}, "decision": {"allow"}})
+	from := func(origin, site string) func(*http.Request) {
+		return func(r *http.Request) {
+			r.Header.Del("Origin")
+			r.Header.Del("Sec-Fetch-Site")
+			if origin != "" {
+				r.Header.Set("Origin", origin)
+			}
+			if site != "" {
+				r.Header.Set("Sec-Fetch-Site", site)
+			}
+		}
+	}
+	code := func() bool {
+		got := k.do(ours, http.MethodGet, path, "", ada)
+		return got.status == http.StatusSeeOther && strings.Contains(got.header.Get("Location"), "code=")
+	}
+	madeUp, _ := answer(url.Values{"ask": {found[1][:len(found[1])-2] + "AA"}, "decision": {"allow"}})
+	for what, c := range map[string]struct {
+		body string
+		edit []func(*http.Request)
+	}{
+		"another site":         {body, []func(*http.Request){ada, from("https://evil.example", "cross-site")}},
+		"a name below":         {body, []func(*http.Request){ada, from("https://uc-x."+id.Hostname(ours, domain), "same-site")}},
+		"nobody":               {body, []func(*http.Request){ada, from("", "")}},
+		"another person":       {body, []func(*http.Request){bob}},
+		"without login":        {body, []func(*http.Request){from("https://"+id.Hostname(ours, domain), "same-origin")}},
+		"a made-up question":   {madeUp, []func(*http.Request){ada}},
+		"a question elsewhere": {strings.Replace(body, "ask=", "x=", 1), []func(*http.Request){ada}},
+	} {
+		got := k.do(ours, http.MethodPost, pathConsent, c.body, append([]func(*http.Request){form}, c.edit...)...)
+		if got.status == http.StatusSeeOther || code() {
+			t.Errorf("%s gave the consent: %d %s", what, got.status, got.body)
+		}
+	}
+	got := k.do(ours, http.MethodPost, pathConsent, body, form, ada)
+	if got.status != http.StatusSeeOther || got.header.Get("Location") != path {
+		t.Fatalf("the consent: %d %s", got.status, got.body)
+	}
+	if !code() || !code() {
+		t.Error("there is no code after the consent")
+	}
+	if more := k.do(ours, http.MethodGet, path, "", bob); more.status != http.StatusOK {
+		t.Errorf("another person was not asked: %d", more.status)
+	}
+}
+
+// Who waits on a person's own machine can be anybody, so he is asked every time.
+func TestAProgramOnTheMachineIsAskedAboutEveryTime(t *testing.T) {
+	k := newKit(t)
+	ada := k.session(ours, "ada")
+	path := k.authorization("http://127.0.0.1/back")
+	for range 2 {
+		page := k.do(ours, http.MethodGet, path, "", ada)
+		found := asked.FindStringSubmatch(page.body)
+		if found == nil {
+			t.Fatalf("not asked: %d %s", page.status, page.header.Get("Location"))
+		}
+		body, form := answer(url.Values{"ask": {found[1]}, "decision": {"allow"}})
+		k.do(ours, http.MethodPost, pathConsent, body, form, ada)
+		if got := k.do(ours, http.MethodGet, path, "", ada); !strings.Contains(got.header.Get("Location"), "code=") {
+			t.Fatalf("no code: %d %s", got.status, got.body)
+		}
+	}
+}
+
+func TestSessionsEndWithTheMembership(t *testing.T) {
+	k := newKit(t)
+	bob := k.session(ours, "bob")
+	whole, _ := k.tokens(ours, "bob", "*:*")
+	for what, as := range map[string]func(*http.Request){"session": bob, "token": bearer(whole), "the platform's token": bearer(k.jwt("bob"))} {
+		if got := k.do(ours, http.MethodGet, "/permissions", "", as); got.status != http.StatusOK {
+			t.Fatalf("%s at first: %d", what, got.status)
+		}
+	}
+	k.serve(ours, "ada=owner")
+	for what, as := range map[string]func(*http.Request){"session": bob, "token": bearer(whole), "the platform's token": bearer(k.jwt("bob"))} {
+		if got := k.do(ours, http.MethodGet, "/permissions", "", as); got.status != http.StatusUnauthorized && got.status != http.StatusForbidden {
+			t.Errorf("%s after the removal: %d", what, got.status)
+		}
+	}
+	org, _ := k.tenants.Find(ours)
+	eventually(t, "the removal is on disk", func() bool { return !org.Dirty() })
+	k.serve(ours, "ada=owner", "bob=member")
+	for what, as := range map[string]func(*http.Request){"session": bob, "token": bearer(whole)} {
+		if got := k.do(ours, http.MethodGet, "/permissions", "", as); got.status != http.StatusUnauthorized {
+			t.Errorf("%s of the time before: %d", what, got.status)
+		}
+	}
+}
+
+func TestP12_AnAnswerOfAnotherLoginIsRefused(t *testing.T) {
+	k := newKit(t)
+	k.server.provider = newProvider(Login{Issuer: "https://login.example.org", ClientID: "x", UserClaim: "sub"})
+	sealed := func(p pending, life time.Duration) func(*http.Request) {
+		value := must[string](t)(k.server.sealer.seal("login", life, p))
+		return func(r *http.Request) { r.AddCookie(&http.Cookie{Name: "__Host-demiurge-login", Value: value}) }
+	}
+	good := pending{Organization: ours, State: "s1", Nonce: "n", Verifier: "v", Return: "/"}
+	elsewhere := good
+	elsewhere.Organization = theirs
+	for what, c := range map[string]struct {
+		query  string
+		cookie func(*http.Request)
+	}{
+		"no login was begun":        {"state=s1&code=c", func(*http.Request) {}},
+		"another state":             {"state=s2&code=c", sealed(good, time.Minute)},
+		"no state":                  {"code=c", sealed(good, time.Minute)},
+		"two states":                {"state=s1&state=s1&code=c", sealed(good, time.Minute)},
+		"another organization's":    {"state=s1&code=c", sealed(elsewhere, time.Minute)},
+		"too late":                  {"state=s1&code=c", sealed(good, -time.Second)},
+		"another issuer's":          {"state=s1&code=c&iss=https%3A%2F%2Fevil.example", sealed(good, time.Minute)},
+		"no code":                   {"state=s1", sealed(good, time.Minute)},
+		"two codes":                 {"state=s1&code=c&code=d", sealed(good, time.Minute)},
+		"an error":                  {"state=s1&error=access_denied", sealed(good, time.Minute)},
+		"a cookie that was made up": {"state=s1&code=c", func(r *http.Request) { r.AddCookie(&http.Cookie{Name: "__Host-demiurge-login", Value: "AAAA"}) }},
+	} {
+		got := k.do(ours, http.MethodGet, pathCallback+"?"+c.query, "", c.cookie)
+		if got.status == http.StatusSeeOther || got.status < 400 || strings.Contains(got.header.Get("Set-Cookie"), "session") {
+			t.Errorf("%s: %d %v", what, got.status, got.header)
+		}
+	}
+}
+
+func TestP15_NothingSecretIsLogged(t *testing.T) {
+	k := newKit(t)
+	access, refresh := k.tokens(ours, "ada", "*:*")
+	jwt := k.jwt("nobody")
+	for _, token := range []string{access, refresh, jwt, "dma_" + strings.Repeat("x", 43)} {
+		k.do(ours, http.MethodGet, "/permissions", "", bearer(token))
+		k.do(ours, http.MethodPost, "/oauth/clients", `{"name":"`+token+`"}`, bearer(token))
+		k.do(ours, http.MethodPost, "/oauth/token", "grant_type=refresh_token&client_id=x&refresh_token="+token, func(r *http.Request) {
+			r.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+		})
+		k.do(ours, http.MethodGet, pathCallback+"?state=x&code="+token, "")
+	}
+	text := k.log.String()
+	for what, secret := range map[string]string{"access token": access, "refresh token": refresh, "platform's token": jwt} {
+		if strings.Contains(text, secret) {
+			t.Errorf("an %s is in the log", what)
+		}
+	}
+}
