@@ -26,6 +26,7 @@ import (
 type processes struct {
 	b     *testing.B
 	bin   string
+	key   pki.Key // that they share
 	token string
 	all   []*process
 }
@@ -38,14 +39,14 @@ type process struct {
 	admin        *client.Client // asks this one alone, and does not ask again
 }
 
-// startProcesses builds the program and runs n of it as one cluster. Tags are for the build, extra is more of
-// each one's configuration.
-func startProcesses(b *testing.B, n int, tags, extra string) *processes {
-	p := &processes{b: b, bin: filepath.Join(b.TempDir(), "demiurge-coordinator")}
+// startProcesses builds the program and runs n of it as one cluster. Tags are for the build, extra is more lines
+// of each one's configuration.
+func startProcesses(b *testing.B, n int, tags, profile, extra string) *processes {
+	p := &processes{b: b, bin: filepath.Join(b.TempDir(), "demiurge-coordinator"), key: pki.NewKey()}
 	if out, err := exec.Command("go", "build", "-tags", tags, "-o", p.bin, "../cmd/demiurge-coordinator").CombinedOutput(); err != nil {
 		b.Fatalf("%v\n%s", err, out)
 	}
-	key, gossip := pki.NewKey(), make([]string, n)
+	gossip := make([]string, n)
 	for i := range gossip {
 		gossip[i] = strconv.Quote(coordtest.FreeAddr(b))
 	}
@@ -60,12 +61,13 @@ api: {listen: %q, plain: true, rate_limit: 1000000, rate_burst: 1000000}
 cluster: {bootstrap_expect: %d, join: [%s]}
 gossip: {listen: %s}
 log: {level: warn}
-raft: {listen: %q, %s}
-`, c.id, c.dir, address, n, strings.Join(gossip, ", "), gossip[i], coordtest.FreeAddr(b), extra)
+raft: {listen: %q, profile: %s}
+%s
+`, c.id, c.dir, address, n, strings.Join(gossip, ", "), gossip[i], coordtest.FreeAddr(b), profile, extra)
 		if err := errors.Join(
 			os.WriteFile(filepath.Join(c.dir, "c.yaml"), []byte(text), 0o600),
 			os.Mkdir(filepath.Join(c.dir, "data"), 0o700),
-			os.WriteFile(filepath.Join(c.dir, "data", "cluster.key"), []byte(key.Reveal()), 0o600),
+			os.WriteFile(filepath.Join(c.dir, "data", "cluster.key"), []byte(p.key.Reveal()), 0o600),
 		); err != nil {
 			b.Fatal(err)
 		}
@@ -211,7 +213,7 @@ func (p *processes) gone(take func(leader *process)) {
 func BenchmarkLeaderKilled(b *testing.B) {
 	for _, profile := range []string{"default", "fast"} {
 		b.Run(profile, func(b *testing.B) {
-			p := startProcesses(b, 3, "", "profile: "+profile)
+			p := startProcesses(b, 3, "", profile, "")
 			p.gone(func(leader *process) {
 				if err := leader.cmd.Process.Kill(); err != nil {
 					b.Fatal(err)
@@ -224,7 +226,7 @@ func BenchmarkLeaderKilled(b *testing.B) {
 // BenchmarkLeaderStalled measures the same for a leader whose disk hangs: its log is written, and the fsync does not
 // come back. It is the real program, built with failpoints.
 func BenchmarkLeaderStalled(b *testing.B) {
-	p := startProcesses(b, 3, "failpoints", "profile: default")
+	p := startProcesses(b, 3, "failpoints", "default", "")
 	p.gone(func(leader *process) {
 		if err := os.WriteFile(leader.disk, []byte("raft.log.fsync=1h"), 0o600); err != nil {
 			b.Fatal(err)

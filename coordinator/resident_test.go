@@ -76,13 +76,18 @@ func BenchmarkHundredThousandGateways(b *testing.B) {
 }
 
 // rss is the resident memory of a process in MiB.
-func rss(b *testing.B, pid int) float64 {
+func rss(b *testing.B, pid int) float64 { return memory(b, pid, "VmRSS:") }
+
+// peak is the most that it ever was.
+func peak(b *testing.B, pid int) float64 { return memory(b, pid, "VmHWM:") }
+
+func memory(b *testing.B, pid int, which string) float64 {
 	data, err := os.ReadFile(fmt.Sprintf("/proc/%d/status", pid))
 	if err != nil {
 		b.Fatal(err)
 	}
 	for _, line := range strings.Split(string(data), "\n") {
-		if rest, ok := strings.CutPrefix(line, "VmRSS:"); ok {
+		if rest, ok := strings.CutPrefix(line, which); ok {
 			kib, err := strconv.ParseFloat(strings.TrimSuffix(strings.TrimSpace(rest), " kB"), 64)
 			if err != nil {
 				b.Fatal(err)
@@ -90,6 +95,6 @@ func rss(b *testing.B, pid int) float64 {
 			return kib / 1024
 		}
 	}
-	b.Fatal("no VmRSS")
+	b.Fatal("no " + which)
 	return 0
 }

@@ -181,9 +181,10 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		Index: header.Index, Term: header.Term, Size: header.Size,
 	}
 	n.log.Warn("restoring a snapshot over the present state", "saved_by", header.NodeID, "saved_at", header.SavedAt, "index", header.Index)
-	// The library reads f until it answers, so this is waited for whatever ctx says.
+	// The library reads f until it answers, so this is waited for whatever ctx says, and for as long as it takes: its
+	// own time limit is for the whole, and would call a restore that took longer one that was never begun.
 	return n.asLeader(context.WithoutCancel(ctx), "restore the snapshot", func() error {
-		return n.raft.Restore(meta, io.NewSectionReader(f, 0, header.Size), n.opts.WriteTimeout)
+		return n.raft.Restore(meta, io.NewSectionReader(f, 0, header.Size), 0)
 	})
 }
 

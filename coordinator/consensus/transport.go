@@ -19,6 +19,10 @@ const (
 
 	snapshotAlarm  = 3 // snapshots sent to one peer within snapshotWindow that are still normal
 	snapshotWindow = time.Minute
+
+	// turnTime is how long a snapshot waits for the one before it. A peer that hangs while it takes one must not
+	// keep another from ever getting its own.
+	turnTime = time.Minute
 )
 
 // ordered hands every message, heartbeats too, to the library's main loop in the order of arrival.
@@ -30,7 +34,10 @@ type ordered struct {
 	raft.Transport
 	preVote raft.WithPreVote
 	log     hclog.Logger
-	closed  atomic.Bool // nothing is sent any more
+	closed  atomic.Bool   // nothing is sent any more
+	end     chan struct{} // closed with closed
+	once    sync.Once
+	turn    chan struct{} // has a value while a snapshot is sent to a peer
 
 	mu   sync.Mutex
 	sent map[raft.ServerID][]time.Time // when snapshots went to a peer, the last snapshotAlarm+1
@@ -41,7 +48,10 @@ func newOrdered(t raft.Transport, log hclog.Logger) (*ordered, error) {
 	if !ok {
 		return nil, fmt.Errorf("cannot use a Raft transport of type %T: it does not support pre-vote", t)
 	}
-	return &ordered{Transport: t, preVote: pre, log: log, sent: map[raft.ServerID][]time.Time{}}, nil
+	return &ordered{
+		Transport: t, preVote: pre, log: log, sent: map[raft.ServerID][]time.Time{},
+		end: make(chan struct{}), turn: make(chan struct{}, 1),
+	}, nil
 }
 
 // SetHeartbeatHandler implements raft.Transport by ignoring the handler.
@@ -116,12 +126,25 @@ func (p gatedPipeline) AppendEntries(req *raft.AppendEntriesRequest, resp *raft.
 
 // InstallSnapshot implements raft.Transport. A peer that gets one snapshot after the other is caught in a
 // known loop of the library (#697) that only an operator can end.
+//
+// One peer after the other gets its snapshot. A peer answers nothing else until it has taken the whole state over, so
+// if all of them got one at the same time, as after a restore, the leader would hear nobody and step down.
 func (o *ordered) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, req *raft.InstallSnapshotRequest, resp *raft.InstallSnapshotResponse, data io.Reader) error {
 	if err := o.gate(); err != nil {
 		return err
 	}
 	if o.tooMany(id, time.Now()) {
 		o.log.Error("a member keeps needing snapshots; empty its data directory and let it join again", "member", string(id), "per_minute", snapshotAlarm+1)
+	}
+	patience := time.NewTimer(turnTime)
+	defer patience.Stop()
+	select {
+	case o.turn <- struct{}{}:
+		defer func() { <-o.turn }()
+	case <-patience.C:
+		o.log.Warn("sending a snapshot beside another one that takes very long", "member", string(id))
+	case <-o.end:
+		return raft.ErrTransportShutdown
 	}
 	return o.Transport.InstallSnapshot(id, target, req, resp, data)
 }
@@ -140,6 +163,7 @@ func (o *ordered) tooMany(id raft.ServerID, now time.Time) bool {
 // Close implements raft.WithClose: no message comes in or goes out afterwards.
 func (o *ordered) Close() error {
 	o.closed.Store(true)
+	o.once.Do(func() { close(o.end) })
 	var errs []error
 	if c, ok := o.Transport.(raft.WithClose); ok {
 		errs = append(errs, c.Close())

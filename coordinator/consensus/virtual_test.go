@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"sync"
 	"testing"
@@ -18,20 +19,33 @@ import (
 // world is a cluster in virtual time: real nodes with real logs on disk, on a network in memory that can
 // be cut. Only the goroutine of the test changes it.
 type world struct {
-	t     *testing.T
-	dirs  []string
-	nodes []*consensus.Node // nil: down
-	fsms  []*ledger
-	wires []*raft.InmemTransport
+	t         *testing.T
+	dirs      []string
+	nodes     []*consensus.Node // nil: down
+	fsms      []*ledger
+	wires     []*raft.InmemTransport
+	timeout   time.Duration // how long an answer is waited for
+	restoring func()        // called in each restore of a state machine
 
 	mu    sync.Mutex
 	acked map[string]uint64 // command → index
 	taken int               // proposals that may have been taken: acknowledged or unknown
 }
 
-func newWorld(t *testing.T, size int) *world {
+// slow is a state machine that takes its time for a restore.
+type slow struct {
+	*ledger
+	restoring func()
+}
+
+func (s slow) Restore(r io.ReadCloser) error {
+	s.restoring()
+	return s.ledger.Restore(r)
+}
+
+func newWorld(t *testing.T, size int, timeout time.Duration, restoring func()) *world {
 	w := &world{
-		t: t, nodes: make([]*consensus.Node, size), fsms: make([]*ledger, size),
+		t: t, timeout: timeout, restoring: restoring, nodes: make([]*consensus.Node, size), fsms: make([]*ledger, size),
 		wires: make([]*raft.InmemTransport, size), acked: map[string]uint64{},
 	}
 	for range size {
@@ -47,7 +61,7 @@ func address(i int) raft.ServerAddress { return raft.ServerAddress(fmt.Sprintf("
 
 func (w *world) start(i int) {
 	w.t.Helper()
-	_, w.wires[i] = raft.NewInmemTransport(address(i))
+	_, w.wires[i] = raft.NewInmemTransportWithTimeout(address(i), w.timeout)
 	w.fsms[i] = &ledger{}
 	var peers []consensus.Peer
 	for p := range w.nodes {
@@ -55,7 +69,7 @@ func (w *world) start(i int) {
 	}
 	n, err := consensus.Open(consensus.Options{
 		NodeID: string(address(i)), Dir: w.dirs[i], Transport: w.wires[i], Profile: consensus.ProfileDefault,
-		Bootstrap: true, Peers: peers, FSM: w.fsms[i], SegmentSize: 64 << 10,
+		Bootstrap: true, Peers: peers, FSM: slow{w.fsms[i], w.restoring}, SegmentSize: 64 << 10,
 		SnapshotThreshold: 64, TrailingLogs: 16,
 		Fence: func(reason string) { w.t.Errorf("node %d fenced itself: %s", i, reason) },
 	})
@@ -202,7 +216,7 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 	for seed := range uint64(2) {
 		t.Run(fmt.Sprint("seed ", seed), func(t *testing.T) {
 			synctest.Test(t, func(t *testing.T) {
-				w := newWorld(t, 3)
+				w := newWorld(t, 3, 500*time.Millisecond, func() {})
 				w.wire(func(int, int) bool { return true })
 				ctx, cancel := context.WithCancel(context.Background())
 				var clients sync.WaitGroup
@@ -224,4 +238,38 @@ func TestNothingAcknowledgedIsLost(t *testing.T) {
 			})
 		})
 	}
+}
+
+// TestLongRestoreKeepsTheLeader restores a snapshot that takes every member 20 seconds, in which it answers nobody.
+// More than one of them at a time would cost the leader its majority.
+func TestLongRestoreKeepsTheLeader(t *testing.T) {
+	t.Parallel()
+	synctest.Test(t, func(t *testing.T) {
+		w := newWorld(t, 3, time.Minute, func() { time.Sleep(20 * time.Second) })
+		w.wire(func(int, int) bool { return true })
+		var leader *consensus.Node
+		for leader == nil {
+			time.Sleep(100 * time.Millisecond)
+			leader = w.anyLeader()
+		}
+		propose(t, leader, "one")
+		var file buffer
+		if err := leader.SaveSnapshot(context.Background(), &file); err != nil {
+			t.Fatal(err)
+		}
+		propose(t, leader, "two")
+		term := leader.Stats().Term
+		if err := leader.RestoreSnapshot(context.Background(), file.reader()); err != nil {
+			t.Error(err)
+		}
+		w.acked["one"], w.taken = 1, 1
+		w.check()
+		same(t, w.fsms[0].all()[:1], []string{"one"})
+		if now := leader.Stats().Term; now != term || !leader.IsLeader() {
+			t.Errorf("the term is %d, it was %d; leads: %v", now, term, leader.IsLeader())
+		}
+		for i := range w.nodes {
+			w.stop(i)
+		}
+	})
 }
