@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -52,36 +53,67 @@ func transient(err error, format string, args ...any) *failure {
 	return &failure{reason: fmt.Sprintf(format, args...) + ": " + err.Error(), transient: true, err: err}
 }
 
-// stage writes generation n durably under its final name. A half-written one never has that name.
+// stage writes generation n durably under its final name.
 func stage(f fsx.FS, l layout, n uint64, files tree, digest string) error {
+	if err := write(f, l, n, files, digest); err != nil {
+		return err
+	}
+	if err := settle(f, l, n, files); err != nil {
+		_ = f.RemoveAll("nginx.generation.clean", l.generation(n))
+		return err
+	}
+	return nil
+}
+
+// write writes generation n under its final name, which nothing that is half written has unless the machine
+// crashes before settle. Its manifest tells then; and neither journal nor pointer names it before.
+func write(f fsx.FS, l layout, n uint64, files tree, digest string) error {
 	temp := l.generation(n) + ".tmp"
-	fail := func(err error) error {
+	err := writeTree(f, "nginx.generation", temp, files)
+	if err == nil {
+		err = f.Write("nginx.generation.manifest", filepath.Join(temp, manifestName), manifestOf(files, digest).encode(), 0o600)
+	}
+	if err == nil {
+		err = f.Rename("nginx.generation.rename", temp, l.generation(n))
+	}
+	if err != nil {
 		_ = f.RemoveAll("nginx.generation.clean", temp)
 		return fmt.Errorf("cannot write generation %d: %w", n, err)
 	}
-	// One syncfs is cheaper than very many fsyncs, but it waits for everything that anybody has written to
-	// the file system; a small generation does not.
-	each := len(files) <= syncEachUpTo
-	if err := writeTree(f, "nginx.generation", temp, files, each); err != nil {
-		return fail(err)
+	return nil
+}
+
+// settle makes a written generation and its name durable.
+func settle(f fsx.FS, l layout, n uint64, files tree) error {
+	dir := l.generation(n)
+	var err error
+	if len(files) > syncEachUpTo {
+		// One syncfs is cheaper than very many fsyncs, but it waits for everything that anybody has written
+		// to the file system; a small generation does not.
+		err = errors.Join(f.SyncFS("nginx.generation.durable", dir), f.SyncDir("nginx.generation.sync", l.generations()))
+	} else {
+		err = settleEach(f, l, dir, append(files.names(), manifestName))
 	}
-	write, sync := f.Write, f.SyncFS
-	if each {
-		write, sync = f.WriteSync, f.SyncDir
-	}
-	if err := write("nginx.generation.manifest", filepath.Join(temp, manifestName), manifestOf(files, digest).encode(), 0o600); err != nil {
-		return fail(err)
-	}
-	if err := sync("nginx.generation.durable", temp); err != nil {
-		return fail(err)
-	}
-	if err := f.Rename("nginx.generation.rename", temp, l.generation(n)); err != nil {
-		return fail(err)
-	}
-	if err := f.SyncDir("nginx.generation.sync", l.generations()); err != nil {
-		return fail(err)
+	if err != nil {
+		return fmt.Errorf("cannot write generation %d: %w", n, err)
 	}
 	return nil
+}
+
+// settleEach syncs every file and directory of a generation by itself, at the same time: the file system makes
+// them durable together.
+func settleEach(f fsx.FS, l layout, dir string, names []string) error {
+	errs := make([]error, len(names)+3)
+	var group sync.WaitGroup // all end with their file
+	for i, name := range names {
+		group.Go(func() { errs[i] = f.SyncFile("nginx.generation.file", filepath.Join(dir, name)) })
+	}
+	last := errs[len(names):]
+	group.Go(func() { last[0] = f.SyncDir("nginx.generation.sites", filepath.Join(dir, "sites")) })
+	group.Go(func() { last[1] = f.SyncDir("nginx.generation.durable", dir) })
+	group.Go(func() { last[2] = f.SyncDir("nginx.generation.sync", l.generations()) })
+	group.Wait()
+	return errors.Join(errs...)
 }
 
 // try takes one configuration through all steps. On failure the last live content serves, or the
@@ -100,14 +132,8 @@ func (e *Engine) try(ctx context.Context, cfg Config, digest string) error {
 	a := &attempt{n: e.nextNumber(), digest: digest, master: master, begun: e.opts.Now()}
 	a.files = e.r.render(a.n, cfg)
 	e.change(func(st *state) { st.attempted = a.n })
-	if err := stage(e.fs, e.l, a.n, a.files, digest); err != nil {
-		return transient(err, "the disk did not take it")
-	}
-	if err := e.test(ctx, a); err != nil {
-		return errors.Join(err, e.discard(a.n))
-	}
-	if err := e.preflight(a); err != nil {
-		return errors.Join(err, e.discard(a.n))
+	if err := e.prepare(ctx, a); err != nil {
+		return err
 	}
 	unlock, err := fsx.Lock(ctx, e.l.applyLock())
 	if err != nil {
@@ -119,6 +145,27 @@ func (e *Engine) try(ctx context.Context, cfg Config, digest string) error {
 		return err // a proven one that the disk did not take into the journal is finished later
 	}
 	return e.goBack(ctx, a, err)
+}
+
+// prepare writes a generation durably and has it tested; neither needs the other, so they go on beside each
+// other. On failure nothing is left of it.
+func (e *Engine) prepare(ctx context.Context, a *attempt) error {
+	if err := write(e.fs, e.l, a.n, a.files, a.digest); err != nil {
+		return transient(err, "the disk did not take it")
+	}
+	settled := make(chan error, 1)
+	go func() { settled <- settle(e.fs, e.l, a.n, a.files) }() // received below
+	err := e.test(ctx, a)
+	if err == nil {
+		err = e.preflight(a)
+	}
+	if lost := <-settled; lost != nil { // whatever nginx says of it
+		err = transient(lost, "the disk did not take it")
+	}
+	if err != nil {
+		return errors.Join(err, e.discard(a.n))
+	}
+	return nil
 }
 
 // nextNumber reserves a number that no file has ever borne.

@@ -9,7 +9,6 @@ import (
 	"regexp"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 )
@@ -111,26 +110,15 @@ func readGeneration(f fsx.FS, dir string) (tree, manifest, error) {
 	return t, m, nil
 }
 
-// writeTree writes the files of a generation into a new directory, each durable by itself if asked for.
-func writeTree(f fsx.FS, label, dir string, t tree, durable bool) error {
+// writeTree writes the files of a generation into a new directory.
+func writeTree(f fsx.FS, label, dir string, t tree) error {
 	if err := f.MkdirAll(label+".mkdir", filepath.Join(dir, "sites"), 0o700); err != nil {
 		return err
 	}
-	if !durable {
-		for _, name := range t.names() {
-			if err := f.Write(label+".write", filepath.Join(dir, name), t[name], 0o600); err != nil {
-				return err
-			}
+	for _, name := range t.names() {
+		if err := f.Write(label+".write", filepath.Join(dir, name), t[name], 0o600); err != nil {
+			return err
 		}
-		return nil
 	}
-	// At the same time: the file system makes them durable together.
-	names := t.names()
-	errs := make([]error, len(names))
-	var group sync.WaitGroup // all end with their file
-	for i, name := range names {
-		group.Go(func() { errs[i] = f.WriteSync(label+".write", filepath.Join(dir, name), t[name], 0o600) })
-	}
-	group.Wait()
-	return errors.Join(append(errs, f.SyncDir(label+".sites", filepath.Join(dir, "sites")))...)
+	return nil
 }

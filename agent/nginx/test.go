@@ -137,7 +137,7 @@ func (e *Engine) scratchTest(ctx context.Context, master process, cfg Config) (r
 	if err := e.fs.RemoveAll("nginx.scratch.clear", e.l.scratch()); err != nil {
 		return "", transient(err, "cannot look for the refused part")
 	}
-	if err := writeTree(e.fs, "nginx.scratch", e.l.scratch(), e.r.renderTo("scratch", 0, cfg), false); err != nil {
+	if err := writeTree(e.fs, "nginx.scratch", e.l.scratch(), e.r.renderTo("scratch", 0, cfg)); err != nil {
 		return "", transient(err, "cannot look for the refused part")
 	}
 	err = e.nginxTest(ctx, master, "scratch/http.conf")

@@ -26,6 +26,8 @@ type FS interface {
 	Write(label, path string, data []byte, perm fs.FileMode) error
 	// WriteSync is Write, then fsync of the file.
 	WriteSync(label, path string, data []byte, perm fs.FileMode) error
+	// SyncFile makes a file that was written durable, as it is now.
+	SyncFile(label, path string) error
 	// SyncDir makes the entries of a directory durable.
 	SyncDir(label, path string) error
 	// SyncFS makes everything written so far to the file system of path durable.

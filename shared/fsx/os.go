@@ -135,27 +135,33 @@ func (o *OS) write(label, path string, data []byte, perm fs.FileMode, sync bool)
 	return errors.Join(err, file.Close())
 }
 
+// SyncFile implements FS.
+func (o *OS) SyncFile(label, path string) error {
+	return o.opened(label, path, (*os.File).Sync)
+}
+
 // SyncDir implements FS.
 func (o *OS) SyncDir(label, path string) error {
-	return o.withDir(label, path, (*os.File).Sync)
+	return o.opened(label, path, (*os.File).Sync)
 }
 
 // SyncFS implements FS.
 func (o *OS) SyncFS(label, path string) error {
-	return o.withDir(label, path, func(dir *os.File) error { return unix.Syncfs(int(dir.Fd())) })
+	return o.opened(label, path, func(dir *os.File) error { return unix.Syncfs(int(dir.Fd())) })
 }
 
-func (o *OS) withDir(label, path string, do func(*os.File) error) error {
+// opened does something with a file or directory.
+func (o *OS) opened(label, path string, do func(*os.File) error) error {
 	failpoint.Hit(label)
 	r, name, err := o.below(path)
 	if err != nil {
 		return err
 	}
-	dir, err := r.Open(name)
+	file, err := r.Open(name)
 	if err != nil {
 		return err
 	}
-	return errors.Join(do(dir), dir.Close())
+	return errors.Join(do(file), file.Close())
 }
 
 // Symlink implements FS.

@@ -193,6 +193,14 @@ func (f *Faulty) WriteSync(label, path string, data []byte, perm fs.FileMode) er
 	return f.inner.WriteSync(label, path, data, perm)
 }
 
+// SyncFile implements fsx.FS.
+func (f *Faulty) SyncFile(label, path string) error {
+	if _, err := f.before(label, other); err != nil {
+		return err
+	}
+	return f.inner.SyncFile(label, path)
+}
+
 // SyncDir implements fsx.FS.
 func (f *Faulty) SyncDir(label, path string) error {
 	if _, err := f.before(label, other); err != nil {
