@@ -151,7 +151,7 @@ func TestKilledAtEveryStep(t *testing.T) {
 	h.c.WaitPhase(t, g, api.PhaseReady, incarnation)
 	p.kill()
 	for _, label := range []string{
-		"journal.append", "reconcile.activate", "reconcile.route", "nginx.route.rename", "reconcile.verify", "journal.sync",
+		"journal.append", "reconcile.activate", "reconcile.route", "nginx.route.symlink", "reconcile.verify", "journal.sync",
 	} {
 		p := h.run(label)
 		org := id.NewOrganization()

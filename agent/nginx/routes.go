@@ -139,12 +139,16 @@ func (r *routes) load() error {
 	return nil
 }
 
-// place makes the link of an organization lead to a target, in one rename.
+// place makes the link of an organization lead to a target: a new one at once, one that is there in one rename.
 func (r *routes) place(org id.Organization, t Target) error {
 	if err := r.makeSlot(t); err != nil {
 		return err
 	}
-	return fsx.SymlinkAtomic(r.fs, "nginx.route", link(t), r.l.route(org))
+	err := r.fs.Symlink("nginx.route.symlink", link(t), r.l.route(org))
+	if errors.Is(err, fs.ErrExist) {
+		return fsx.SymlinkAtomic(r.fs, "nginx.route", link(t), r.l.route(org))
+	}
+	return err
 }
 
 // remove takes the link away.

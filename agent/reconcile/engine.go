@@ -53,6 +53,8 @@ type Engine struct {
 	mismatch string       // why frames are not followed; empty: they are
 	cleaned  bool         // leftovers were looked for
 	clean    chan struct{}
+	shortest time.Duration // lease of an actor, if leased
+	leased   bool          // shortest is what the actors have
 }
 
 // New makes an engine of what the journal knows. Nothing happens before Run.
@@ -279,12 +281,13 @@ func (e *Engine) assign(g api.GatewayAssignment) (id.Gateway, error) {
 	switch {
 	case a != nil:
 		e.stale = e.stale || a.maxBody() != w.Limits.BodyBytes
+		e.leased = e.leased && a.lease() == time.Duration(w.Lease)
 		a.want(w)
 	case w.Target == api.TargetGone: // said again, because the last report of it was lost
 		e.o.Sink.Observe(api.Observation{Gateways: []api.GatewayReport{goneReport(gw, w.Incarnation)}})
 	default:
 		a = newActor(e.o, journal.Entry{Gateway: journal.Gateway{Gateway: gw, Wanted: w.Wanted}}, w)
-		e.actors[gw], e.stale = a, true
+		e.actors[gw], e.stale, e.leased = a, true, false
 		if e.spawn != nil {
 			e.spawn(a)
 		}
@@ -330,6 +333,7 @@ func (e *Engine) left(a *actor) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	delete(e.actors, a.id)
+	e.leased = false
 	e.setSlots()
 }
 

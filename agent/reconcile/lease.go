@@ -130,12 +130,22 @@ func (e *Engine) assigned(index uint64) {
 func (e *Engine) Leases() (shortest time.Duration) {
 	e.mu.Lock()
 	defer e.mu.Unlock()
+	return e.shortestLease()
+}
+
+// shortestLease is Leases; mu is held. Everything that is said to a coordinator asks for it, and hundreds of
+// gateways have the same one, so it is counted only after a change.
+func (e *Engine) shortestLease() time.Duration {
+	if e.leased {
+		return e.shortest
+	}
+	e.shortest, e.leased = 0, true
 	for _, a := range e.actors {
-		if l := a.lease(); l > 0 && (shortest == 0 || l < shortest) {
-			shortest = l
+		if l := a.lease(); l > 0 && (e.shortest == 0 || l < e.shortest) {
+			e.shortest = l
 		}
 	}
-	return shortest
+	return e.shortest
 }
 
 // watchLease tells the actors when their lease ends and when it goes on.
@@ -160,6 +170,9 @@ func (e *Engine) lookAtLeases(before map[time.Duration]bool) (now map[time.Durat
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	now = map[time.Duration]bool{}
+	if e.shortestLease() == 0 {
+		return now
+	}
 	for _, a := range e.actors {
 		l := a.lease()
 		if l == 0 {

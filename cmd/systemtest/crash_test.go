@@ -105,7 +105,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 	}
 	for _, needed := range []string{
 		"nginx.generation.rename", "nginx.test", "nginx.journal.candidate.rename", "nginx.fence.link", "nginx.pointer.rename", "nginx.hup",
-		"nginx.fence.answer", "nginx.fence.refuse", "nginx.canary", "nginx.journal.live.rename", "nginx.route.rename", "journal.append:1",
+		"nginx.fence.answer", "nginx.fence.refuse", "nginx.canary", "nginx.journal.live.rename", "nginx.route.symlink", "journal.append:1",
 		"reconcile.activate", "reconcile.route", "reconcile.verify", "reconcile.unroute", "reconcile.deactivate", "reconcile.wipe",
 		"propose.reserve.before", "propose.reserve.after", "propose.confirm.before", "propose.confirm.after", "propose.release.before",
 		"propose.release.after", "propose.observe_host.before", "propose.create_gateways.after",
