@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -27,9 +28,30 @@ type latencies struct {
 // refilled and nothing is released meanwhile: starting 100 processes a second is another measurement, and
 // takes both cores by itself. It prints the medians of five such rounds, and the resident memory of the
 // programs after them.
-func BenchmarkFirstByte(b *testing.B) {
+func BenchmarkFirstByte(b *testing.B) { benchmarkFirstByte(b, shortDir(b)) }
+
+// BenchmarkFirstByteAsInstalled is the same with the run directory in memory, where /run of an installed system
+// is. What must survive stays on the disk.
+func BenchmarkFirstByteAsInstalled(b *testing.B) {
+	run, err := os.MkdirTemp("/dev/shm", "dm")
+	if err != nil {
+		b.Fatal(err)
+	}
+	b.Cleanup(func() { _ = os.RemoveAll(run) })
+	dir := shortDir(b)
+	// As demiurge dev leaves a directory of its own, with the one below it elsewhere.
+	if err := os.WriteFile(filepath.Join(dir, "demiurge-dev"), []byte("demiurge dev 1\n"), 0o600); err != nil {
+		b.Fatal(err)
+	}
+	if err := os.Symlink(run, filepath.Join(dir, "run")); err != nil {
+		b.Fatal(err)
+	}
+	benchmarkFirstByte(b, dir)
+}
+
+func benchmarkFirstByte(b *testing.B, dir string) {
 	const gateways, rounds = 200, 5
-	s := start(b, setup{flavor: plain, gateways: gateways})
+	s := start(b, setup{flavor: plain, gateways: gateways, dir: dir})
 	most, none := gateways, 0
 	if _, err := s.client.PutPool(b.Context(), "default", api.PutPool{MinReady: &none, Max: &most}); err != nil {
 		b.Fatal(err)
