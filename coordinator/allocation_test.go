@@ -33,6 +33,7 @@ func seconds(n int) *api.Duration {
 }
 
 func TestAStartIsServedAndAStopRecycles(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 3)
@@ -72,6 +73,7 @@ func TestAStartIsServedAndAStopRecycles(t *testing.T) {
 }
 
 func TestA1_ConcurrentStartsOfOneOrganizationGiveOneAllocation(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 5)
@@ -96,6 +98,7 @@ func TestA1_ConcurrentStartsOfOneOrganizationGiveOneAllocation(t *testing.T) {
 }
 
 func TestA2_TheUndoOfOneStartLeavesAnotherAlone(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	orgs := c.Organizations(2)
 	agent := c.Agent("h1", 10, coordtest.Script{Fail: func(step, org string) string {
@@ -121,6 +124,7 @@ func TestA2_TheUndoOfOneStartLeavesAnotherAlone(t *testing.T) {
 }
 
 func TestA3_AStopOfAnOldAllocationEndsNothing(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 1)
@@ -143,6 +147,7 @@ func TestA3_AStopOfAnOldAllocationEndsNothing(t *testing.T) {
 }
 
 func TestA4_ACrashDuringAStartLeavesNothingHalfDone(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 10, coordtest.Script{Hold: func(string) bool { return true }})
 	c.Pool("default", 1)
@@ -164,6 +169,7 @@ func TestA4_ACrashDuringAStartLeavesNothingHalfDone(t *testing.T) {
 }
 
 func TestA5_AGatewayThatFailsIsRecycledAndThenRetired(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	c.Agent("h1", 10, coordtest.Script{Fail: func(step, _ string) string {
 		if step == api.StepVerify {
@@ -199,6 +205,7 @@ func TestA5_AGatewayThatFailsIsRecycledAndThenRetired(t *testing.T) {
 }
 
 func TestA6_AnOrganizationWithAGatewayIsNotDeleted(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 1)
@@ -217,6 +224,7 @@ func TestA6_AnOrganizationWithAGatewayIsNotDeleted(t *testing.T) {
 }
 
 func TestA7_AnAllocatedOrganizationIsAnsweredAfterALook(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 1)
@@ -242,6 +250,7 @@ func TestA7_AnAllocatedOrganizationIsAnsweredAfterALook(t *testing.T) {
 }
 
 func TestFiveHundredStartsForFiftyOrganizations(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 100, coordtest.Script{})
 	c.Pool("default", 40)
@@ -299,6 +308,7 @@ func TestFiveHundredStartsForFiftyOrganizations(t *testing.T) {
 }
 
 func TestWaitingInLine(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 1)
@@ -347,6 +357,7 @@ func TestWaitingInLine(t *testing.T) {
 }
 
 func TestACallerThatLeavesTheLineGivesUpItsPlace(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 1)
@@ -373,6 +384,7 @@ func TestACallerThatLeavesTheLineGivesUpItsPlace(t *testing.T) {
 }
 
 func TestAnActivationThatHangsIsUndoneAtItsDeadline(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 10, coordtest.Script{Hold: func(string) bool { return true }})
 	c.Pool("default", 1)
@@ -389,6 +401,7 @@ func TestAnActivationThatHangsIsUndoneAtItsDeadline(t *testing.T) {
 }
 
 func TestAnAllocationWithATimeToLiveEndsByItself(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 1)
@@ -407,6 +420,7 @@ func TestAnAllocationWithATimeToLiveEndsByItself(t *testing.T) {
 }
 
 func TestABatchIsOneEntryWithAnAnswerEach(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 3)
@@ -430,6 +444,7 @@ func TestABatchIsOneEntryWithAnAnswerEach(t *testing.T) {
 }
 
 func TestASilentHostGetsNothingNew(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 2)
@@ -450,6 +465,7 @@ func TestASilentHostGetsNothingNew(t *testing.T) {
 }
 
 func TestGatewaysThatDoNotStartOpenTheBreaker(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	agent := c.Agent("h1", 10, coordtest.Script{Broken: func(string) bool { return true }})
 	size := 2

@@ -136,6 +136,7 @@ func (a *audited) ready() string {
 // TestEveryChangingCallIsAnEvent: whatever the API can be asked to change, the events tell who asked, and from
 // where. The calls come from the document, so that a new one cannot be forgotten here.
 func TestEveryChangingCallIsAnEvent(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	a := &audited{t: t, c: c}
 	a.operations()

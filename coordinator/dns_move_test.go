@@ -16,6 +16,7 @@ import (
 // TestNamesFollowTheHost: an organization's name leads to what serves it: to the old host until the new one is
 // confirmed, and to the new one at once where the old one is lost.
 func TestNamesFollowTheHost(t *testing.T) {
+	t.Parallel()
 	store := state.New()
 	machine, index := fsm.New(store, nil), uint64(0)
 	meta := command.Meta{At: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC), Actor: "test"}

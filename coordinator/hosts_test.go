@@ -107,6 +107,7 @@ func (s *hosts) unmoved(names ...string) {
 // A machine dies: its gossip ends and its connection stays open and silent, as that of a machine without
 // power does. The pool says so, the question down the connection confirms it. Then it is back.
 func TestADeadHostIsLost(t *testing.T) {
+	t.Parallel()
 	s := startHosts(t, 1, "h1", "h2", "h3")
 	s.agents[0].Die()
 	s.awaitState("h1", api.HostLost)
@@ -122,6 +123,7 @@ func TestADeadHostIsLost(t *testing.T) {
 
 // The gossip does not reach a host any more, its connection does: it answers the question, and goes on.
 func TestTheEndOfTheGossipAloneMovesNothing(t *testing.T) {
+	t.Parallel()
 	s := startHosts(t, 1, "h1", "h2")
 	s.agents[0].StopGossip()
 	s.awaitMember("h1", "failed")
@@ -149,6 +151,7 @@ func (s *hosts) index() uint64 {
 // The connection of a host ends, its gossip goes on: nothing new is placed there after a while, and that is
 // all, until the connection is back.
 func TestTheEndOfTheConnectionAloneMovesNothing(t *testing.T) {
+	t.Parallel()
 	s := startHosts(t, 1, "h1", "h2")
 	s.agents[0].StopStream()
 	s.awaitState("h1", api.HostSilent)
@@ -163,6 +166,7 @@ func TestTheEndOfTheConnectionAloneMovesNothing(t *testing.T) {
 // A machine that is switched off in good order says so, over its connection and to the pool. It does not
 // count as alive for as long as a dead agent on a living machine does.
 func TestASwitchedOffHostIsLostAtOnce(t *testing.T) {
+	t.Parallel()
 	s := startHosts(t, 1, "h1", "h2")
 	if err := s.agents[0].Farewell(within(t)); err != nil {
 		t.Fatal(err)
@@ -182,6 +186,7 @@ func TestASwitchedOffHostIsLostAtOnce(t *testing.T) {
 // Somebody who has a key of the gossip takes the name of a host. While the host is in the gossip the name is
 // taken; when it is not, what the pool says of the name is not believed: it costs questions, and no move.
 func TestAForgedHostMovesNothing(t *testing.T) {
+	t.Parallel()
 	s := startHosts(t, 1, "h1", "h2")
 	access := s.agents[0].Access()
 	rogue := coordtest.Stranger(t, s.Cluster(), "h1", access)
@@ -216,6 +221,7 @@ func TestAForgedHostMovesNothing(t *testing.T) {
 // A new leader has the pool's word on every host at once, and takes nobody for lost because the connections
 // are not back yet. A host that died with the leader is found by the new one.
 func TestANewLeaderIsNotBlind(t *testing.T) {
+	t.Parallel()
 	s := startHosts(t, 3, "h1", "h2", "h3")
 	s.Leader().Stop()
 	next := s.Leader()
@@ -233,6 +239,7 @@ func TestANewLeaderIsNotBlind(t *testing.T) {
 
 // An agent that was away while the gossip key was rotated is told the new one when it is back.
 func TestAnAgentThatWasAwayIsToldTheKey(t *testing.T) {
+	t.Parallel()
 	s := startHosts(t, 1, "h1", "h2")
 	s.agents[0].StopStream()
 	s.agents[0].StopGossip()

@@ -117,6 +117,7 @@ func (f *estate) served() bool {
 // TestLostHostsOrganizationsAreServedElsewhere: everything that a host served is active on others, at a higher
 // epoch; when the host comes back, it gives up what it still serves, and its gateways are of use again.
 func TestLostHostsOrganizationsAreServedElsewhere(t *testing.T) {
+	t.Parallel()
 	f := startEstate(t, 3, 3)
 	f.pool("serve", 8, 60)
 	before := f.start(12)
@@ -171,6 +172,7 @@ func TestLostHostsOrganizationsAreServedElsewhere(t *testing.T) {
 // TestLostHostWithoutAnotherGateway: what the pool has no gateway for waits, and is served as soon as a host
 // joins that can hold some; nothing is lost.
 func TestLostHostWithoutAnotherGateway(t *testing.T) {
+	t.Parallel()
 	f := startEstate(t, 1, 1)
 	f.pool("serve", 1, 20)
 	before := f.start(4)
@@ -187,6 +189,7 @@ func TestLostHostWithoutAnotherGateway(t *testing.T) {
 // TestHostComesBackWhileItsOrganizationsMove: what has got another gateway has moved, what has not stays. Each is
 // served by one gateway in the end.
 func TestHostComesBackWhileItsOrganizationsMove(t *testing.T) {
+	t.Parallel()
 	f := startEstate(t, 1, 2)
 	if err := f.cordon("h2"); err != nil {
 		t.Fatal(err)
@@ -215,6 +218,7 @@ func (f *estate) cordon(host string) error {
 // TestMigrate: the organization is served elsewhere, the old gateway is made afresh, a repeated request is the
 // same one, and what cannot be says why.
 func TestMigrate(t *testing.T) {
+	t.Parallel()
 	f := startEstate(t, 1, 3)
 	f.pool("serve", 6, 20)
 	var a api.Allocation
@@ -280,6 +284,7 @@ func TestMigrate(t *testing.T) {
 // TestDrain: a host is emptied while its organizations are served all the time, and nothing is placed there until
 // it is uncordoned.
 func TestDrain(t *testing.T) {
+	t.Parallel()
 	f := startEstate(t, 1, 3)
 	f.pool("serve", 4, 60)
 	before := f.start(20)
@@ -312,6 +317,7 @@ func TestDrain(t *testing.T) {
 // TestDrainThatCannotBe: what no other host takes stays and is served, the deadline says so, force takes it off,
 // and uncordon ends the drain.
 func TestDrainThatCannotBe(t *testing.T) {
+	t.Parallel()
 	f := startEstate(t, 1, 1)
 	f.pool("serve", 1, 20)
 	before := f.start(3)
@@ -348,6 +354,7 @@ func TestDrainThatCannotBe(t *testing.T) {
 
 // TestCutOffHostOfAFencedPool: nothing is served elsewhere before the host's lease is over.
 func TestCutOffHostOfAFencedPool(t *testing.T) {
+	t.Parallel()
 	f := startEstate(t, 1, 2)
 	f.pool("stop", 6, 20)
 	before := f.start(4)
@@ -373,6 +380,7 @@ func TestCutOffHostOfAFencedPool(t *testing.T) {
 
 // TestTwoHostsAreLost: also those that were on their way to the second one are served in the end.
 func TestTwoHostsAreLost(t *testing.T) {
+	t.Parallel()
 	f := startEstate(t, 1, 3)
 	f.pool("serve", 6, 60)
 	before := f.start(9)

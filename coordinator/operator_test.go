@@ -16,6 +16,7 @@ import (
 
 // TestOperatorOfThree goes through what an operator does with a cluster, each call through a follower.
 func TestOperatorOfThree(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
 	ctx := within(t)
 	put := func() string {
@@ -128,6 +129,7 @@ func TestOperatorOfThree(t *testing.T) {
 
 // TestRemovingACoordinator: not a living one, not below quorum; a dead one with its place in the gossip.
 func TestRemovingACoordinator(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
 	ctx := within(t)
 	down := s.Followers()[0]

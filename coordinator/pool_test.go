@@ -11,6 +11,7 @@ import (
 
 // A maximum that is lowered ends ready gateways, and none that serves.
 func TestALoweredMaximumEndsWhatIsReady(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 5)

@@ -17,6 +17,7 @@ import (
 // TestRecoverFromLostQuorum: two of three coordinators are lost for good. The third goes on with everything
 // that was acknowledged, and two new ones join it.
 func TestRecoverFromLostQuorum(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
 	ctx := within(t)
 	var orgs []string

@@ -21,6 +21,7 @@ import (
 )
 
 func TestSecurityAgentsCertificateOnTheRaftPort(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 1)
 	node := s.Nodes[0]
 	live := coordtest.Join(t, node.Admin, "h1", node.Config.API.Listen)
@@ -44,6 +45,7 @@ func TestSecurityAgentsCertificateOnTheRaftPort(t *testing.T) {
 
 // TestSecurityWrongCAPin: a host whose token names another CA tells nobody its token.
 func TestSecurityWrongCAPin(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	made, err := c.Admin.CreateJoinToken(c.Context(), api.CreateJoinToken{Role: "agent"})
 	if err != nil {
@@ -62,6 +64,7 @@ func TestSecurityWrongCAPin(t *testing.T) {
 }
 
 func TestSecurityDeletedHostIsRefusedAtOnce(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	ctx := c.Context()
 	live := coordtest.Join(t, c.Admin, "h1", c.Address())
@@ -88,6 +91,7 @@ func TestSecurityDeletedHostIsRefusedAtOnce(t *testing.T) {
 
 // TestAgentsAreHeardThroughFollowers: the leader decides about a certificate that another coordinator saw.
 func TestAgentsAreHeardThroughFollowers(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
 	leader, follower := s.Leader(), s.Followers()[0]
 	ctx, cancel := context.WithTimeout(context.Background(), coordtest.Patience)
@@ -136,6 +140,7 @@ func TestAgentsAreHeardThroughFollowers(t *testing.T) {
 
 // TestCoordinatorJoins: with a join token a new coordinator gets what it needs, once.
 func TestCoordinatorJoins(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	made, err := c.Admin.CreateJoinToken(c.Context(), api.CreateJoinToken{Role: "coordinator", Name: "c2"})
 	if err != nil {
@@ -180,6 +185,7 @@ func TestCoordinatorJoins(t *testing.T) {
 
 // TestTLSIsForPeopleToo: an ordinary HTTPS client with the CA in its hands reaches the API.
 func TestTLSIsForPeopleToo(t *testing.T) {
+	t.Parallel()
 	c := coordtest.Start(t)
 	people, err := client.New(client.Options{Addresses: []string{"https://" + c.Address()}, Token: c.Token, CACert: filepath.Join(c.DataDir(), "ca.pem")})
 	if err != nil {
@@ -191,6 +197,7 @@ func TestTLSIsForPeopleToo(t *testing.T) {
 }
 
 func TestPlainHTTPIsForLoopbackOnly(t *testing.T) {
+	t.Parallel()
 	for listen, ok := range map[string]bool{"127.0.0.1:7400": true, "[::1]:7400": true, "0.0.0.0:7400": false, "192.0.2.1:7400": false, "localhost:7400": false, ":7400": false} {
 		cfg := coordinator.DefaultConfig()
 		cfg.NodeID, cfg.Domain = "c1", "example.org"

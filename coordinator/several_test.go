@@ -36,6 +36,7 @@ func makeReady(t *testing.T, s *coordtest.Several, size int) {
 
 // TestAnyCoordinatorTakesAnyCall: followers pass calls on, and what was done through one is seen through all.
 func TestAnyCoordinatorTakesAnyCall(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
 	ctx := within(t)
 	s.Agent("h1", 10, coordtest.Script{})
@@ -75,6 +76,7 @@ func TestAnyCoordinatorTakesAnyCall(t *testing.T) {
 // TestFollowersBelieveNoCallersAddress: the address in an event is the caller's, whoever it asked, and what
 // a caller says of it does not count.
 func TestFollowersBelieveNoCallersAddress(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
 	ctx := within(t)
 	follower := s.Followers()[0]
@@ -111,6 +113,7 @@ func TestFollowersBelieveNoCallersAddress(t *testing.T) {
 // TestLeaderIsLost: another coordinator leads, nothing that was acknowledged is lost, the agents find the
 // new leader, and the former one comes back as a follower.
 func TestLeaderIsLost(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
 	ctx := within(t)
 	s.Agent("h1", 10, coordtest.Script{})
@@ -146,6 +149,7 @@ func TestLeaderIsLost(t *testing.T) {
 
 // TestCoordinatorIsReplaced: one that joins is brought in, and one that is removed is out.
 func TestCoordinatorIsReplaced(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 1)
 	ctx := within(t)
 	org := string(id.NewOrganization())
@@ -176,6 +180,7 @@ func TestCoordinatorIsReplaced(t *testing.T) {
 // TestFollowersBelieveNoCallersIdentity: a caller without a certificate is not a host's agent because it
 // says so in the header by which coordinators tell each other, whomever it asks.
 func TestFollowersBelieveNoCallersIdentity(t *testing.T) {
+	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
 	ctx := within(t)
 	s.Agent("h1", 1, coordtest.Script{})

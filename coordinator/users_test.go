@@ -21,6 +21,7 @@ import (
 // TestUsersAreHeardThroughFollowers: whichever coordinator a user asks, the leader looks at the token and at
 // who is a member, so a removal that was answered counts everywhere.
 func TestUsersAreHeardThroughFollowers(t *testing.T) {
+	t.Parallel()
 	key := usertokentest.NewKey(t, "k1")
 	issuer := usertokentest.File(t, key)
 	s := coordtest.StartSeveral(t, 3, func(c *coordinator.Config) { c.Auth.Issuers = []usertoken.Issuer{issuer} })
@@ -69,6 +70,7 @@ func TestUsersAreHeardThroughFollowers(t *testing.T) {
 }
 
 func TestAKeyFileThatIsMissingIsNamed(t *testing.T) {
+	t.Parallel()
 	cfg := coordinator.DefaultConfig()
 	cfg.NodeID, cfg.DataDir, cfg.Domain = "c1", t.TempDir(), "example.org"
 	cfg.API.Listen = "127.0.0.1:0"

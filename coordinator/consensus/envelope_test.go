@@ -23,6 +23,7 @@ func smallEnvelope(t *testing.T) []byte {
 }
 
 func TestEnvelopeDetectsEveryFlip(t *testing.T) {
+	t.Parallel()
 	good := smallEnvelope(t)
 	var payload bytes.Buffer
 	if h, err := readEnvelope(bytes.NewReader(good), &payload); err != nil || h.Index != 7 || payload.String() != "the state of a small cluster" {

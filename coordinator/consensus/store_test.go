@@ -32,6 +32,7 @@ func newMemory() memory { return memory{raft.NewInmemStore()} }
 
 // TestWatchdogCountsLooks: a process that was stopped (its clock went on) has used up one look only.
 func TestWatchdogCountsLooks(t *testing.T) {
+	t.Parallel()
 	g := newGuard(newMemory(), time.Second, func(string) {})
 	inside, finish, done := make(chan struct{}), make(chan struct{}), make(chan error)
 	go func() { // received from below
@@ -60,6 +61,7 @@ func TestWatchdogCountsLooks(t *testing.T) {
 }
 
 func TestFenceFallsOnce(t *testing.T) {
+	t.Parallel()
 	var mu sync.Mutex
 	var reasons []string
 	g := newGuard(newMemory(), time.Second, func(r string) {
@@ -78,6 +80,7 @@ func TestFenceFallsOnce(t *testing.T) {
 }
 
 func TestEntriesAreChecked(t *testing.T) {
+	t.Parallel()
 	store := newMemory()
 	g := newGuard(store, time.Second, func(string) {})
 	entry := &raft.Log{Index: 1, Term: 2, Type: raft.LogCommand, Data: []byte("abc")}
@@ -117,6 +120,7 @@ func TestEntriesAreChecked(t *testing.T) {
 
 // TestVoteIsOneRecord crashes after each half of a vote: the library writes the term, then the candidate.
 func TestVoteIsOneRecord(t *testing.T) {
+	t.Parallel()
 	store := newMemory()
 	restarted := func() *stable { return &stable{guard: newGuard(store, time.Second, func(string) {})} }
 	vote := func(s *stable, halves int, term uint64, candidate string) {
@@ -167,6 +171,7 @@ func TestVoteIsOneRecord(t *testing.T) {
 }
 
 func TestRefusalsNameTheCause(t *testing.T) {
+	t.Parallel()
 	d := &dataDir{path: "/data"}
 	for want, cause := range map[string]error{
 		"/data: its disk is full":                        syscall.ENOSPC,
@@ -182,6 +187,7 @@ func TestRefusalsNameTheCause(t *testing.T) {
 }
 
 func TestLatencies(t *testing.T) {
+	t.Parallel()
 	var l latencies
 	if p50, p99, n := l.quantiles(); p50 != 0 || p99 != 0 || n != 0 {
 		t.Errorf("without samples: %v %v %d", p50, p99, n)

@@ -76,6 +76,7 @@ func openNothing(t *testing.T, change func(*Options)) *Node {
 // TestHeartbeatsStayInOrder fails when the library is given a transport that passes its heartbeat handler
 // on: hashicorp/raft #695. The handler may come back only when a release of the library fixes it.
 func TestHeartbeatsStayInOrder(t *testing.T) {
+	t.Parallel()
 	fake := newListening()
 	openNothing(t, func(o *Options) { o.Transport = fake })
 	if fake.handlers != 0 {
@@ -93,6 +94,7 @@ func TestHeartbeatsStayInOrder(t *testing.T) {
 }
 
 func TestClosedTransportSendsNothing(t *testing.T) {
+	t.Parallel()
 	fake := newListening()
 	o, err := newOrdered(fake, hclog.NewNullLogger())
 	if err != nil {
@@ -137,6 +139,7 @@ func TestClosedTransportSendsNothing(t *testing.T) {
 type bare struct{ raft.Transport }
 
 func TestTransportNeedsPreVote(t *testing.T) {
+	t.Parallel()
 	_, err := Open(Options{NodeID: "c1", Dir: t.TempDir(), FSM: nothing{}, Transport: bare{newListening()}})
 	if err == nil {
 		t.Fatal("a transport without pre-vote was taken")
@@ -144,6 +147,7 @@ func TestTransportNeedsPreVote(t *testing.T) {
 }
 
 func TestTooManySnapshots(t *testing.T) {
+	t.Parallel()
 	o, err := newOrdered(newListening(), hclog.NewNullLogger())
 	if err != nil {
 		t.Fatal(err)

@@ -121,6 +121,7 @@ func (r *relay) pipe(in net.Conn) {
 // there for that. All members share this process here: one that was kept off the processors for longer than
 // a probe may take has no right to an answer in time, so such a try proves nothing, and is repeated.
 func TestLossKillsNobody(t *testing.T) {
+	t.Parallel()
 	const tries, stall = 5, 100 * time.Millisecond
 	for try := range tries {
 		failed, stalled := lossy(t, uint64(try))

@@ -21,6 +21,7 @@ import (
 func contains(s, part string) bool { return strings.Contains(s, part) }
 
 func TestMembersKnowEachOther(t *testing.T) {
+	t.Parallel()
 	p := newPool(t)
 	o := p.options("c1")
 	o.Role, o.Host, o.Tags = gossip.RoleCoordinator, "", map[string]string{"raft": "127.0.0.1:7001"}
@@ -198,6 +199,7 @@ func TestStartingAnewIsNotFlapping(t *testing.T) {
 }
 
 func TestThirtyTwoMembers(t *testing.T) {
+	t.Parallel()
 	p := newPool(t)
 	const count = 32
 	nodes := make([]*gossip.Node, count)

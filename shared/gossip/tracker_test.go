@@ -20,6 +20,7 @@ import (
 // What is told of one member, seen again and again. Each step is a letter and the minutes since the start:
 // a alive, f failed, l left, u alive with other tags, r alive and started anew, x forgotten.
 func TestTracker(t *testing.T) {
+	t.Parallel()
 	for _, c := range []struct{ steps, want string }{
 		{"a0 a1", "joined"},
 		{"a0 u1 u1", "joined updated"},
@@ -74,6 +75,7 @@ func TestTracker(t *testing.T) {
 }
 
 func TestFlapsGrowOld(t *testing.T) {
+	t.Parallel()
 	track := newTracker("agent.me")
 	now := time.Unix(1000, 0)
 	for range 1000 {
@@ -92,6 +94,7 @@ func TestFlapsGrowOld(t *testing.T) {
 // Whatever a slow reader misses, the last thing that it is told of a member is the member's last state, and
 // no more than one change of each waits.
 func TestFeedTellsTheLatest(t *testing.T) {
+	t.Parallel()
 	rapid.Check(t, func(t *rapid.T) {
 		f := newFeed()
 		stop := make(chan struct{})
@@ -131,6 +134,7 @@ func TestFeedTellsTheLatest(t *testing.T) {
 }
 
 func TestBucket(t *testing.T) {
+	t.Parallel()
 	start := time.Unix(1000, 0)
 	b := newBucket(time.Second, start)
 	var got []int
@@ -157,6 +161,7 @@ func worst() Digest {
 }
 
 func TestWorstTagsFit(t *testing.T) {
+	t.Parallel()
 	digest, err := worst().Encode()
 	if err != nil {
 		t.Fatal(err)
@@ -186,6 +191,7 @@ func TestWorstTagsFit(t *testing.T) {
 }
 
 func TestDigestGolden(t *testing.T) {
+	t.Parallel()
 	for name, d := range map[string]Digest{
 		"empty": {}, "worst": worst(),
 		"usual": {Generation: 42, Gateways: map[string]uint32{"ready": 3, "allocated": 12}, RouteDigest: 255, LoadPercent: 35, DiskFreeMiB: 10240, Problems: []Problem{ProblemNginx}},
