@@ -3,10 +3,13 @@ package systemtest
 import (
 	"errors"
 	"fmt"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,64 +43,84 @@ type operation struct {
 
 const extraPool = "extra"
 
-// operations, in the order in which they are walked. A label is walked in the first that reaches it.
-var operations = []operation{
-	{"start", (*walk).stopped, (*walk).start, (*walk).startedOrNot},
-	{"member", (*walk).started, (*walk).member, (*walk).stillStarted},
-	{"stop", (*walk).started, (*walk).stop, (*walk).stoppedOrNot},
-	{"gateway dies", (*walk).started, func(w *walk) error { return w.killOne("gateway-" + w.allocation().GatewayID) }, (*walk).stillStarted},
-	{"recycling", (*walk).stopped, (*walk).recycle, nil},
-	{"pool grows", (*walk).withoutExtra, (*walk).putExtra, (*walk).extraOrNot},
-	{"pool ends", (*walk).withExtra, (*walk).deleteExtra, (*walk).extraOrNot},
-	{"organization and token", (*walk).stopped, (*walk).otherRecords, nil},
-	{"cordon", (*walk).started, (*walk).cordon, (*walk).stillStarted},
-	{"agent restarts", (*walk).started, func(w *walk) error { return w.killOne("agent-1") }, (*walk).stillStarted},
-	{"nginx restarts", (*walk).started, func(w *walk) error { return w.killOne("nginx-1") }, (*walk).stillStarted},
-	{"coordinator restarts", (*walk).started, func(w *walk) error { return w.killOne("coordinator-1") }, (*walk).stillStarted},
+// walks are the operations by systems, which go on beside each other: nearly all of the time is waiting for programs
+// that start again. A label is walked in the first operation that reaches it.
+var walks = []struct {
+	operations []operation
+	backwards  bool // from the last label, to meet the walk of the same labels
+}{
+	{operations: []operation{
+		{"start", (*walk).stopped, (*walk).start, (*walk).startedOrNot},
+		{"member", (*walk).started, (*walk).member, (*walk).stillStarted},
+		{"stop", (*walk).started, (*walk).stop, (*walk).stoppedOrNot},
+		{"gateway dies", (*walk).started, func(w *walk) error { return w.killOne("gateway-" + w.allocation().GatewayID) }, (*walk).stillStarted},
+		{"recycling", (*walk).stopped, (*walk).recycle, nil},
+	}},
+	{operations: []operation{
+		{"pool grows", (*walk).withoutExtra, (*walk).putExtra, (*walk).extraOrNot},
+	}},
+	{backwards: true, operations: []operation{
+		{"pool ends", (*walk).withExtra, (*walk).deleteExtra, (*walk).extraOrNot},
+	}},
+	{operations: []operation{
+		{"organization and token", (*walk).stopped, (*walk).otherRecords, nil},
+		{"cordon", (*walk).started, (*walk).cordon, (*walk).stillStarted},
+		{"agent restarts", (*walk).started, func(w *walk) error { return w.killOne("agent-1") }, (*walk).stillStarted},
+		{"stop after a login", (*walk).asked, (*walk).stop, (*walk).stoppedOrNot},
+		{"nginx restarts", (*walk).started, func(w *walk) error { return w.killOne("nginx-1") }, (*walk).stillStarted},
+		{"coordinator restarts", (*walk).started, func(w *walk) error { return w.killOne("coordinator-1") }, (*walk).stillStarted},
+	}},
+}
+
+// labels are what all walks together reached in clean runs, and where they saw a program die.
+type labels struct {
+	mu      sync.Mutex
+	reached []string        // guarded by mu
+	walked  map[string]bool // guarded by mu
+}
+
+func (l *labels) isWalked(label string) bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.walked[label]
+}
+
+func (l *labels) walk(label string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.walked[label] = true
+}
+
+func (l *labels) reach(all []string) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.reached = append(l.reached, all...)
 }
 
 // Every label that a clean run reaches is a place where a program dies, and after its restart either all of
 // the operation happened or nothing, and nothing is left over.
 func TestCrashAtEveryStep(t *testing.T) {
 	t.Parallel()
-	dir := t.TempDir()
-	w := &walk{armed: filepath.Join(dir, "armed"), trace: filepath.Join(dir, "trace")}
-	w.system = start(t, setup{flavor: crashing, gateways: 2, env: []string{
-		failpoint.FileVariable + "=" + w.armed, failpoint.TraceVariable + "=" + w.trace,
-	}})
-	w.org = w.organizations(1)[0]
-	one, most := 1, 8
-	w.pool("default", api.PutPool{Step: &one, Max: &most})
-	w.waitWhole(w.org)
-
-	var walked, reached []string
-	for _, o := range operations {
-		labels := w.record(o)
-		t.Run(o.name, func(t *testing.T) {
-			w.t = t
-			for _, label := range labels {
-				// The journal is written several times by one operation, each time for another step.
-				again := strings.HasPrefix(label, "journal.") && o.after != nil
-				if (again || !slices.Contains(walked, label)) && w.crash(o, label) {
-					walked = append(walked, label)
-				}
-			}
+	l := &labels{walked: map[string]bool{}}
+	var group sync.WaitGroup // not t.Parallel: these wait, and the number of cores is no bound
+	for i, some := range walks {
+		group.Go(func() {
+			t.Run(fmt.Sprintf("system %d", i+1), func(t *testing.T) { walkAll(t, l, some.operations, some.backwards) })
 		})
-		if w.t = t; t.Failed() {
-			return
-		}
-		reached = append(reached, labels...)
 	}
-	slices.Sort(walked)
-	walked = slices.Compact(walked)
+	group.Wait()
+	if t.Failed() {
+		return
+	}
+	walked := slices.Sorted(maps.Keys(l.walked))
 	t.Logf("walked %d labels: %s", len(walked), strings.Join(walked, " "))
-	for _, label := range reached {
-		if slices.Contains(walked, label) {
+	for _, label := range l.reached {
+		if l.walked[label] {
 			continue
 		}
 		// How often the journal is written depends on what else happens: that it was once is needed.
 		name, _, _ := strings.Cut(label, ":")
-		if slices.Contains(walked, name+":1") {
+		if l.walked[name+":1"] {
 			t.Logf("no program died at %s: it was reached by chance", label)
 		} else {
 			t.Errorf("no program died at %s, which a clean run reached", label)
@@ -108,11 +131,44 @@ func TestCrashAtEveryStep(t *testing.T) {
 		"nginx.fence.answer", "nginx.fence.refuse", "nginx.canary", "nginx.journal.live.rename", "nginx.route.symlink", "journal.append:1",
 		"reconcile.activate", "reconcile.route", "reconcile.verify", "reconcile.unroute", "reconcile.deactivate", "reconcile.wipe",
 		"propose.reserve.before", "propose.reserve.after", "propose.confirm.before", "propose.confirm.after", "propose.release.before",
-		"propose.release.after", "propose.observe_host.before", "propose.create_gateways.after",
+		"propose.release.after", "propose.observe_host.before", "propose.create_gateways.after", "oauth.drop", "tenant.permissions.remove",
 	} {
-		if !slices.Contains(walked, needed) {
+		if !l.walked[needed] {
 			t.Errorf("the clean run did not reach %s: the walk is not whole", needed)
 		}
+	}
+}
+
+// walkAll crashes some operations, one after the other, on a system of their own.
+func walkAll(t *testing.T, l *labels, some []operation, backwards bool) {
+	dir := t.TempDir()
+	w := &walk{armed: filepath.Join(dir, "armed"), trace: filepath.Join(dir, "trace")}
+	w.system = start(t, setup{flavor: crashing, gateways: 2, env: []string{
+		failpoint.FileVariable + "=" + w.armed, failpoint.TraceVariable + "=" + w.trace,
+	}})
+	w.org = w.organizations(1)[0]
+	one, most := 1, 8
+	w.pool("default", api.PutPool{Step: &one, Max: &most})
+	w.waitWhole(w.org)
+	for _, o := range some {
+		all := w.record(o)
+		if backwards {
+			slices.Reverse(all)
+		}
+		t.Run(o.name, func(t *testing.T) {
+			w.t = t
+			for _, label := range all {
+				// The journal is written several times by one operation, each time for another step.
+				again := strings.HasPrefix(label, "journal.") && o.after != nil
+				if (again || !l.isWalked(label)) && w.crash(o, label) {
+					l.walk(label)
+				}
+			}
+		})
+		if w.t = t; t.Failed() {
+			return
+		}
+		l.reach(all)
 	}
 }
 
@@ -246,6 +302,27 @@ func (w *walk) stopped() {
 	w.t.Helper()
 	if a, ok := w.live(); ok {
 		w.release(a)
+	}
+}
+
+// asked: started, and somebody has asked its OAuth server for a token. From then on it has a journal on disk.
+func (w *walk) asked() {
+	w.t.Helper()
+	w.started()
+	form := strings.NewReader("grant_type=refresh_token&refresh_token=none&client_id=none")
+	req, err := http.NewRequestWithContext(w.t.Context(), http.MethodPost, w.file.HTTP+"/oauth/token", form)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	req.Host = w.host(w.org)
+	req.Header.Set("Content-Type", "application/x-www-form-urlencoded")
+	resp, err := web.Do(req)
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	defer resp.Body.Close()
+	if resp.StatusCode != http.StatusUnauthorized {
+		w.t.Fatalf("an unknown client's question for a token is answered %d", resp.StatusCode)
 	}
 }
 

@@ -41,7 +41,10 @@ func (s *system) processes(program string) []proc {
 		if err != nil || pid == os.Getpid() || s.cmd != nil && s.cmd.Process != nil && pid == s.cmd.Process.Pid {
 			continue
 		}
-		if p, ok := s.process(pid); ok && (program == "" || p.name == program) {
+		if program != "" && executable(pid) != program { // which is known sooner than where it works
+			continue
+		}
+		if p, ok := s.process(pid); ok {
 			out = append(out, p)
 		}
 	}
@@ -62,12 +65,17 @@ func (s *system) process(pid int) (proc, bool) {
 	if !strings.HasPrefix(cwd+"/", s.dir+"/") && !strings.Contains(title, s.dir+"/") && !bytes.Contains(read("environ"), []byte("="+s.dir+"/")) {
 		return proc{}, false
 	}
-	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
-	p.name = strings.TrimSuffix(filepath.Base(exe), " (deleted)")
+	p.name = executable(pid)
 	if strings.HasPrefix(title, "nginx: worker") {
 		p.name = "nginx worker"
 	}
 	return p, true
+}
+
+// executable is the name of the program that a process runs.
+func executable(pid int) string {
+	exe, _ := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid))
+	return strings.TrimSuffix(filepath.Base(exe), " (deleted)")
 }
 
 // pid is the process of a name in dev.json, as it is now.

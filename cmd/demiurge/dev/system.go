@@ -81,7 +81,7 @@ api:
   plain: true
 raft:
   listen: %q
-  profile: default
+  profile: fast # the only one that votes: nobody can be mistaken for dead
 gossip:
   listen: %q
 log:
