@@ -130,7 +130,7 @@ func (a *Agent) open() error {
 	timing.StopGrace = a.c.Gateway.StopGrace
 	a.engine, err = reconcile.New(reconcile.Options{
 		Logger: a.log, Journal: jnl, FS: files, Nginx: nginxPort{a.nginx}, Driver: runner,
-		Control: reconcile.NewHTTPControl(l.socket), Sink: a.queue, Services: a.tenants.registry, Layout: l, Domain: a.c.Domain, Lease: a.lease, Timing: timing, Now: a.o.Now,
+		Control: reconcile.NewHTTPControl(l.socket), Sink: a.queue, Services: a.tenants, Layout: l, Domain: a.c.Domain, Lease: a.lease, Timing: timing, Now: a.o.Now,
 	})
 	if err != nil {
 		return err

@@ -41,6 +41,11 @@ func (l layout) socket(g id.Gateway) string {
 	return filepath.Join(l.sockets, string(g), "http.sock")
 }
 
+// control is where a gateway asks the agent.
+func (l layout) control(g id.Gateway) string {
+	return filepath.Join(l.sockets, string(g), "control.sock")
+}
+
 // Dir implements reconcile.Layout.
 func (l layout) Dir() string { return l.gateways }
 
@@ -53,7 +58,7 @@ func (l layout) Spec(g id.Gateway, release string, limits api.Limits) (driver.Sp
 	dir := filepath.Join(l.gateways, string(g))
 	return driver.Spec{
 		Gateway: g, Program: program, Listen: l.socket(g),
-		Control:  filepath.Join(l.sockets, string(g), "control.sock"),
+		Control:  l.control(g),
 		StateDir: filepath.Join(dir, reconcile.StateDir), LogFile: filepath.Join(dir, reconcile.LogFile), Limits: limits,
 	}, nil
 }

@@ -12,7 +12,9 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/agent/tenantapi"
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
 	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
@@ -23,6 +25,7 @@ type tenants struct {
 	registry *tenant.Registry
 	api      *tenantapi.Server
 	users    *usertoken.Verifier
+	layout   layout
 }
 
 // openTenants takes up the state of organizations and listens for their requests.
@@ -33,7 +36,7 @@ func openTenants(c *Config, files fsx.FS, now func() time.Time, log hclog.Logger
 			return nil, fmt.Errorf("cannot make %s: %w; make it writable for this agent's user", dir, err)
 		}
 	}
-	var t tenants
+	t := tenants{layout: l}
 	var err error
 	if t.oauth, err = oauth.New(oauth.Options{
 		Dir: l.oauth, FS: files, Domain: c.Domain, Lifetimes: c.OAuth.lifetimes(), Limits: oauth.DefaultLimits(),
@@ -61,6 +64,24 @@ func openTenants(c *Config, files fsx.FS, now func() time.Time, log hclog.Logger
 	}
 	stack.PushClose("organizations' requests", t.api.Close)
 	return &t, nil
+}
+
+// Retain implements reconcile.Services.
+func (t *tenants) Retain(keep map[id.Organization]id.Epoch) error { return t.registry.Retain(keep) }
+
+// Serve implements reconcile.Services.
+func (t *tenants) Serve(g id.Gateway, body *api.Activate, version uint64) {
+	t.registry.Serve(body, version)
+	t.api.Open(tenantapi.Door{Gateway: g, Socket: t.layout.control(g), Organization: id.Organization(body.OrganizationID), Epoch: id.Epoch(body.Epoch)})
+}
+
+// Update implements reconcile.Services.
+func (t *tenants) Update(body *api.Activate, version uint64) { t.registry.Update(body, version) }
+
+// Leave implements reconcile.Services.
+func (t *tenants) Leave(ctx context.Context, g id.Gateway, org id.Organization, epoch id.Epoch) error {
+	t.api.Shut(g)
+	return t.registry.Leave(ctx, org, epoch)
 }
 
 // start begins to act.

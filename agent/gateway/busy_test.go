@@ -28,10 +28,10 @@ func TestManyRequestsAtATimeAreBusy(t *testing.T) {
 	}
 	defer func() { _ = g.Stop(context.Background()) }()
 	begun, end := make(chan struct{}), make(chan struct{})
-	g.table["/hold"] = route{http.MethodGet, "/hold", private, func(http.ResponseWriter, *http.Request) {
+	g.table = append(g.table, route{http.MethodGet, "/hold", private, "", func(http.ResponseWriter, *http.Request) {
 		begun <- struct{}{}
 		<-end
-	}}
+	}})
 	var requests sync.WaitGroup
 	open := func(path string) {
 		requests.Go(func() { g.serve(httptest.NewRecorder(), httptest.NewRequest(http.MethodGet, path, nil)) })

@@ -24,7 +24,9 @@ type Gateway struct {
 	tenant   tenant
 	sockets  *sockets
 	page     *page
-	table    map[string]route
+	table    []route
+	guard    *guard
+	relay    relay
 	listener *listener
 	server   *http.Server
 	stack    lifecycle.Stack
@@ -47,19 +49,21 @@ func New(opts Options) (*Gateway, error) {
 		opts.MaxBody = defaultMaxBody
 	}
 	g := &Gateway{
-		opts: opts, log: opts.Logger, boot: id.Secret()[:16], sockets: newSockets(), table: map[string]route{}, failed: make(chan error, 1),
+		opts: opts, log: opts.Logger, boot: id.Secret()[:16], sockets: newSockets(), guard: newGuard(opts.Control), failed: make(chan error, 1),
 	}
 	var err error
 	if g.page, err = newPage(g); err != nil {
 		return nil, err
 	}
-	for _, r := range g.routes() {
-		g.table[r.Path] = r
+	g.table = g.routes()
+	if err := checkTable(g.table); err != nil {
+		return nil, err
 	}
 	if g.listener, err = listen(opts.Listen); err != nil {
 		return nil, err
 	}
 	g.stack.PushClose("socket", g.listener.Close)
+	g.stack.PushClose("questions to the agent", func() error { g.guard.close(); return nil })
 	warm()
 	g.server = &http.Server{
 		Handler:           http.HandlerFunc(g.serve),

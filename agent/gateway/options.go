@@ -29,7 +29,7 @@ const (
 type Options struct {
 	Gateway  id.Gateway
 	Listen   string // absolute path of a unix socket, or "fd:N" for a descriptor that was passed
-	Control  string // the agent's socket for this gateway; not called while there are no sections to report
+	Control  string // the agent's socket for this gateway, which knows who may do what; empty: nobody is let in where that matters
 	StateDir string // absolute; must be there
 	Release  string // shown in answers; may be empty
 	MaxBody  int64  // of a request on a private route; default 64 MiB

@@ -1,7 +1,10 @@
 package gateway
 
 import (
+	"context"
+	"fmt"
 	"net/http"
+	"strings"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -18,28 +21,66 @@ const (
 	// private is for the agent, which talks to the socket itself. nginx puts the epoch on whatever it
 	// passes on, so a request that carries one does not come from the agent.
 	private access = iota + 1
-	// application is for the organization's users, through nginx, at the current epoch only.
-	application
+	// public is for anybody, through nginx, at the current epoch only. It tells nothing about the organization.
+	public
+	// member is public for those members of the organization whom the row's action is allowed in the project of
+	// its path. The agent knows who that is (guard).
+	member
+)
+
+// The actions of rows and events.
+const (
+	readRoom  = "room:read"
+	writeRoom = "room:write"
 )
 
 // route is one row of the table.
 type route struct {
 	Method  string
-	Path    string
+	Path    string // its last element may be {project_id}
 	Access  access
+	Action  string // of member
 	handler http.HandlerFunc
 }
 
-// routes is all that a gateway answers. Paths match exactly; what is not here is denied.
+// routes is all that a gateway answers. What is not here is denied.
 func (g *Gateway) routes() []route {
 	return []route{
-		{http.MethodGet, "/healthz", private, g.health},
-		{http.MethodPost, "/control/activate", private, g.handleActivate},
-		{http.MethodPost, "/control/deactivate", private, g.handleDeactivate},
-		{http.MethodGet, "/", application, g.page.serve},
-		{http.MethodGet, "/collab/ping", application, g.health},
-		{http.MethodGet, "/echo", application, g.echo},
+		{http.MethodGet, "/healthz", private, "", g.health},
+		{http.MethodPost, "/control/activate", private, "", g.handleActivate},
+		{http.MethodPost, "/control/deactivate", private, "", g.handleDeactivate},
+		{http.MethodGet, "/", public, "", g.page.serve},
+		{http.MethodGet, "/collab/ping", public, "", g.health},
+		{http.MethodGet, "/echo", public, "", g.echo},
+		{http.MethodGet, "/project/" + projectParameter, member, readRoom, g.project},
 	}
+}
+
+const projectParameter = "{project_id}"
+
+// checkTable refuses a row that does not say who may use it.
+func checkTable(rows []route) error {
+	for _, r := range rows {
+		if r.Access < private || r.Access > member || (r.Access == member) != (r.Action != "") {
+			return fmt.Errorf("cannot serve %s %s: the row does not say who may use it", r.Method, r.Path)
+		}
+	}
+	return nil
+}
+
+// find gives the row of a path, and the project that the path names.
+func (g *Gateway) find(path string) (found *route, project string) {
+	for i := range g.table {
+		r := &g.table[i]
+		if prefix, ok := strings.CutSuffix(r.Path, projectParameter); ok {
+			if rest, ok := strings.CutPrefix(path, prefix); ok && rest != "" && !strings.Contains(rest, "/") {
+				return r, rest
+			}
+		} else if r.Path == path {
+			return r, ""
+		}
+	}
+	return nil, ""
 }
 
 // serve is the way in for every request.
@@ -50,8 +91,8 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 	}
 	serving := g.tenant.serving()
 	identify(w, g.opts.Gateway, serving)
-	found, ok := g.table[r.URL.Path]
-	if ok && found.Access == private {
+	found, project := g.find(r.URL.Path)
+	if found != nil && found.Access == private {
 		// Any form of the header counts, also an empty one.
 		if _, through := r.Header[headerEpoch]; through {
 			g.refuse(w, r, fault.New(fault.Forbidden, "this path is for the agent on its host alone"))
@@ -62,11 +103,24 @@ func (g *Gateway) serve(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	switch {
-	case !ok:
+	case found == nil:
 		g.refuse(w, r, fault.New(fault.NotFound, "there is nothing at this path"))
 	case r.Method != found.Method && !(r.Method == http.MethodHead && found.Method == http.MethodGet):
 		w.Header().Set("Allow", found.Method)
 		g.problem(w, http.StatusMethodNotAllowed, fault.New(fault.InvalidRequest, "this path is for %s", found.Method))
+	case found.Access == member:
+		who, err := g.guard.ask(r.Context(), asking{credentialsOf(r), found.Action, project})
+		if fault.Is(err, fault.Internal) { // closed while nobody knows who may come in
+			g.log.Error("nobody says who may do this", "path", found.Path, "error", err)
+			w.Header().Set("Retry-After", "1")
+			g.problem(w, http.StatusServiceUnavailable, fault.New(fault.Internal, "it cannot be found out at the moment who may do this: try again"))
+			return
+		}
+		if err != nil {
+			g.refuse(w, r, err)
+			return
+		}
+		found.handler(w, r.WithContext(context.WithValue(r.Context(), visitorKey{}, who)))
 	default:
 		found.handler(w, r)
 	}

@@ -152,7 +152,7 @@ func (a *actor) leave(ctx context.Context) error {
 	if g == nil {
 		return nil
 	}
-	return a.o.Services.Leave(ctx, g.Organization, g.Epoch)
+	return a.o.Services.Leave(ctx, a.id, g.Organization, g.Epoch)
 }
 
 // take notes a grant and its steps. They go on record with the beginning of the first one.
@@ -165,7 +165,7 @@ func (a *actor) take() {
 	}
 	a.ob.Epoch, a.ob.Change, a.retries = w.epoch, steps.New(takeSteps...), 0
 	a.newBody = true
-	a.o.Services.Serve(w.body, w.version)
+	a.o.Services.Serve(a.id, w.body, w.version)
 }
 
 // unwritten is the failure of a step that was not taken because it could not be recorded.

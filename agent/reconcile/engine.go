@@ -182,7 +182,7 @@ func (e *Engine) recoverServices() error {
 		if _, ending := a.ob.Ending.Next(); a.ob.Grant == nil || a.body == nil || ending || mustEnd(a.w, a.ob) {
 			continue
 		}
-		e.o.Services.Serve(a.body, a.ob.Grant.Version)
+		e.o.Services.Serve(a.id, a.body, a.ob.Grant.Version)
 	}
 	return nil
 }

@@ -59,15 +59,16 @@ type Control interface {
 type Services interface {
 	// Retain forgets every organization but these, at these epochs. It is called once, before all else.
 	Retain(keep map[id.Organization]id.Epoch) error
-	// Serve takes up an organization at an epoch, with what the platform says of it at a version. It does not
-	// wait. Repeating it is safe, and an epoch or a version that is over changes nothing.
-	Serve(body *api.Activate, version uint64)
+	// Serve takes up an organization at an epoch, with what the platform says of it at a version, for a gateway
+	// that is about to be given it. It does not wait. Repeating it is safe, and an epoch or a version that is
+	// over changes nothing.
+	Serve(g id.Gateway, body *api.Activate, version uint64)
 	// Update tells what the platform says of an organization now, if that is served at this epoch; else it does
 	// nothing. It does not wait.
 	Update(body *api.Activate, version uint64)
-	// Leave forgets an organization that was served at an epoch. Nothing is answered for it after the call,
+	// Leave forgets an organization that a gateway served at an epoch. Nothing is answered for it after the call,
 	// even if that fails; it is repeated then. An organization that is served at another epoch stays.
-	Leave(ctx context.Context, org id.Organization, epoch id.Epoch) error
+	Leave(ctx context.Context, g id.Gateway, org id.Organization, epoch id.Epoch) error
 }
 
 // noServices is an agent that does nothing beside its gateways.
@@ -77,13 +78,13 @@ type noServices struct{}
 func (noServices) Retain(map[id.Organization]id.Epoch) error { return nil }
 
 // Serve implements Services.
-func (noServices) Serve(*api.Activate, uint64) {}
+func (noServices) Serve(id.Gateway, *api.Activate, uint64) {}
 
 // Update implements Services.
 func (noServices) Update(*api.Activate, uint64) {}
 
 // Leave implements Services.
-func (noServices) Leave(context.Context, id.Organization, id.Epoch) error { return nil }
+func (noServices) Leave(context.Context, id.Gateway, id.Organization, id.Epoch) error { return nil }
 
 // Sink takes what was observed. It does not block.
 type Sink interface {

@@ -14,6 +14,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/demiurge-platform/demiurge/agent/oauth"
+	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
@@ -186,7 +187,13 @@ func (t *Tenant) end() (touched bool) {
 	t.mu.Unlock()
 	t.editing.Lock()
 	defer t.editing.Unlock()
-	t.view.Store(&view{})
+	t.mu.Lock()
+	if v := t.view.Load(); v != nil {
+		t.show(v, &view{policy: &permission.Policy{}})
+	} else {
+		t.view.Store(&view{policy: &permission.Policy{}, changed: make(chan struct{})})
+	}
+	t.mu.Unlock()
 	if t.store.Swap(nil) != nil {
 		if err := t.reg.opts.OAuth.Close(t.organization); err != nil {
 			t.reg.opts.Logger.Warn("the OAuth journal of an organization did not close", "organization", t.organization, "error", err)

@@ -44,8 +44,10 @@ type Tenant struct {
 
 // view is an organization's people and what they may do, at one moment.
 type view struct {
-	policy *permission.Policy
-	names  map[id.User]string
+	policy  *permission.Policy
+	names   map[id.User]string
+	version uint64
+	changed chan struct{} // closed when there is another
 }
 
 // Organization is whose it is.
@@ -111,7 +113,7 @@ func (t *Tenant) load() (*view, error) {
 	if err != nil {
 		return nil, err
 	}
-	v := &view{names: names}
+	v := &view{names: names, version: 1, changed: make(chan struct{})}
 	if stored == nil {
 		v.policy, err = permission.New(t.organization, m)
 	} else {
@@ -169,12 +171,12 @@ func (t *Tenant) update(body *api.Activate, version uint64) (work bool, err erro
 	if err == nil {
 		var next *permission.Policy
 		if next, err = v.policy.WithMembership(m); err == nil {
-			t.view.Store(&view{policy: next, names: names})
+			t.show(v, &view{policy: next, names: names})
 		}
 	}
 	if err != nil {
 		// Whoever was removed must not stay because something else is not understood: nobody gets in.
-		t.view.Store(&view{policy: &permission.Policy{}, names: map[id.User]string{}})
+		t.show(v, &view{policy: &permission.Policy{}, names: map[id.User]string{}})
 	}
 	t.dirty = true
 	return true, err
@@ -216,8 +218,24 @@ func (t *Tenant) replace(from, to *view) (done bool, err error) {
 	if t.view.Load() != from {
 		return false, nil
 	}
-	t.view.Store(to)
+	t.show(from, to)
 	return true, nil
+}
+
+// show replaces what requests look at, and wakes who waits for that. mu is held.
+func (t *Tenant) show(from, to *view) {
+	to.version, to.changed = from.version+1, make(chan struct{})
+	t.view.Store(to)
+	close(from.changed)
+}
+
+// Version rises whenever somebody may do more or less than before; changed is closed when there is another one.
+func (t *Tenant) Version() (version uint64, changed <-chan struct{}, err error) {
+	v, err := t.look()
+	if err != nil {
+		return 0, nil, err
+	}
+	return v.version, v.changed, nil
 }
 
 // OAuth opens the organization's OAuth state, or gives what is open.

@@ -68,6 +68,8 @@ type Server struct {
 
 	mu    sync.Mutex
 	sites map[id.Organization]*site
+
+	doors *doors
 }
 
 // site is what the server has made for one organization.
@@ -83,6 +85,7 @@ func New(o Options) (*Server, error) {
 		o.Now = time.Now
 	}
 	s := &Server{opts: o, sites: map[id.Organization]*site{}}
+	s.doors = newDoors(s)
 	if o.Login.Issuer != "" {
 		s.provider = newProvider(o.Login)
 	}
@@ -118,6 +121,7 @@ func New(o Options) (*Server, error) {
 
 // Run answers until ctx ends, and lets what is being answered finish.
 func (s *Server) Run(ctx context.Context) error {
+	defer s.doors.close()
 	done := make(chan error, 1)
 	go func() { done <- s.http.Serve(s.listener) }() // received below
 	select {
