@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strconv"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/logging"
@@ -62,7 +64,7 @@ func (r *Registry) Create(ctx context.Context, creator id.User, s Spec) (Made, e
 	if err != nil {
 		return Made{}, err
 	}
-	defer func() { <-e.turn }()
+	defer r.release(e)
 	secrets := map[string]logging.Secret{}
 	// A caller that goes away does not stop it half-way; whoever asks again finds it whole or gone.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.StepTimeout)
@@ -85,10 +87,13 @@ const defaultScope = "identity"
 
 // client is what the OAuth client of a container's n-th service shall be.
 func (r *Registry) client(c ID, s Spec, n int) Client {
-	service := s.Services[n]
+	service, port := s.Services[n], ""
+	if r.opts.Scheme == "https" && r.opts.Port != 443 {
+		port = ":" + strconv.Itoa(r.opts.Port)
+	}
 	return Client{
 		ID: service.Client, Name: fmt.Sprintf("container %s, service %s", c, service.Name), Public: service.Public,
-		Service: len(service.Paths) == 0, Redirects: s.redirects(r.hostname, c, n), Scope: slices.Clone(service.Scope),
+		Service: len(service.Paths) == 0, Redirects: s.redirects(r.hostname, port, c, n), Scope: slices.Clone(service.Scope),
 	}
 }
 
@@ -155,13 +160,19 @@ func (r *Registry) made(c ID, secrets map[string]logging.Secret) (Made, error) {
 	return Made{Container: v, Hosting: hosting, Secrets: secrets}, err
 }
 
+// release gives up the turn of a container and has the host's loop look at what is left of it: an undo that
+// failed, or a container whose project has gone while it was made.
+func (r *Registry) release(e *entry) {
+	<-e.turn
+	r.host.retry()
+}
+
 // giveUp takes a container back that could not be made. What fails of that is tried again by the host's loop.
 func (r *Registry) giveUp(ctx context.Context, c ID) {
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), undoWithin)
 	defer cancel()
 	if err := r.takeBack(work, c); err != nil && !fault.Is(err, fault.NotFound) {
 		r.logger.Warn("a container that could not be made is not gone yet", "container", c, "error", err)
-		r.host.retry()
 	}
 }
 
@@ -174,7 +185,7 @@ func (r *Registry) Delete(ctx context.Context, c ID) error {
 	}
 	select {
 	case e.turn <- struct{}{}:
-		defer func() { <-e.turn }()
+		defer r.release(e)
 	case <-ctx.Done():
 		return ctx.Err()
 	}
@@ -184,7 +195,6 @@ func (r *Registry) Delete(ctx context.Context, c ID) error {
 		if fault.Is(err, fault.NotFound) {
 			return err // somebody else was faster
 		}
-		r.host.retry()
 		return fmt.Errorf("cannot delete container %s now; it is good for nothing any more, and the rest is tried again: %w", c, err)
 	}
 	return nil
@@ -250,6 +260,9 @@ func (r *Registry) current(c ID) (*record, error) {
 
 // finish ends what is to be ended and could not be before. It returns an error while something is left.
 func (r *Registry) finish(ctx context.Context) error {
+	if p := r.people.Policy(); p.Organization() == r.organization { // else nothing is known of its projects
+		r.orphan(p)
+	}
 	var errs []error
 	for _, c := range r.unfinished() {
 		e, err := r.find(c)
@@ -271,15 +284,19 @@ func (r *Registry) finish(ctx context.Context) error {
 	return errors.Join(errs...)
 }
 
-// KeepProjects ends the containers of projects that the organization does not have any more.
-func (r *Registry) KeepProjects(ctx context.Context, has func(id.Project) bool) error {
-	var errs []error
-	for _, v := range r.List(func(p id.Project) bool { return !has(p) }) {
-		if err := r.Delete(ctx, v.ID); err != nil && !fault.Is(err, fault.NotFound) {
-			errs = append(errs, err)
+// orphan takes back the containers of projects that the organization does not have any more.
+func (r *Registry) orphan(p *permission.Policy) {
+	for _, v := range r.List(func(project id.Project) bool { return !p.HasProject(project) }) {
+		if v.State == Deleting || v.State == Creating {
+			continue // it is on its way, or looked at again when it is made
+		}
+		if _, err := r.change(v.ID, true, func(next *record) error {
+			next.Change.TakeBack()
+			return nil
+		}); err != nil && !fault.Is(err, fault.NotFound) {
+			r.logger.Error("a container has no project any more, and the journal does not know", "container", v.ID, "error", err)
 		}
 	}
-	return errors.Join(errs...)
 }
 
 // Issue gives a container another hosting token. Without alone those before it stay good until they expire,

@@ -208,7 +208,8 @@ func plainPath(p string) bool {
 }
 
 // redirects are where the OAuth client of the container's n-th service may send people: its own names only.
-func (s *Spec) redirects(hostname string, c ID, n int) []string {
+// The port is that of the host, when it is not the usual one.
+func (s *Spec) redirects(hostname, port string, c ID, n int) []string {
 	names := []string{Hostname(hostname, c, s.Services[n].Name)}
 	if n == 0 {
 		names = append(names, Hostname(hostname, c, ""))
@@ -216,7 +217,7 @@ func (s *Spec) redirects(hostname string, c ID, n int) []string {
 	var out []string
 	for _, name := range names {
 		for _, path := range s.Services[n].Paths {
-			out = append(out, "https://"+name+path)
+			out = append(out, "https://"+name+port+path)
 		}
 	}
 	return out

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"context"
 	"net/http"
 	"net/url"
 	"slices"
@@ -19,7 +20,6 @@ const (
 	AskLabel        = "X-Demiurge-Label" // what stands behind uc- in the host name
 	AskMethod       = "X-Demiurge-Method"
 	AskURI          = "X-Demiurge-Uri"
-	AskHost         = "X-Demiurge-Host" // with the port, when the client named one
 	AskScheme       = "X-Forwarded-Proto"
 	AskUpgrade      = "X-Demiurge-Upgrade"
 
@@ -42,11 +42,20 @@ const (
 	PathEnter = "/-/enter"
 )
 
-// The cookies at a container's name. Browsers take none with such a name from any other host, nor for another.
+// The cookies at a container's name.
 const (
-	sessionCookie = "__Host-demiurge-container"
-	enterCookie   = "__Host-demiurge-enter"
+	sessionCookie = "container"
+	enterCookie   = "enter"
 )
+
+// cookieName is what a cookie is called. Browsers take none that begins with __Host- from any other host, nor for
+// another; without TLS, on a developer's machine, they take none at all.
+func (o *Options) cookieName(what string) string {
+	if o.Scheme == "https" {
+		return "__Host-demiurge-" + what
+	}
+	return "demiurge-" + what
+}
 
 // enterLife is how long a person may take to log in.
 const enterLife = 10 * time.Minute
@@ -56,12 +65,15 @@ const largestReturn = 2000
 
 // Door answers nginx: may this request pass, and where to. It listens where only nginx reaches it.
 type Door struct {
-	all    *Organizations
+	opts   *Options
 	logger hclog.Logger
+	open   func(context.Context, id.Organization) (*Registry, error)
 }
 
-// NewDoor makes the door of a host's containers.
-func NewDoor(all *Organizations) *Door { return &Door{all: all, logger: all.opts.Logger} }
+// NewDoor makes the door of a host's containers. open finds the registry of an organization that is served here.
+func NewDoor(all *Organizations, open func(context.Context, id.Organization) (*Registry, error)) *Door {
+	return &Door{opts: &all.opts, logger: all.opts.Logger, open: open}
+}
 
 // ServeHTTP implements http.Handler.
 func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -87,8 +99,7 @@ type question struct {
 	registry  *Registry
 	container ID
 	service   ServiceName
-	origin    string // of the container's name as the client wrote it
-	port      string // ":8443" when the client named one
+	origin    string // of the container's name
 }
 
 func (d *Door) question(r *http.Request) (question, bool) {
@@ -100,32 +111,29 @@ func (d *Door) question(r *http.Request) (question, bool) {
 	if q.container, q.service, err = ParseLabel(r.Header.Get(AskLabel)); err != nil {
 		return q, false
 	}
-	host := strings.ToLower(r.Header.Get(AskHost))
-	if colon := strings.IndexByte(host, ':'); colon >= 0 {
-		q.port = host[colon:]
-	}
-	var open bool
-	if q.registry, open = d.all.Get(org); !open {
+	if q.registry, err = d.open(r.Context(), org); err != nil {
+		d.logger.Debug("a request to a container of an organization that is not served", "organization", org, "error", err)
 		return q, false
 	}
-	scheme := "https"
-	if r.Header.Get(AskScheme) == "http" {
-		scheme = "http"
-	}
-	q.origin = scheme + "://" + Hostname(q.registry.hostname, q.container, q.service) + q.port
+	q.origin = d.opts.origin(Hostname(q.registry.hostname, q.container, q.service))
 	return q, true
 }
 
 // check answers the question of every single request.
 func (d *Door) check(w http.ResponseWriter, q question) {
 	h := q.header
+	if h.Get(AskScheme) != d.opts.Scheme {
+		d.logger.Debug("a request to a container is refused: it has been seen by everybody on the way", "container", q.container)
+		d.tell(w, Refused)
+		return
+	}
 	cookies := h.Get("Cookie")
 	token, isBearer := bearerOf(h.Get("Authorization"))
 	var bearer Bearer
 	if isBearer {
 		bearer, isBearer = q.registry.people.Bearer(token)
 	}
-	who, known := q.registry.visitor(cookieOf(cookies, sessionCookie), q.container, q.service)
+	who, known := q.registry.visitor(cookieOf(cookies, d.opts.cookieName(sessionCookie)), q.container, q.service)
 	if !known && isBearer {
 		who = Caller{Subject: bearer.Subject, Username: q.registry.people.Username(bearer.Subject.User), Client: bearer.Client}
 	}
@@ -141,14 +149,15 @@ func (d *Door) check(w http.ResponseWriter, q question) {
 		out.Set(TellProject, string(decision.Project))
 		out.Set(TellContainer, string(q.container))
 		out.Set(TellService, string(decision.Service))
-		out.Set(TellCookie, withoutOurs(cookies))
+		out.Set(TellCookie, d.opts.withoutOurs(cookies))
 		if !isBearer || q.registry.owns(q.container, bearer.Client) {
 			out.Set(TellAuthorization, h.Get("Authorization"))
 		}
 	case Anonymous:
-		out.Set("WWW-Authenticate", `Bearer realm="`+q.origin+`"`)
 		if navigates(h) {
 			d.sendToLogin(out, q)
+		} else {
+			out.Set("WWW-Authenticate", `Bearer realm="`+q.origin+`"`)
 		}
 	default:
 		d.logger.Debug("a request to a container is refused", "container", q.container, "answer", decision.Answer, "reason", decision.Reason)
@@ -184,7 +193,7 @@ func navigates(h http.Header) bool {
 // sendToLogin sends a browser to the organization's name, with a cookie that says on return where it wanted to
 // go, and that proves that it is the same browser.
 func (d *Door) sendToLogin(out http.Header, q question) {
-	nonce, _, _ := strings.Cut(cookieOf(q.header.Get("Cookie"), enterCookie), ".")
+	nonce, _, _ := strings.Cut(cookieOf(q.header.Get("Cookie"), d.opts.cookieName(enterCookie)), ".")
 	if len(nonce) != len(newNonce()) {
 		nonce = newNonce() // else another window of the same browser is on its way too
 	}
@@ -196,14 +205,13 @@ func (d *Door) sendToLogin(out http.Header, q question) {
 	if q.service != "" {
 		query.Set("service", string(q.service))
 	}
-	scheme, _, _ := strings.Cut(q.origin, ":")
-	out.Set(TellLogin, scheme+"://"+q.registry.hostname+q.port+"/containers/"+string(q.container)+"/enter?"+query.Encode())
-	out.Set(TellLoginCookie, cookie(enterCookie, nonce+"."+coding.EncodeToString([]byte(to)), enterLife))
+	out.Set(TellLogin, d.opts.origin(q.registry.hostname)+"/containers/"+string(q.container)+"/enter?"+query.Encode())
+	out.Set(TellLoginCookie, d.opts.cookie(enterCookie, nonce+"."+coding.EncodeToString([]byte(to)), enterLife))
 }
 
 // enter takes the ticket that a browser brings back.
 func (d *Door) enter(w http.ResponseWriter, r *http.Request, q question) {
-	nonce, back, _ := strings.Cut(cookieOf(r.Header.Get("Cookie"), enterCookie), ".")
+	nonce, back, _ := strings.Cut(cookieOf(r.Header.Get("Cookie"), d.opts.cookieName(enterCookie)), ".")
 	value, ok := q.registry.redeem(r.URL.Query().Get("ticket"), q.container, q.service, digestOf(nonce))
 	if !ok || nonce == "" {
 		page(w, http.StatusForbidden, "Not entered", `Your way in has expired, or was begun in another browser. <a href="/">Try again.</a>`)
@@ -214,8 +222,8 @@ func (d *Door) enter(w http.ResponseWriter, r *http.Request, q question) {
 		to = string(raw)
 	}
 	h := w.Header()
-	h.Add("Set-Cookie", cookie(sessionCookie, value.Reveal(), q.registry.opts.SessionLife))
-	h.Add("Set-Cookie", cookie(enterCookie, "", 0))
+	h.Add("Set-Cookie", d.opts.cookie(sessionCookie, value.Reveal(), q.registry.opts.SessionLife))
+	h.Add("Set-Cookie", d.opts.cookie(enterCookie, "", 0))
 	h.Set("Referrer-Policy", "no-referrer")
 	h.Set("Location", to)
 	w.WriteHeader(http.StatusSeeOther)
@@ -249,19 +257,19 @@ func cookieOf(header, name string) string {
 }
 
 // withoutOurs leaves the cookies that are the container's own business.
-func withoutOurs(header string) string {
+func (o *Options) withoutOurs(header string) string {
 	var out []string
 	for part := range strings.SplitSeq(header, ";") {
 		part = strings.TrimSpace(part)
-		if name, _, _ := strings.Cut(part, "="); part != "" && name != sessionCookie && name != enterCookie {
+		if name, _, _ := strings.Cut(part, "="); part != "" && name != o.cookieName(sessionCookie) && name != o.cookieName(enterCookie) {
 			out = append(out, part)
 		}
 	}
 	return strings.Join(out, "; ")
 }
 
-func cookie(name, value string, life time.Duration) string {
-	c := http.Cookie{Name: name, Value: value, Path: "/", Secure: true, HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(life / time.Second)}
+func (o *Options) cookie(what, value string, life time.Duration) string {
+	c := http.Cookie{Name: o.cookieName(what), Value: value, Path: "/", Secure: o.Scheme == "https", HttpOnly: true, SameSite: http.SameSiteLaxMode, MaxAge: int(life / time.Second)}
 	if life == 0 {
 		c.MaxAge = -1
 	}

@@ -1,6 +1,7 @@
 package container
 
 import (
+	"context"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -20,7 +21,14 @@ type doorTest struct {
 	door *Door
 }
 
-func newDoorTest(t testing.TB, f *fixture) *doorTest { return &doorTest{t, NewDoor(f.all)} }
+func newDoorTest(t testing.TB, f *fixture) *doorTest {
+	return &doorTest{t, NewDoor(f.all, func(_ context.Context, org id.Organization) (*Registry, error) {
+		if r, open := f.all.Get(org); open {
+			return r, nil
+		}
+		return nil, notFound("")
+	})}
+}
 
 // told is what nginx is told.
 type told struct {
@@ -39,7 +47,6 @@ func (d *doorTest) request(path string, c ID, s ServiceName, headers ...string) 
 	r.Header.Set(AskLabel, label(c, s))
 	r.Header.Set(AskMethod, http.MethodGet)
 	r.Header.Set(AskURI, "/")
-	r.Header.Set(AskHost, Hostname("org-"+string(ourOrg)+".example.test", c, s))
 	r.Header.Set(AskScheme, "https")
 	for i := 0; i+1 < len(headers); i += 2 {
 		r.Header.Set(headers[i], headers[i+1])
@@ -63,11 +70,11 @@ func (d *doorTest) ask(c ID, s ServiceName, headers ...string) told {
 func (d *doorTest) enter(c ID, s ServiceName, ticket, cookie string) (status int, location, session string) {
 	w := d.request(PathEnter+"?ticket="+url.QueryEscape(ticket), c, s, "Cookie", cookie)
 	for _, k := range w.Result().Cookies() {
-		if k.Name == sessionCookie {
+		if k.Name == "__Host-demiurge-container" {
 			if !k.Secure || !k.HttpOnly || k.Path != "/" || k.Domain != "" || k.SameSite != http.SameSiteLaxMode {
 				d.t.Errorf("the cookie is %v", k)
 			}
-			session = sessionCookie + "=" + k.Value
+			session = k.Name + "=" + k.Value
 		}
 	}
 	return w.Code, w.Header().Get("Location"), session
@@ -101,7 +108,7 @@ func TestWhatAContainerIsTold(t *testing.T) {
 	c := made.Container.ID
 	d := newDoorTest(t, f)
 	session := d.login(r, "paul", c)
-	a := d.ask(c, "", "Cookie", "theme=dark; "+session+"; "+enterCookie+"=x.y;lang=de", "Authorization", "Basic eDp5")
+	a := d.ask(c, "", "Cookie", "theme=dark; "+session+"; "+"__Host-demiurge-enter=x.y;lang=de", "Authorization", "Basic eDp5")
 	for name, want := range map[string]string{
 		TellUpstream: "10.1.0.5:8080", TellUser: "paul", TellUsername: "the%20user%20paul", TellProject: "one", TellContainer: string(c), TellService: "web",
 		TellCookie: "theme=dark; lang=de", TellAuthorization: "Basic eDp5", "Cache-Control": "no-store",
@@ -213,13 +220,27 @@ func TestWhoIsSentToLogIn(t *testing.T) {
 		"a socket":       {[]string{AskUpgrade, "websocket", "Accept", "text/html"}, false},
 	} {
 		a := d.ask(c, "", tt.headers...)
-		if a.answer != "anonymous" || (a.login != "") != tt.sent || (a.loginCookie != "") != tt.sent || a.header.Get("WWW-Authenticate") == "" {
+		if a.answer != "anonymous" || (a.login != "") != tt.sent || (a.loginCookie != "") != tt.sent || (a.header.Get("WWW-Authenticate") != "") == tt.sent {
 			t.Errorf("%s: %+v", name, a)
 		}
 	}
-	// Behind another port than the usual one, and with a window that waits already.
-	a := d.ask(c, "", "Accept", "text/html", AskHost, "uc-x.org-y.example.test:8443", AskScheme, "http", "Cookie", enterCookie+"="+strings.Repeat("a", 26)+".Lw")
-	if !strings.HasPrefix(a.login, "http://org-"+string(ourOrg)+".example.test:8443/containers/") || !strings.HasPrefix(a.loginCookie, enterCookie+"="+strings.Repeat("a", 26)+".") {
+	// With a window that waits already.
+	a := d.ask(c, "", "Accept", "text/html", "Cookie", "__Host-demiurge-enter="+strings.Repeat("a", 26)+".Lw")
+	if !strings.HasPrefix(a.loginCookie, "__Host-demiurge-enter="+strings.Repeat("a", 26)+".") {
+		t.Errorf("%+v", a)
+	}
+	// What comes in clear was seen on the way.
+	f.people[ourOrg].bearers["t"] = Bearer{Subject: person("paul")}
+	if a := d.ask(c, "", AskScheme, "http", "Authorization", "Bearer t"); a.answer != "refused" {
+		t.Errorf("%+v", a)
+	}
+	// On a developer's machine.
+	f.opts.Scheme, f.opts.Port = "http", 7480
+	f.start()
+	f.open(ourOrg)
+	d = newDoorTest(t, f)
+	a = d.ask(c, "", AskScheme, "http", "Accept", "text/html")
+	if !strings.HasPrefix(a.login, "http://org-"+string(ourOrg)+".example.test:7480/containers/") || !strings.HasPrefix(a.loginCookie, "demiurge-enter=") || strings.Contains(a.loginCookie, "Secure") {
 		t.Errorf("%+v", a)
 	}
 }

@@ -5,6 +5,7 @@ import (
 	"crypto/hmac"
 	"crypto/rand"
 	"encoding/json"
+	"net/url"
 	"strings"
 	"sync"
 	"time"
@@ -57,6 +58,11 @@ func (r *Registry) Ticket(who permission.Subject, e Entry) (logging.Secret, erro
 		return logging.Secret{}, &fault.Error{Code: fault.RateLimited, RetryAfter: ticketLife, Message: "too many people are entering containers: try again in a minute"}
 	}
 	return logging.NewSecret(secret), nil
+}
+
+// EnterAddress is where a browser takes a ticket.
+func (r *Registry) EnterAddress(e Entry, t logging.Secret) string {
+	return r.opts.origin(Hostname(r.hostname, e.Container, e.Service)) + PathEnter + "?ticket=" + url.QueryEscape(t.Reveal())
 }
 
 type ticket struct {

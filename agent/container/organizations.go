@@ -7,9 +7,11 @@ import (
 	"fmt"
 	"io/fs"
 	"maps"
+	"net"
 	"net/netip"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -36,6 +38,8 @@ type Options struct {
 	Dir      string // of the journals; it exists
 	FS       fsx.FS // reaches Dir
 	Domain   string // organizations are served as org-<uuid>.<domain>
+	Scheme   string // in which people reach this host's nginx: https (also when empty), or http on one machine
+	Port     int    // at which; zero: that of the scheme
 	Networks []netip.Prefix
 	// Own lists the addresses of this host, at which no container is. Nil: none.
 	Own         func() []netip.Addr
@@ -64,6 +68,12 @@ func (o Options) withDefaults() (Options, error) {
 	if o.Limits.Tickets == 0 {
 		o.Limits.Tickets = DefaultLimits().Tickets
 	}
+	if o.Scheme == "" {
+		o.Scheme = "https"
+	}
+	if o.Port == 0 {
+		o.Port = map[string]int{"https": 443, "http": 80}[o.Scheme]
+	}
 	if o.Own == nil {
 		o.Own = func() []netip.Addr { return nil }
 	}
@@ -72,6 +82,8 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	const longest = 31 * 24 * time.Hour
 	switch {
+	case o.Scheme != "https" && o.Scheme != "http" || o.Port < 1 || o.Port > 65535:
+		return o, fmt.Errorf("cannot be reached by %q at port %d: choose https or http", o.Scheme, o.Port)
 	case o.Limits.Containers < 1 || o.Limits.Tickets < 1:
 		return o, errors.New("cannot use a limit of containers below one")
 	case o.TokenLife < time.Minute || o.TokenLife > longest:
@@ -83,6 +95,14 @@ func (o Options) withDefaults() (Options, error) {
 	}
 	_, err := id.ParseDomain(o.Domain)
 	return o, err
+}
+
+// origin is the beginning of every address of a host name.
+func (o *Options) origin(hostname string) string {
+	if o.Scheme == "https" && o.Port == 443 || o.Scheme == "http" && o.Port == 80 {
+		return o.Scheme + "://" + hostname
+	}
+	return o.Scheme + "://" + net.JoinHostPort(hostname, strconv.Itoa(o.Port))
 }
 
 // Organizations holds the registries of the organizations on this host, and the two loops that serve all of
@@ -128,25 +148,62 @@ func (o *Organizations) path(org id.Organization, epoch id.Epoch) string {
 	return filepath.Join(o.opts.Dir, string(org)+"."+epoch.String())
 }
 
-// journals lists what is on disk of an organization.
-func (o *Organizations) journals(org id.Organization) ([]id.Epoch, error) {
+// file is one journal on disk.
+type file struct {
+	org   id.Organization
+	epoch id.Epoch
+}
+
+// files lists the journals on disk.
+func (o *Organizations) files() ([]file, error) {
 	entries, err := o.opts.FS.ReadDir("container.journals", o.opts.Dir)
 	if err != nil {
 		return nil, fmt.Errorf("cannot list the journals of containers: %w", err)
 	}
-	var out []id.Epoch
+	var out []file
 	for _, e := range entries {
 		name, number, _ := strings.Cut(e.Name(), ".")
-		if name != string(org) {
-			continue
-		}
-		epoch, err := id.ParseEpoch(number)
-		if err != nil {
+		org, err1 := id.ParseOrganization(name)
+		epoch, err2 := id.ParseEpoch(number)
+		switch {
+		case fsx.IsTemp(e.Name()): // it is being written
+		case errors.Join(err1, err2) != nil:
 			return nil, fmt.Errorf("cannot use %s: %s is no journal of containers; move it away", o.opts.Dir, e.Name())
+		default:
+			out = append(out, file{org, epoch})
 		}
-		out = append(out, epoch)
 	}
 	return out, nil
+}
+
+// journals lists what is on disk of an organization.
+func (o *Organizations) journals(org id.Organization) ([]id.Epoch, error) {
+	all, err := o.files()
+	var out []id.Epoch
+	for _, f := range all {
+		if f.org == org {
+			out = append(out, f.epoch)
+		}
+	}
+	return out, err
+}
+
+// Retain forgets every organization but these, at these epochs. It is called before any is opened.
+func (o *Organizations) Retain(keep map[id.Organization]id.Epoch) error {
+	o.changing.Lock()
+	defer o.changing.Unlock()
+	all, err := o.files()
+	if err != nil {
+		return err
+	}
+	for _, f := range all {
+		if keep[f.org] != f.epoch {
+			if err := o.remove(o.path(f.org, f.epoch)); err != nil {
+				return err
+			}
+		}
+	}
+	return nil
 }
 
 // Open returns the registry of an organization that was granted to this host at the epoch. What the host has
@@ -245,17 +302,17 @@ func (o *Organizations) list() []*opened {
 	return slices.Collect(maps.Values(o.registries))
 }
 
-// Close takes an organization out of memory and keeps its journal. Nothing of it is good here from then on,
-// whoever still has the registry.
-func (o *Organizations) Close(org id.Organization) error {
+// Close takes an organization out of memory that is open at an epoch, and keeps its journal. Nothing of it is
+// good here from then on, whoever still has the registry.
+func (o *Organizations) Close(org id.Organization, epoch id.Epoch) error {
 	o.changing.Lock()
 	defer o.changing.Unlock()
-	return o.close(org)
+	return o.close(org, epoch)
 }
 
-func (o *Organizations) close(org id.Organization) error {
+func (o *Organizations) close(org id.Organization, epoch id.Epoch) error {
 	r := o.find(org)
-	if r == nil {
+	if r == nil || r.epoch != epoch {
 		return nil
 	}
 	err := r.close()
@@ -265,19 +322,23 @@ func (o *Organizations) close(org id.Organization) error {
 	return err
 }
 
-// Drop forgets an organization that has left this host, with everything that is on disk of it.
-func (o *Organizations) Drop(org id.Organization) error {
+// Drop forgets an organization that has left this host at an epoch, with everything that is on disk of it up to
+// that epoch.
+func (o *Organizations) Drop(org id.Organization, epoch id.Epoch) error {
 	o.changing.Lock()
 	defer o.changing.Unlock()
-	if err := o.close(org); err != nil {
+	if err := o.close(org, epoch); err != nil {
 		o.opts.Logger.Warn("the journal of an organization's containers did not close", "organization", org, "error", err)
 	}
 	found, err := o.journals(org)
 	if err != nil {
 		return err
 	}
-	for _, epoch := range found {
-		if err := o.remove(o.path(org, epoch)); err != nil {
+	for _, old := range found {
+		if old > epoch {
+			continue
+		}
+		if err := o.remove(o.path(org, old)); err != nil {
 			return err
 		}
 	}
@@ -301,7 +362,7 @@ func (o *Organizations) CloseAll() error {
 	defer o.changing.Unlock()
 	var errs []error
 	for _, r := range o.list() {
-		errs = append(errs, o.close(r.organization))
+		errs = append(errs, o.close(r.organization, r.epoch))
 	}
 	return errors.Join(errs...)
 }
@@ -331,6 +392,9 @@ func (o *Organizations) count(add func(*Stats)) {
 	defer o.mu.Unlock()
 	add(&o.stats)
 }
+
+// Reconsider has the containers ended whose projects are gone, soon. It does not wait.
+func (o *Organizations) Reconsider() { o.retry() }
 
 func (o *Organizations) retry() { signal(o.again) }
 
@@ -450,7 +514,7 @@ func (o *Organizations) pass(due deadline) {
 	}
 }
 
-// finish ends what could not be ended at once, later each time.
+// finish ends what could not be ended at once, and containers whose projects are gone; later each time.
 func (o *Organizations) finish(ctx context.Context) {
 	const first, longest = 250 * time.Millisecond, 30 * time.Second
 	pause := first

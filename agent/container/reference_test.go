@@ -136,7 +136,7 @@ func TestP8ARemovedMemberIsRefusedAtOnce(t *testing.T) {
 		t.Errorf("he gets another ticket: %v", err)
 	}
 	cookie, _ := r.redeem(secret.Reveal(), made.Container.ID, "", digestOf("x"))
-	if a := d.ask(made.Container.ID, "", "Cookie", sessionCookie+"="+cookie.Reveal()); a.answer != "refused" {
+	if a := d.ask(made.Container.ID, "", "Cookie", "__Host-demiurge-container="+cookie.Reveal()); a.answer != "refused" {
 		t.Errorf("with a ticket from before: %+v", a)
 	}
 }
@@ -180,7 +180,7 @@ func TestP12EnteringIsBoundToTheBrowserThatAsked(t *testing.T) {
 	if status, _, _ := d.enter(c, "web", ticket(), ""); status != 403 {
 		t.Errorf("another browser entered: %d", status)
 	}
-	if status, _, _ := d.enter(c, "web", ticket(), enterCookie+"="+newNonce()+".Lw"); status != 403 {
+	if status, _, _ := d.enter(c, "web", ticket(), "__Host-demiurge-enter="+newNonce()+".Lw"); status != 403 {
 		t.Errorf("a browser with another cookie entered: %d", status)
 	}
 	if status, _, _ := d.enter(c, "api", ticket(), mine); status != 403 {
@@ -234,14 +234,14 @@ func TestP13TheGuardFailsClosedAndACookieIsForOneName(t *testing.T) {
 	}
 	theirs := f.open(otherOrg)
 	twin := create(t, theirs)
-	if _, good := theirs.visitor(strings.TrimPrefix(session, sessionCookie+"="), twin.Container.ID, ""); good {
+	if _, good := theirs.visitor(strings.TrimPrefix(session, "__Host-demiurge-container="), twin.Container.ID, ""); good {
 		t.Error("the cookie is good in another organization")
 	}
 	f.clients[ourOrg].fail["service api"] = errRefused
 	if _, err := r.Create(ctx, "ann", simple()); err == nil {
 		t.Error("a container was made without its clients")
 	}
-	ok(t, f.all.Close(ourOrg))
+	ok(t, f.all.Close(ourOrg, 7))
 	if a := d.ask(c, "", "Cookie", session); a.answer == "passed" || a.upstream != "" {
 		t.Errorf("the organization has left: %+v", a)
 	}

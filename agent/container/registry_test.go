@@ -11,6 +11,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/fsx/fsxtest"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -316,7 +317,7 @@ func TestEpochs(t *testing.T) {
 	if _, err := f.all.Open(ourOrg, 8, nil, f.clients[ourOrg], f.people[ourOrg]); !fault.Is(err, fault.StaleEpoch) {
 		t.Fatalf("it was opened twice: %v", err)
 	}
-	ok(t, f.all.Close(ourOrg))
+	ok(t, f.all.Close(ourOrg, 7))
 	if _, err := f.all.Open(ourOrg, 6, nil, f.clients[ourOrg], f.people[ourOrg]); !fault.Is(err, fault.StaleEpoch) {
 		t.Fatalf("an epoch that is over: %v", err)
 	}
@@ -331,7 +332,7 @@ func TestEpochs(t *testing.T) {
 	if left, err := filepath.Glob(filepath.Join(f.dir, "*")); err != nil || len(left) != 1 {
 		t.Fatalf("there are %v %v", left, err)
 	}
-	ok(t, f.all.Drop(ourOrg))
+	ok(t, f.all.Drop(ourOrg, 8))
 	if left, err := filepath.Glob(filepath.Join(f.dir, "*")); err != nil || len(left) != 0 {
 		t.Fatalf("after the organization has left: %v %v", left, err)
 	}
@@ -340,16 +341,46 @@ func TestEpochs(t *testing.T) {
 func TestContainersEndWithTheirProject(t *testing.T) {
 	f := newFixture(t)
 	r := f.open(ourOrg)
-	create(t, r)
+	f.run()
+	gone := create(t, r)
 	s := simple()
 	s.Project = "two"
 	stays, err := r.Create(ctx, "ann", s)
 	ok(t, err)
-	ok(t, r.KeepProjects(ctx, func(p id.Project) bool { return p == "two" }))
+	p := f.people[ourOrg]
+	known := p.policy
+	p.mu.Lock()
+	p.policy = &permission.Policy{} // nothing is understood of what the platform says
+	p.mu.Unlock()
+	ok(t, r.finish(ctx))
+	if s := state(t, r, gone.Container.ID); s != Down {
+		t.Fatalf("without anything known of its project it is %s", s)
+	}
+	next, err := known.WithMembership(permission.Membership{Members: known.Members(), Projects: []id.Project{"two"}})
+	ok(t, err)
+	p.mu.Lock()
+	p.policy = next
+	p.mu.Unlock()
+	f.all.Reconsider()
+	eventually(t, "it is gone", func() bool { _, err := r.Get(gone.Container.ID); return fault.Is(err, fault.NotFound) })
 	if left := r.List(func(id.Project) bool { return true }); len(left) != 1 || left[0].ID != stays.Container.ID {
 		t.Fatalf("there are %v", left)
 	}
 	f.check(ourOrg)
+}
+
+func TestRetain(t *testing.T) {
+	f := newFixture(t)
+	create(t, f.open(ourOrg))
+	create(t, f.open(otherOrg))
+	f.start()
+	ok(t, f.all.Retain(map[id.Organization]id.Epoch{ourOrg: 7, otherOrg: 8}))
+	if n := len(f.open(ourOrg).List(func(id.Project) bool { return true })); n != 1 {
+		t.Errorf("%d containers are left of an organization that is kept", n)
+	}
+	if left, err := filepath.Glob(filepath.Join(f.dir, "*")); err != nil || len(left) != 1 {
+		t.Errorf("there are %v %v", left, err)
+	}
 }
 
 // TestDownAfterThirtySecondsWithoutAHeartbeat runs in virtual time.

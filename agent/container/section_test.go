@@ -154,5 +154,5 @@ func FuzzSection(f *testing.F) {
 
 func (r *record) redirects(n int) []string {
 	s := r.spec()
-	return s.redirects("org-x.example.test", r.ID, n)
+	return s.redirects("org-x.example.test", ":8443", r.ID, n)
 }

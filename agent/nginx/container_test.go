@@ -141,7 +141,7 @@ func TestAContainerIsToldWhoComes(t *testing.T) {
 	asked := *d.asked.Load()
 	for k, want := range map[string]string{
 		"Method-And-Path": "GET /-/access", "X-Demiurge-Organization": string(org), "X-Demiurge-Label": "abcdefghijklmnop--web", "X-Demiurge-Method": "GET",
-		"X-Demiurge-Uri": "/a%2Fb?x=1", "X-Demiurge-Host": name + ":8443", "X-Forwarded-Proto": "http", "Cookie": "__Host-demiurge-container=secret",
+		"X-Demiurge-Uri": "/a%2Fb?x=1", "X-Forwarded-Proto": "http", "Cookie": "__Host-demiurge-container=secret",
 		"Authorization": "Bearer secret", "Accept": "text/html", "Origin": "https://evil.test", "X-Demiurge-Upgrade": "", "X-Demiurge-User": "", "X-Demiurge-Upstream": "",
 	} {
 		if got := asked.Get(k); got != want || len(asked.Values(k)) > 1 {

@@ -145,6 +145,9 @@ func (p *Policy) Holds(s Subject, pattern Pattern, at Resource) bool {
 	return at.Organization == p.organization && p.organization != "" && (at.Project == "" || p.projects[at.Project]) && p.holds(s, []Pattern{pattern}, at.Project)
 }
 
+// HasProject reports whether the organization has a project.
+func (p *Policy) HasProject(project id.Project) bool { return p.projects[project] }
+
 // Roles lists the organization's own roles by name.
 func (p *Policy) Roles() []Role {
 	var all []Role
