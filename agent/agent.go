@@ -195,6 +195,7 @@ func (a *Agent) listen() error {
 		}
 		return nil
 	})
+	a.metrics.registry.MustRegister(containerMetrics{a.tenants.containers.Stats})
 	a.metrics.watch(a.nginx.Status, a.engine.Reports, a.syncer.Connected)
 	return nil
 }

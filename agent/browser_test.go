@@ -116,6 +116,7 @@ func (b *browser) open(address string) {
 	if err != nil {
 		b.t.Fatal(err)
 	}
+	r.Header.Set("Accept", "text/html,*/*;q=0.8")
 	b.do(r)
 }
 

@@ -25,22 +25,23 @@ import (
 
 // Config is agent.yaml.
 type Config struct {
-	HostID       string         `yaml:"host_id"`      // name of this host, for its whole life
-	Coordinators []string       `yaml:"coordinators"` // host:port; the agent follows one and goes on to the next
-	DataDir      string         `yaml:"data_dir"`     // journal, certificate, gateways' state and logs
-	RunDir       string         `yaml:"run_dir"`      // sockets
-	Domain       string         `yaml:"domain"`       // organizations are served as org-<uuid>.<domain>
-	Address      string         `yaml:"address"`      // public address of this host's nginx
-	Capacity     int            `yaml:"capacity"`     // most gateways that this host may hold
-	Driver       string         `yaml:"driver"`       // how gateways are run: process
-	Nginx        NginxConfig    `yaml:"nginx"`
-	Gateway      GatewayConfig  `yaml:"gateway"`
-	Gossip       GossipConfig   `yaml:"gossip"`
-	OAuth        OAuthConfig    `yaml:"oauth"`
-	Login        LoginConfig    `yaml:"login"`
-	Auth         AuthConfig     `yaml:"auth"`
-	Metrics      MetricsConfig  `yaml:"metrics"`
-	Log          logging.Config `yaml:"log"`
+	HostID       string           `yaml:"host_id"`      // name of this host, for its whole life
+	Coordinators []string         `yaml:"coordinators"` // host:port; the agent follows one and goes on to the next
+	DataDir      string           `yaml:"data_dir"`     // journal, certificate, gateways' state and logs
+	RunDir       string           `yaml:"run_dir"`      // sockets
+	Domain       string           `yaml:"domain"`       // organizations are served as org-<uuid>.<domain>
+	Address      string           `yaml:"address"`      // public address of this host's nginx
+	Capacity     int              `yaml:"capacity"`     // most gateways that this host may hold
+	Driver       string           `yaml:"driver"`       // how gateways are run: process
+	Nginx        NginxConfig      `yaml:"nginx"`
+	Gateway      GatewayConfig    `yaml:"gateway"`
+	Gossip       GossipConfig     `yaml:"gossip"`
+	OAuth        OAuthConfig      `yaml:"oauth"`
+	Login        LoginConfig      `yaml:"login"`
+	Auth         AuthConfig       `yaml:"auth"`
+	Containers   ContainersConfig `yaml:"containers"`
+	Metrics      MetricsConfig    `yaml:"metrics"`
+	Log          logging.Config   `yaml:"log"`
 }
 
 // NginxConfig is this host's nginx.
@@ -84,9 +85,9 @@ func DefaultConfig() *Config {
 		DataDir: "/var/lib/demiurge/agent", RunDir: "/run/demiurge", Capacity: 1000, Driver: driverProcess,
 		Gateway: GatewayConfig{Program: "/usr/bin/demiurge-gateway", StopGrace: 12 * time.Second},
 		Gossip:  GossipConfig{Listen: "0.0.0.0:7402", Profile: string(gossip.ProfileDefault)},
-		OAuth:   defaultOAuth(),
-		Login:   defaultLogin(),
-		Log:     logging.DefaultConfig(),
+		OAuth:   defaultOAuth(), Containers: defaultContainers(),
+		Login: defaultLogin(),
+		Log:   logging.DefaultConfig(),
 	}
 }
 
@@ -128,7 +129,7 @@ func (c *Config) Validate() error {
 			bad("metrics.listen", fmt.Sprintf("%q is not an address with a port", c.Metrics.Listen), "set it as in 127.0.0.1:9464")
 		}
 	}
-	errs = append(errs, c.OAuth.validate(), c.Login.validate(), usertoken.Validate("auth.issuers", c.Auth.Issuers), c.Log.Validate("log"))
+	errs = append(errs, c.OAuth.validate(), c.Containers.validate(), c.Login.validate(), usertoken.Validate("auth.issuers", c.Auth.Issuers), c.Log.Validate("log"))
 	return errors.Join(errs...)
 }
 
@@ -253,7 +254,7 @@ func (c *Config) nginxOptions(log hclog.Logger) (nginx.Options, error) {
 	return nginx.Options{
 		DataDir: dir, RunDir: filepath.Join(c.RunDir, "nginx"), Binary: c.Nginx.Binary, Domain: c.Domain,
 		Listen: listen, ListenTLS: listenTLS, CertificateFile: c.Nginx.CertificateFile,
-		SocketDir: layoutOf(c).sockets, AgentSocket: tenantSocket(c), TrustedProxies: proxies, Workers: c.Nginx.Workers, Logger: log,
+		SocketDir: layoutOf(c).sockets, AgentSocket: tenantSocket(c), AccessSocket: accessSocket(c), TrustedProxies: proxies, Workers: c.Nginx.Workers, Logger: log,
 	}, nil
 }
 

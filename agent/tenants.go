@@ -2,13 +2,16 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
+	"net"
 	"os"
 	"path/filepath"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/demiurge-platform/demiurge/agent/container"
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/agent/tenantapi"
@@ -26,6 +29,9 @@ type tenants struct {
 	api      *tenantapi.Server
 	users    *usertoken.Verifier
 	layout   layout
+
+	containers *container.Organizations
+	access     net.Listener // where nginx asks about requests to containers
 }
 
 // openTenants takes up the state of organizations and listens for their requests.
@@ -45,8 +51,12 @@ func openTenants(c *Config, files fsx.FS, now func() time.Time, log hclog.Logger
 		return nil, err
 	}
 	stack.PushClose("OAuth state", t.oauth.CloseAll)
+	if t.containers, err = openContainers(c, files, now, log.Named("container")); err != nil {
+		return nil, err
+	}
+	stack.PushClose("user containers", t.containers.CloseAll)
 	if t.registry, err = tenant.New(tenant.Options{
-		Dir: l.permissions, FS: files, Domain: c.Domain, OAuth: t.oauth, Logger: log.Named("tenant"),
+		Dir: l.permissions, FS: files, Domain: c.Domain, OAuth: t.oauth, Keepers: []tenant.Keeper{t.containers}, Logger: log.Named("tenant"),
 	}); err != nil {
 		return nil, err
 	}
@@ -58,11 +68,20 @@ func openTenants(c *Config, files fsx.FS, now func() time.Time, log hclog.Logger
 		return nil, err
 	}
 	if t.api, err = tenantapi.New(tenantapi.Options{
-		Socket: l.tenant, Tenants: t.registry, Public: c.public(), Login: login, Users: t.users, Now: now, Logger: log.Named("tenantapi"),
+		Socket: l.tenant, Tenants: t.registry, Public: c.public(), Login: login, Users: t.users, Containers: t.containers, Now: now, Logger: log.Named("tenantapi"),
 	}); err != nil {
 		return nil, err
 	}
 	stack.PushClose("organizations' requests", t.api.Close)
+	if t.access, err = listenPrivate(l.access); err != nil {
+		return nil, err
+	}
+	stack.PushClose("questions about containers", func() error {
+		if err := t.access.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+			return err
+		}
+		return nil
+	})
 	return &t, nil
 }
 
@@ -90,6 +109,11 @@ func (t *tenants) start(a *Agent) {
 	a.stack.Go("organizations", t.registry.Run)
 	a.stack.Go("keys of the platform", t.users.Run)
 	a.stack.Go("organizations' requests", func(ctx context.Context) { a.must(ctx, "the organizations' requests", t.api.Run) })
+	door := container.NewDoor(t.containers, t.api.Containers)
+	a.stack.Go("user containers", t.containers.Run)
+	a.stack.Go("questions about containers", func(ctx context.Context) {
+		a.must(ctx, "the questions about containers", func(ctx context.Context) error { return serveAccess(ctx, t.access, door) })
+	})
 }
 
 // tenantSocket is where nginx asks the agent.

@@ -69,15 +69,15 @@ func newSite(t testing.TB, gateways int, edit ...func(*site)) *site {
 	return s
 }
 
-// certify writes key and certificate for every organization's name.
-func certify(t testing.TB, path string) *x509.CertPool {
+// certify writes key and certificate for every organization's name, and more.
+func certify(t testing.TB, path string, more ...string) *x509.CertPool {
 	t.Helper()
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		t.Fatal(err)
 	}
 	form := &x509.Certificate{
-		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: domain}, DNSNames: []string{"*." + domain, "login.example.test"},
+		SerialNumber: big.NewInt(1), Subject: pkix.Name{CommonName: domain}, DNSNames: append([]string{"*." + domain, "login.example.test"}, more...),
 		NotBefore: time.Now().Add(-time.Hour), NotAfter: time.Now().Add(24 * time.Hour), IsCA: true, BasicConstraintsValid: true,
 	}
 	der, err := x509.CreateCertificate(rand.Reader, form, form, &key.PublicKey, key)

@@ -290,6 +290,14 @@ func (o *Organizations) Get(org id.Organization) (*Registry, bool) {
 	return nil, false
 }
 
+// At is Get for an organization at an epoch.
+func (o *Organizations) At(org id.Organization, epoch id.Epoch) (*Registry, bool) {
+	if r := o.find(org); r != nil && r.epoch == epoch {
+		return r.Registry, true
+	}
+	return nil, false
+}
+
 func (o *Organizations) find(org id.Organization) *opened {
 	o.mu.Lock()
 	defer o.mu.Unlock()

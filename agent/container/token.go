@@ -55,6 +55,9 @@ var coding = base64.RawURLEncoding
 
 var tokenHeader = coding.EncodeToString([]byte(`{"alg":"HS256","typ":"demiurge-hosting+jwt"}`))
 
+// LooksHosting reports whether a credential has the form of a hosting token. Nothing else begins like one.
+func LooksHosting(credential string) bool { return strings.HasPrefix(credential, tokenHeader+".") }
+
 func newKey() []byte {
 	key := make([]byte, keySize)
 	_, _ = rand.Read(key) // crypto/rand never fails since Go 1.24

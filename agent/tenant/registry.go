@@ -27,7 +27,19 @@ type Options struct {
 	FS     fsx.FS // reaches Dir
 	Domain string
 	OAuth  *oauth.Organizations
-	Logger hclog.Logger
+	// Keepers hold more of organizations, from the time on at which somebody has asked for their OAuth.
+	Keepers []Keeper
+	Logger  hclog.Logger
+}
+
+// Keeper holds something of organizations that leaves with them.
+type Keeper interface {
+	// Retain forgets every organization but these, at these epochs. It is called before any is taken up.
+	Retain(keep map[id.Organization]id.Epoch) error
+	// Close ends what is in memory of an organization at an epoch, so that nothing of it is good any more.
+	Close(org id.Organization, epoch id.Epoch) error
+	// Drop forgets an organization that was here at an epoch, on disk too.
+	Drop(org id.Organization, epoch id.Epoch) error
 }
 
 // Follower is told what becomes of organizations. It must not block.
@@ -90,6 +102,11 @@ func (r *Registry) Retain(keep map[id.Organization]id.Epoch) error {
 	}
 	if err := r.opts.OAuth.Retain(keep); err != nil {
 		return err
+	}
+	for _, k := range r.opts.Keepers {
+		if err := k.Retain(keep); err != nil {
+			return err
+		}
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -164,6 +181,11 @@ func (r *Registry) Leave(_ context.Context, org id.Organization, epoch id.Epoch)
 	if err := r.opts.OAuth.Drop(org); err != nil {
 		return err
 	}
+	for _, k := range r.opts.Keepers {
+		if err := k.Drop(org, epoch); err != nil {
+			return err
+		}
+	}
 	if err := r.removePermissions(org, epoch); err != nil {
 		return err
 	}
@@ -195,6 +217,11 @@ func (t *Tenant) end() (touched bool) {
 	}
 	t.mu.Unlock()
 	if t.store.Swap(nil) != nil {
+		for _, k := range t.reg.opts.Keepers {
+			if err := k.Close(t.organization, t.epoch); err != nil {
+				t.reg.opts.Logger.Warn("what is kept of an organization did not close", "organization", t.organization, "error", err)
+			}
+		}
 		if err := t.reg.opts.OAuth.Close(t.organization); err != nil {
 			t.reg.opts.Logger.Warn("the OAuth journal of an organization did not close", "organization", t.organization, "error", err)
 		}

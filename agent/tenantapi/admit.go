@@ -20,6 +20,12 @@ var everything = []permission.Pattern{permission.Everything()}
 
 // admit finds out who makes a call and lets in whom the row's action is allowed.
 func (s *Server) admit(c *Call, route *Route) error {
+	if route.Hosted {
+		if token, ok := hostingToken(c.R); ok {
+			c.Hosting = token
+			return nil
+		}
+	}
 	resource, err := route.resource(c.Tenant.Organization(), c.params)
 	if err != nil {
 		return err
@@ -27,6 +33,11 @@ func (s *Server) admit(c *Call, route *Route) error {
 	who, err := s.whoCalls(c)
 	if err != nil {
 		return err
+	}
+	if route.Locate != nil {
+		if resource.Project, err = route.Locate(c); err != nil {
+			return err
+		}
 	}
 	policy, err := c.Tenant.Policy()
 	if err != nil {
@@ -80,11 +91,16 @@ func (s *Server) bearer(in *site, r *http.Request) (subject, error) {
 	if !ok || who.UserID == "" {
 		return subject{}, fault.New(fault.Unauthenticated, "show an access token that is good and that a person has given")
 	}
-	limit := make([]permission.Pattern, 0, len(who.Scope))
-	for _, scope := range who.Scope {
-		if p, err := permission.ParsePattern(scope); err == nil { // other scopes mean something elsewhere
+	return subject{Subject: permission.Subject{User: id.User(who.UserID), Limit: limitOf(who.Scope)}}, nil
+}
+
+// limitOf is what an access token is good for.
+func limitOf(scope []string) []permission.Pattern {
+	limit := make([]permission.Pattern, 0, len(scope))
+	for _, one := range scope {
+		if p, err := permission.ParsePattern(one); err == nil { // other scopes mean something elsewhere
 			limit = append(limit, p)
 		}
 	}
-	return subject{Subject: permission.Subject{User: id.User(who.UserID), Limit: limit}}, nil
+	return limit
 }

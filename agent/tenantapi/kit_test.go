@@ -14,6 +14,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/demiurge-platform/demiurge/agent/container"
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -40,6 +41,8 @@ type kit struct {
 	web     *http.Client
 	version uint64
 	dir     string
+
+	containers *container.Organizations
 }
 
 // syncLog keeps what is logged.
@@ -77,7 +80,7 @@ func newKit(t testing.TB) *kit {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	for _, d := range []string{"oauth", "permissions"} {
+	for _, d := range []string{"oauth", "permissions", "containers"} {
 		if err := os.Mkdir(filepath.Join(dir, d), 0o700); err != nil {
 			t.Fatal(err)
 		}
@@ -89,17 +92,21 @@ func newKit(t testing.TB) *kit {
 	state := must[*oauth.Organizations](t)(oauth.New(oauth.Options{
 		Dir: filepath.Join(dir, "oauth"), FS: files, Domain: domain, Lifetimes: oauth.DefaultLifetimes(), Limits: oauth.DefaultLimits(), Logger: log,
 	}))
-	k.tenants = must[*tenant.Registry](t)(tenant.New(tenant.Options{Dir: filepath.Join(dir, "permissions"), FS: files, Domain: domain, OAuth: state, Logger: log}))
+	k.containers = must[*container.Organizations](t)(container.New(container.Options{Dir: filepath.Join(dir, "containers"), FS: files, Domain: domain, Logger: log}))
+	k.tenants = must[*tenant.Registry](t)(tenant.New(tenant.Options{
+		Dir: filepath.Join(dir, "permissions"), FS: files, Domain: domain, OAuth: state, Keepers: []tenant.Keeper{k.containers}, Logger: log,
+	}))
 	verifier := must[*usertoken.Verifier](t)(usertoken.New(usertoken.Options{Issuers: []usertoken.Issuer{users.File(t, k.key)}, Logger: log}))
 	socket := filepath.Join(dir, "tenant.sock")
 	k.server = must[*Server](t)(New(Options{
-		Socket: socket, Tenants: k.tenants, Public: Public{"https", 443}, Login: Login{Session: time.Hour, UserClaim: "sub"}, Users: verifier, Logger: log,
+		Socket: socket, Tenants: k.tenants, Public: Public{"https", 443}, Login: Login{Session: time.Hour, UserClaim: "sub"}, Users: verifier, Containers: k.containers, Logger: log,
 	}))
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = k.server.Run(ctx) })
 	running.Go(func() { k.tenants.Run(ctx) })
 	running.Go(func() { state.Run(ctx) })
+	running.Go(func() { k.containers.Run(ctx) })
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", socket)
 	}}
@@ -109,6 +116,7 @@ func newKit(t testing.TB) *kit {
 		cancel()
 		running.Wait()
 		_ = state.CloseAll()
+		_ = k.containers.CloseAll()
 	})
 	k.serve(ours, "ada=owner", "eve=admin", "bob=member")
 	k.serve(theirs, "mallory=owner")
@@ -219,4 +227,13 @@ func (k *kit) tokens(org id.Organization, user id.User, scope ...string) (access
 		k.t.Fatal(err)
 	}
 	return out.Access.Reveal(), out.Refresh.Reveal()
+}
+
+// container makes one in the project drawing.
+func (k *kit) container(org id.Organization) container.Made {
+	k.t.Helper()
+	r := must[*container.Registry](k.t)(k.server.Containers(k.t.Context(), org))
+	return must[container.Made](k.t)(r.Create(k.t.Context(), "ada", container.Spec{
+		Project: "drawing", Name: "x", Services: []container.Service{{Name: "web", Paths: []string{"/back"}}},
+	}))
 }

@@ -1,6 +1,7 @@
 package tenantapi
 
 import (
+	"context"
 	"net/http"
 
 	"github.com/demiurge-platform/demiurge/agent/oauth"
@@ -26,6 +27,7 @@ func (s *Server) routes() []Route {
 		Route{Method: http.MethodPost, Path: pathConsent, Caller: Proven, Serve: s.consent, Doc: Doc{Summary: "A person's answer on the page of consent"}},
 	)
 	rows = append(rows, s.clientRoutes()...)
+	rows = append(rows, s.containerRoutes()...)
 	return append(rows, s.permissionRoutes()...)
 }
 
@@ -51,15 +53,16 @@ func (s *Server) serveOAuth(c *Call) error {
 }
 
 // site gives what there is of an organization, and makes it when it is asked for the first time.
-func (s *Server) site(c *Call) (*site, error) {
-	t := c.Tenant
+func (s *Server) site(c *Call) (*site, error) { return s.siteOf(c.R.Context(), c.Tenant) }
+
+func (s *Server) siteOf(ctx context.Context, t *tenant.Tenant) (*site, error) {
 	s.mu.Lock()
 	found := s.sites[t.Organization()]
 	s.mu.Unlock()
 	if found != nil && found.tenant == t {
 		return found, nil
 	}
-	store, err := t.OAuth(c.R.Context())
+	store, err := t.OAuth(ctx)
 	if err != nil {
 		return nil, fault.Wrap(fault.StorageLow, err, "the organization's OAuth state cannot be read at the moment: try again")
 	}

@@ -38,8 +38,14 @@ type Route struct {
 	// Project is the parameter that names the project in which the action must be allowed; empty: in the whole
 	// organization. The handler finds it in Call.Resource, so both can only mean the same.
 	Project string
-	Serve   func(*Call) error
-	Doc     Doc
+	// Locate finds that project where the path does not name it: by what the path names, or in the body. It is
+	// called when it is known who asks. What it looked at it leaves in Call.Found for the handler.
+	Locate func(*Call) (id.Project, error)
+	// Hosted lets in the container that the path names too, by its hosting token (Call.Hosting), which the handler
+	// checks.
+	Hosted bool
+	Serve  func(*Call) error
+	Doc    Doc
 }
 
 // Doc is what the OpenAPI document says of a row.
@@ -56,6 +62,8 @@ type Call struct {
 	Tenant   *tenant.Tenant
 	Subject  permission.Subject  // who asks, on a route of Member
 	Resource permission.Resource // what was checked, on a route of Member
+	Found    any                 // what Locate looked at
+	Hosting  string              // the hosting token of a container that calls a route for it
 	params   map[string]string
 }
 
@@ -111,6 +119,8 @@ func (r *Route) check() error {
 		return fmt.Errorf("cannot serve %s: it does not say who may call it", name)
 	case (r.Caller == Member) != (r.Action != permission.Permission{}):
 		return fmt.Errorf("cannot serve %s: an action is named for members, and only for them", name)
+	case (r.Locate != nil || r.Hosted) && (r.Caller != Member || r.Project != ""):
+		return fmt.Errorf("cannot serve %s: its project is found in two ways, or is nobody's matter", name)
 	case r.Project != "" && (r.Caller != Member || !strings.Contains(r.Path, "{"+r.Project+"}")):
 		return fmt.Errorf("cannot serve %s: its project is not part of its path", name)
 	}

@@ -22,6 +22,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/demiurge-platform/demiurge/agent/container"
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -52,9 +53,11 @@ type Options struct {
 	Public  Public
 	Login   Login               // of people in browsers
 	Users   *usertoken.Verifier // of programs with a token of the platform; nil: none is believed
-	Routes  []Route             // of other parts of the agent, beside this package's own
-	Now     func() time.Time    // nil: the clock of this machine
-	Logger  hclog.Logger
+	// Containers are the user containers; nil: there are none on this host.
+	Containers *container.Organizations
+	Routes     []Route          // of other parts of the agent, beside this package's own
+	Now        func() time.Time // nil: the clock of this machine
+	Logger     hclog.Logger
 }
 
 // Server answers for all organizations of a host.
@@ -154,6 +157,9 @@ func (s *Server) Changed(t *tenant.Tenant) {
 	s.mu.Lock()
 	found := s.sites[t.Organization()]
 	s.mu.Unlock()
+	if s.opts.Containers != nil {
+		s.opts.Containers.Reconsider()
+	}
 	if found != nil && found.tenant == t {
 		found.sessions.keep(func(user id.User) bool { _, ok := t.Member(user); return ok })
 	}
