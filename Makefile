@@ -1,6 +1,6 @@
 # Everything that one does with this tree. `make help` lists the targets.
 #
-# Only the Go module proxy and Debian's archive are ever asked for anything.
+# Only the Go module proxy and Debian's archive are ever asked for anything, and by `make clients` npm's registry.
 
 SHELL    := /bin/bash
 GO       ?= go
@@ -37,7 +37,7 @@ export GOFLAGS := $(GOFLAGS) -buildvcs=false
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help build dev deps-dev deps-test deps-e2e check test e2e e2e-short soak judge mutants fuzz bench install uninstall clean $(PROGRAMS:%=bin/%)
+.PHONY: help build dev deps-dev deps-test deps-e2e check test clients e2e e2e-short soak judge mutants fuzz bench install uninstall clean $(PROGRAMS:%=bin/%)
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -61,6 +61,7 @@ check: ## Check format, vet, staticcheck, import laws, documents
 		printf 'not in the one format of this project; run `go tool gofumpt -w` on:\n%s\n' "$$unformatted"; exit 1; fi
 	$(GO) vet ./...
 	$(GO) vet -tags e2e ./cmd/e2e/...
+	$(GO) vet -tags clients ./agent
 	$(GO) tool staticcheck ./...
 	$(GO) test -count=1 ./shared/lawtest ./docs ./packaging/... ./cmd/e2e/mutants
 
@@ -70,6 +71,11 @@ test: deps-test ## Run every test, with the race detector, and the tests of the 
 
 deps-e2e: ## Install what `make e2e` needs and this machine lacks (nginx, ip, nft)
 	.ci/packages nginx ip nft
+
+clients: deps-dev ## Run OAuth clients that others wrote and that need Node (oauth4webapi from npm's registry) against a real agent
+	.ci/packages node npm
+	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && npm install --silent --no-audit --no-fund --prefix "$$dir" oauth4webapi@3.8.8 && \
+		NODE_MODULES="$$dir/node_modules" $(GO) test -tags clients -count=1 -run Oauth4webapi ./agent
 
 e2e: deps-e2e ## Break three coordinators and their hosts in every way once, under load, and check what they promised (root; SEED=n)
 	$(GO) test -tags e2e -count=1 ./cmd/e2e/lab

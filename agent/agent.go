@@ -196,7 +196,10 @@ func (a *Agent) listen() error {
 		return nil
 	})
 	a.metrics.registry.MustRegister(containerMetrics{a.tenants.containers.Stats})
-	a.metrics.watch(a.nginx.Status, a.engine.Reports, a.syncer.Connected)
+	a.metrics.watch(reader{
+		status: a.nginx.Status, reports: a.engine.Reports, connected: a.syncer.Connected,
+		oauth: a.tenants.oauth.Stats, sessions: a.tenants.api.Sessions,
+	})
 	return nil
 }
 

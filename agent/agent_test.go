@@ -285,6 +285,8 @@ func TestMetrics(t *testing.T) {
 	for _, line := range []string{
 		"demiurge_routes 1", `demiurge_nginx_generations_total{result="live"}`, `demiurge_nginx_generation{kind="live"}`,
 		`demiurge_host_gateways{phase="serving"} 1`, "demiurge_agent_connected 1", "demiurge_nginx_up 1", "demiurge_nginx_generation_seconds_bucket",
+		`demiurge_oauth_objects{kind="access_token"} 0`, `demiurge_oauth_expired_total{kind="code"} 0`, `demiurge_oauth_removed_total{kind="refresh_token"} 0`,
+		"demiurge_tenant_sessions 0",
 	} {
 		if !strings.Contains(string(b), "\n"+line) {
 			t.Errorf("no line %s", line)

@@ -5,6 +5,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
+	"github.com/demiurge-platform/demiurge/agent/tenantapi"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -14,6 +15,9 @@ func (a *Agent) AddRoutes(more map[id.Organization]nginx.Target) {
 	maps.Copy(every, more)
 	a.nginx.Retain(every)
 }
+
+// TenantRoutes is the table of organizations' host names.
+func (a *Agent) TenantRoutes() []tenantapi.Route { return a.tenants.api.Routes() }
 
 // Tenants is what the agent holds for organizations.
 func (a *Agent) Tenants() *tenant.Registry { return a.tenants.registry }

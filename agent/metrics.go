@@ -5,6 +5,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/collectors"
 
 	"github.com/demiurge-platform/demiurge/agent/nginx"
+	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
 
@@ -51,15 +52,15 @@ func (m *metrics) nginxEvent(e nginx.Event) {
 }
 
 // watch adds what is read when Prometheus asks.
-func (m *metrics) watch(status func() api.NginxStatus, reports func() []api.GatewayReport, connected func() bool) {
-	m.registry.MustRegister(&reader{status: status, reports: reports, connected: connected})
-}
+func (m *metrics) watch(r reader) { m.registry.MustRegister(&r) }
 
 // reader is a collector without state.
 type reader struct {
 	status    func() api.NginxStatus
 	reports   func() []api.GatewayReport
 	connected func() bool
+	oauth     func() oauth.Stats
+	sessions  func() int
 }
 
 func description(name, help string, labels ...string) *prometheus.Desc {
@@ -104,5 +105,21 @@ func (r *reader) Collect(out chan<- prometheus.Metric) {
 	if r.connected() {
 		following = 1
 	}
+	r.collectTenants(out, gauge)
 	gauge(description("agent_connected", "1 when the agent follows a coordinator."), following)
+}
+
+// collectTenants tells what the agent itself holds for organizations, of all of them together.
+func (r *reader) collectTenants(out chan<- prometheus.Metric, gauge func(*prometheus.Desc, float64, ...string)) {
+	s := r.oauth()
+	objects := description("oauth_objects", "OAuth objects that are held now.", "kind")
+	expired := description("oauth_expired_total", "OAuth objects that were removed because their time was over.", "kind")
+	removed := description("oauth_removed_total", "OAuth objects that were removed before that: revoked, or with their client, member or organization.", "kind")
+	gauge(objects, float64(s.Clients), "client")
+	for _, k := range oauth.Kinds() {
+		gauge(objects, float64(s.Live.Of(k)), k.String())
+		out <- prometheus.MustNewConstMetric(expired, prometheus.CounterValue, float64(s.Expired.Of(k)), k.String())
+		out <- prometheus.MustNewConstMetric(removed, prometheus.CounterValue, float64(s.Removed.Of(k)), k.String())
+	}
+	gauge(description("tenant_sessions", "Browsers that are logged in at organizations."), float64(r.sessions()))
 }

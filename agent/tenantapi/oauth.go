@@ -26,6 +26,7 @@ func (s *Server) routes() []Route {
 		Route{Method: http.MethodPost, Path: "/oauth/logout", Caller: Proven, Serve: s.logout, Doc: Doc{Summary: "End the session of the browser"}},
 		Route{Method: http.MethodPost, Path: pathConsent, Caller: Proven, Serve: s.consent, Doc: Doc{Summary: "A person's answer on the page of consent"}},
 	)
+	rows = append(rows, Route{Method: http.MethodGet, Path: "/oauth/openapi.json", Caller: Anyone, Serve: s.openAPI, Doc: Doc{Summary: "This document"}})
 	rows = append(rows, s.clientRoutes()...)
 	rows = append(rows, s.containerRoutes()...)
 	return append(rows, s.permissionRoutes()...)

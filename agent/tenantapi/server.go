@@ -152,6 +152,17 @@ func (s *Server) Close() error {
 // Routes lists the table.
 func (s *Server) Routes() []Route { return append([]Route(nil), s.table.rows...) }
 
+// Sessions is how many browsers are logged in.
+func (s *Server) Sessions() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	n := 0
+	for _, in := range s.sites {
+		n += in.sessions.count()
+	}
+	return n
+}
+
 // Changed implements tenant.Follower: the sessions of people who are no members any more end.
 func (s *Server) Changed(t *tenant.Tenant) {
 	s.mu.Lock()

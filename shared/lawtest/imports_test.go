@@ -145,7 +145,7 @@ var libraries = []library{
 	{module: "github.com/hashicorp/go-metrics", homes: []string{"coordinator/consensus", "coordinator/metrics"}},
 	{module: "github.com/hashicorp/go-memdb", homes: []string{"coordinator/state"}},
 	{module: "github.com/hashicorp/go-hclog", homes: []string{everywhere}},
-	{module: "github.com/danielgtaylor/huma/v2", homes: []string{"coordinator/httpapi"}},
+	{module: "github.com/danielgtaylor/huma/v2", homes: []string{"coordinator/httpapi"}, tests: true},
 	{module: "github.com/fsnotify/fsnotify", homes: []string{"shared/config", "agent/nginx"}},
 	{module: "github.com/coreos/go-systemd/v22", homes: []string{"shared/notify"}},
 	{module: "github.com/goccy/go-yaml", homes: []string{"shared/config"}, tests: true},
