@@ -7,6 +7,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/coordinator"
 	"github.com/demiurge-platform/demiurge/coordinator/coordtest"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
@@ -445,7 +446,7 @@ func TestABatchIsOneEntryWithAnAnswerEach(t *testing.T) {
 
 func TestASilentHostGetsNothingNew(t *testing.T) {
 	t.Parallel()
-	c := coordtest.Start(t)
+	c := coordtest.Start(t, func(c *coordinator.Config) { c.Hosts.SilentAfter = time.Second })
 	agent := c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 2)
 	orgs := c.Organizations(2)

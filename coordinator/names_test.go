@@ -97,13 +97,16 @@ func (m *moody) asked(name string) string {
 	return ""
 }
 
+// soonLost makes hosts that say nothing lost at once.
+func soonLost(c *coordinator.Config) {
+	c.Hosts.SilentAfter, c.Hosts.LostAfter = time.Second, time.Second
+}
+
 // named is a coordinator with such a server, a host and a pool.
-func named(t *testing.T) (*coordtest.Cluster, *moody, *coordtest.Agent) {
+func named(t *testing.T, tune ...func(*coordinator.Config)) (*coordtest.Cluster, *moody, *coordtest.Agent) {
 	t.Helper()
 	m := newMoody(t)
-	c := coordtest.Start(t, m.configure, func(c *coordinator.Config) {
-		c.Hosts.SilentAfter, c.Hosts.LostAfter = time.Second, time.Second
-	})
+	c := coordtest.Start(t, append(tune, m.configure)...)
 	agent := c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 3)
 	return c, m, agent
@@ -161,7 +164,7 @@ func TestAnAllocationIsActiveWithItsName(t *testing.T) {
 // blamed, and the next start works as soon as the server does.
 func TestNamesThatCannotBeWritten(t *testing.T) {
 	t.Parallel() // they wait for servers most of the time
-	c, m, agent := named(t)
+	c, m, agent := named(t, soonLost)
 	within := func(limit time.Duration) {
 		t.Helper()
 		d := api.Duration(limit)
@@ -339,7 +342,7 @@ func TestCrashInTheStepDNS(t *testing.T) {
 // TestANameFollowsAMove: after the loss of a host the name leads to the new host.
 func TestANameFollowsAMove(t *testing.T) {
 	t.Parallel() // they wait for servers most of the time
-	c, m, agent := named(t)
+	c, m, agent := named(t, soonLost)
 	org := c.Organizations(1)[0]
 	mustStart(t, c, org)
 	if got := m.leads(org); got != "192.0.2.1" {

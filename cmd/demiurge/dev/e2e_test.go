@@ -14,6 +14,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -37,16 +38,41 @@ type running struct {
 	dataDir string
 }
 
-// buildPrograms builds the four programs into one directory. The build cache makes all but the first cheap.
+// built are the programs, made once, when a test first wants them.
+var built struct {
+	once sync.Once
+	dir  string
+	err  error
+}
+
+func TestMain(m *testing.M) {
+	code := m.Run()
+	if built.dir != "" {
+		_ = os.RemoveAll(built.dir)
+	}
+	os.Exit(code)
+}
+
+// buildPrograms gives the path of demiurge, in a directory with the other programs.
 func buildPrograms(t *testing.T) string {
 	t.Helper()
-	dir := t.TempDir()
+	built.once.Do(func() { built.dir, built.err = build() })
+	if built.err != nil {
+		t.Fatal(built.err)
+	}
+	return filepath.Join(built.dir, "demiurge")
+}
+
+func build() (dir string, err error) {
+	if dir, err = os.MkdirTemp("", "dmbin"); err != nil {
+		return "", err
+	}
 	const module = "github.com/demiurge-platform/demiurge/cmd/"
 	cmd := exec.Command("go", "build", "-buildvcs=false", "-o", dir+"/", module+"demiurge", module+"demiurge-coordinator", module+"demiurge-agent", module+"demiurge-gateway")
 	if out, err := cmd.CombinedOutput(); err != nil {
-		t.Fatalf("cannot build the programs: %v\n%s", err, out)
+		return dir, fmt.Errorf("cannot build the programs: %w\n%s", err, out)
 	}
-	return filepath.Join(dir, "demiurge")
+	return dir, nil
 }
 
 // startDev starts a system and waits until it says that it is ready.
