@@ -137,7 +137,7 @@ func (a *Agent) open() error {
 	}
 	a.syncer, err = syncer.New(syncer.Options{
 		Logger: a.log, Host: id.Host(a.c.HostID), Coordinators: a.c.Coordinators, Client: client,
-		Queue: a.queue, Source: source{a}, Follower: follower{a}, Leases: leases{a}, Timing: a.o.Sync,
+		Queue: a.queue, Source: source{a}, Follower: follower{a}, Leases: leases{a}, Leaving: a.leaving, Timing: a.o.Sync,
 	})
 	if err != nil {
 		return err
@@ -228,6 +228,7 @@ func (a *Agent) Start() {
 	a.tenants.start(a)
 	a.stack.Go("actors", func(ctx context.Context) { a.must(ctx, "the actors", a.engine.Run) })
 	a.stack.Go("gossip", a.member.Run)
+	a.stack.Push("farewell to the gossip", a.leaveGossip) // before the gossip ends, and after the syncer's farewell
 	a.stack.Go("health", a.health.Run)
 	a.stack.Go("certificate", func(ctx context.Context) { a.credential.Run(ctx, a.syncer) })
 	settled := make(chan struct{})

@@ -105,7 +105,7 @@ func openDataDir(c *Config) (release func(), err error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkVersion(c); err != nil {
+	if err := errors.Join(checkVersion(c), stay(c)); err != nil {
 		unlock()
 		return nil, err
 	}

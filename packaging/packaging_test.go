@@ -25,7 +25,7 @@ func read(t *testing.T, path string) string {
 func units(t *testing.T) []string {
 	t.Helper()
 	found, err := filepath.Glob("../systemd/*.service")
-	if err != nil || len(found) != 3 {
+	if err != nil || len(found) != 4 {
 		t.Fatalf("found the units %v, %v", found, err)
 	}
 	return found
@@ -65,7 +65,7 @@ var hardening = []string{
 	"ProtectClock=yes", "ProtectControlGroups=yes", "ProtectHostname=yes", "ProtectKernelLogs=yes",
 	"ProtectKernelModules=yes", "ProtectKernelTunables=yes", "ProtectProc=invisible", "RestrictNamespaces=yes",
 	"RestrictRealtime=yes", "RestrictSUIDSGID=yes", "LockPersonality=yes", "MemoryDenyWriteExecute=yes",
-	"SystemCallArchitectures=native", "SystemCallFilter=@system-service", "User=demiurge", "Restart=always", "UMask=0077",
+	"SystemCallArchitectures=native", "SystemCallFilter=@system-service", "User=demiurge", "UMask=0077",
 }
 
 func TestUnitsAreHardened(t *testing.T) {
@@ -95,18 +95,27 @@ func TestUnitsKeepTheirPromises(t *testing.T) {
 	for unit, wanted := range map[string]map[string]string{
 		"systemd/demiurge-coordinator.service": {
 			"Type=notify":            "its start is over when it serves",
+			"Restart=always":         "one that ended is started again",
 			"WatchdogSec=30s":        "one that hangs is started again",
 			"CapabilityBoundingSet=": "it needs no capability",
 			"ReadWritePaths=/var/lib/demiurge/coordinator": "it writes nowhere else",
 		},
 		"systemd/demiurge-agent.service": {
 			"Type=notify":        "its start is over when it runs",
+			"Restart=always":     "one that ended is started again",
 			"WatchdogSec=30s":    "one that hangs is started again",
 			"KillMode=process":   "gateways outlive a restart of the agent",
 			"OOMPolicy=continue": "a gateway without memory does not end the agent and all other gateways",
 			"CapabilityBoundingSet=CAP_NET_BIND_SERVICE": "nginx -t binds the ports, and nginx is seen only by equals",
 		},
+		"systemd/demiurge-leave.service": {
+			"After=demiurge-agent.service": "a shutdown stops it before the agent",
+			"RefuseManualStop=yes":         "only a shutdown stops it",
+			"RemainAfterExit=yes":          "there is something to stop",
+			"ExecStop=/usr/bin/demiurge-agent leave --config /etc/demiurge/agent.yaml": "the agent that ends next takes leave",
+		},
 		"systemd/demiurge-nginx.service": {
+			"Restart=always":                "one that ended is started again",
 			"Before=demiurge-agent.service": "the data plane starts first",
 			"ExecStartPre=/usr/bin/demiurge-agent nginx-prepare --config /etc/demiurge/agent.yaml": "nginx starts only with a proven configuration",
 			"CapabilityBoundingSet=CAP_NET_BIND_SERVICE":                                           "ports 80 and 443 are all that it needs",
@@ -118,6 +127,11 @@ func TestUnitsKeepTheirPromises(t *testing.T) {
 			if !slices.Contains(lines, directive) {
 				t.Errorf("%s has no %s: %s", unit, directive, why)
 			}
+		}
+	}
+	for _, dependency := range []string{"Requires=", "BindsTo=", "PartOf="} {
+		if strings.Contains(read(t, "systemd/demiurge-leave.service"), dependency) {
+			t.Errorf("demiurge-leave.service has %s: a restart of the agent would move everything", dependency)
 		}
 	}
 	nginx := read(t, "systemd/demiurge-nginx.service")

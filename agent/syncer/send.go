@@ -15,6 +15,8 @@ import (
 const (
 	// renewEvery is how often something is said, if the host depends on a lease.
 	renewEvery = time.Second
+	// farewellTime is how long the end of the machine may be held up for telling a coordinator.
+	farewellTime = 3 * time.Second
 	// maxLeasePause is how long a failure is waited after then: a new leader has to be found in time.
 	maxLeasePause = 500 * time.Millisecond
 )
@@ -74,6 +76,10 @@ func (s *Syncer) send(ctx context.Context) {
 
 // last tries once, shortly, to send what waits.
 func (s *Syncer) last() {
+	if s.o.Leaving != nil && s.o.Leaving() {
+		s.farewell()
+		return
+	}
 	if !s.Connected() && s.o.Queue.empty() {
 		return
 	}
@@ -85,6 +91,32 @@ func (s *Syncer) last() {
 			s.logger.Debug("the last observation was not taken", "error", err)
 		}
 	}
+}
+
+// farewell tells a coordinator, with all that waits, that the machine is being switched off: then what it serves moves at
+// once. Nobody is told when this takes too long, and the host is missed later.
+func (s *Syncer) farewell() {
+	ctx, cancel := context.WithTimeout(context.Background(), farewellTime)
+	defer cancel()
+	o, _ := s.o.Queue.take(s.o.Source)
+	word := o.body(s.o.Queue.now())
+	word.Leaving = true
+	var err error
+	for range 2 * len(s.bases) {
+		base, n := s.base()
+		try, end := context.WithTimeout(ctx, farewellTime/3)
+		err = s.post(try, base.JoinPath("/v1/agent/observations").String(), word)
+		end()
+		if err == nil {
+			s.logger.Info("the coordinators know that this machine is being switched off")
+			return
+		}
+		s.next(n)
+		if !pause(ctx, s.o.Timing.BackOff) {
+			break
+		}
+	}
+	s.logger.Warn("no coordinator could be told that this machine is being switched off; they will miss it", "error", err)
 }
 
 func (s *Syncer) post(ctx context.Context, url string, o api.Observation) error {

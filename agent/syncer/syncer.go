@@ -52,7 +52,7 @@ type Leases interface {
 	Renewed(sent time.Duration, index uint64)
 }
 
-// Options of a syncer. All but Timing must be set.
+// Options of a syncer. All but Leaving and Timing must be set.
 type Options struct {
 	Logger       hclog.Logger
 	Host         id.Host
@@ -62,7 +62,10 @@ type Options struct {
 	Source       Source
 	Follower     Follower
 	Leases       Leases
-	Timing       Timing
+	// Leaving is asked when Run ends: whether the machine is being switched off, which a coordinator is then told. nil:
+	// it never is.
+	Leaving func() bool
+	Timing  Timing
 }
 
 // Timing are the delays. The zero value of a field is its default.

@@ -43,7 +43,20 @@ func main() {
 		}
 		return agent.PrepareNginx(c.Context(), cfg, log)
 	}))
-	root.AddCommand(joinCommand())
+	root.AddCommand(joinCommand(), program.WithConfig(defaultConfig, &cobra.Command{
+		Use:   "leave",
+		Short: "Note that this machine is being switched off: when the agent ends, what the host serves moves at once",
+		Long: "For the shutdown of the machine, which demiurge-leave.service notices. The agent that ends after this takes leave of the\n" +
+			"coordinators, and they bring its organizations to other hosts without waiting for it. The next start of the agent takes it\n" +
+			"back. Without it the end of an agent moves nothing: it may come back within a second.",
+		Example: "  demiurge-agent leave --config " + defaultConfig,
+	}, func(_ *cobra.Command, path string) error {
+		cfg, err := load(path, os.Environ())
+		if err != nil {
+			return err
+		}
+		return agent.Leave(cfg)
+	}))
 	program.Main(root)
 }
 

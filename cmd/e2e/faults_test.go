@@ -93,6 +93,10 @@ var breakages = []breakage{
 		return err
 	}},
 	{family: "gateways are gone", name: "a host loses power", begin: func(n *nemesis) error { return n.victim.host.PowerOff() }},
+	{family: "gateways are gone", name: "a host is switched off in order", begin: func(n *nemesis) error {
+		h := n.victim
+		return errors.Join(h.host.Run(h.leave...), h.agent.End(), h.host.PowerOff())
+	}},
 	{family: "an agent is gone", name: "a scripted agent crashes", begin: func(n *nemesis) error {
 		a := n.c.agents[n.rng.IntN(len(n.c.agents))]
 		a.run.Stop()

@@ -42,9 +42,10 @@ type realHost struct {
 	host  *lab.Host
 	agent *lab.Program
 	nginx *lab.Program
-	full  string // while this file is there, the agent finds its disk full, or bad
-	armed string // file that says at which step the agent is to die
-	trace string // file with the steps that the agent passed
+	full  string   // while this file is there, the agent finds its disk full, or bad
+	armed string   // file that says at which step the agent is to die
+	trace string   // file with the steps that the agent passed
+	leave []string // what a shutdown runs before it ends the agent
 	web   *http.Client
 }
 
@@ -76,6 +77,7 @@ func (c *cluster) addRealHost(name string) {
 	h.full, h.armed, h.trace = filepath.Join(c.dir, name+".full"), filepath.Join(c.dir, name+".armed"), filepath.Join(c.dir, name+".trace")
 	h.agent = h.host.Program(name, filepath.Join(c.dir, name+".log"),
 		[]string{failpoint.FullVariable + "=" + h.full, failpoint.FileVariable + "=" + h.armed, failpoint.TraceVariable + "=" + h.trace}, program, "run", "--config", file)
+	h.leave = []string{program, "leave", "--config", file}
 	h.nginx = h.host.Program(name+" nginx", filepath.Join(c.dir, name+".nginx.log"), nil, "/bin/sh", "-c",
 		fmt.Sprintf("%s nginx-prepare --config %s && exec nginx -e %[3]s/log/error.log -p ./ -c %[3]s/nginx.conf -g 'daemon off;'", program, file, dir+"/nginx"))
 	h.web = &http.Client{Timeout: 3 * time.Second, Transport: &http.Transport{DialContext: c.clients.Dial, DisableKeepAlives: true}}

@@ -153,6 +153,24 @@ func (s *sound) move() {
 	}
 }
 
+// moveAtOnce gives what was started just now other gateways before anybody has seen the first ones, all with one epoch.
+func (s *sound) moveAtOnce(items []check.Item) {
+	began := s.epoch
+	s.epoch++
+	for i := range items {
+		it := &items[i]
+		a, ok := s.live[it.Organization]
+		if !ok || it.Allocation != a.AllocationID || a.Epoch != began || a.CreatedAt != begun.Add(s.now) || len(s.free) == 0 {
+			continue
+		}
+		s.free = append(s.free, a.GatewayID)
+		a.GatewayID, a.Epoch, a.Moves = s.free[0], s.epoch, []api.Moved{{ToHost: "h1", ToGateway: s.free[0], Epoch: s.epoch}}
+		s.free = s.free[1:]
+		s.live[it.Organization] = a
+		it.Gateway, it.Epoch = a.GatewayID, a.Epoch
+	}
+}
+
 // arrive lets some of those that move, or all, be served by their new gateways. Some were asked to move.
 func (s *sound) arrive(all bool) {
 	for _, organization := range slices.Sorted(maps.Keys(s.moving)) {
@@ -235,6 +253,9 @@ func (s *sound) operation() {
 	case 6:
 		op.Kind, op.Step = check.GetStep, s.step
 	}
+	if s.rng.IntN(8) == 0 {
+		s.moveAtOnce(op.Items)
+	}
 	if s.rng.IntN(80) == 0 && op.Outcome == check.OK {
 		op.Outcome = check.Unknown
 		for i, it := range op.Items {
@@ -259,5 +280,31 @@ func TestSoundRunsAreSound(t *testing.T) {
 		for _, v := range check.Check(run, limits()) {
 			t.Errorf("seed %d: %s", seed, v)
 		}
+	}
+}
+
+// A host is lost just after two allocations began there: nobody saw where, and both have the epoch of the move.
+func TestMovedBeforeAnybodySaw(t *testing.T) {
+	run := check.Run{
+		Begun: begun, Faults: []check.Fault{{Name: "a host is lost", At: time.Second}}, States: []check.NodeState{{Node: "c1", Index: 12, Hash: "a"}},
+		Before: check.Snapshot{Time: begun, Quiet: true}, After: check.Snapshot{Time: begun.Add(time.Minute), Quiet: true},
+	}
+	for i := range 2 {
+		it := check.Item{
+			Organization: fmt.Sprint("org-", i), Allocation: fmt.Sprint("al-", i), Gateway: fmt.Sprint("gw-", i), Epoch: 12, State: api.AllocationActive,
+		}
+		run.Operations = append(run.Operations, check.Operation{
+			ID: i, Kind: check.Start, Key: it.Organization, Outcome: check.OK, Call: time.Duration(i), Return: time.Second, Items: []check.Item{it},
+		})
+		run.After.Allocations = append(run.After.Allocations, api.Allocation{
+			OrganizationID: it.Organization, AllocationID: it.Allocation, GatewayID: it.Gateway, Epoch: it.Epoch, State: it.State,
+			CreatedAt: begun.Add(time.Duration(i) + 1), Moves: []api.Moved{{FromGateway: "gw-lost", ToGateway: it.Gateway, Epoch: it.Epoch}},
+		})
+		run.After.Gateways = append(run.After.Gateways, api.Gateway{GatewayID: it.Gateway, AllocationID: it.Allocation, State: api.GatewayAllocated})
+	}
+	l := limits()
+	l.Rate = 0
+	for _, v := range check.Check(run, l) {
+		t.Error(v)
 	}
 }

@@ -46,7 +46,15 @@ func history(r Run) []Operation {
 		}
 	}
 	out = endOnce(append(append(out, w.begun()...), w.endings()...))
-	return append(out, w.moves(out)...)
+	out = append(out, w.moves(out)...)
+	for _, op := range out {
+		for i, it := range op.Items {
+			if op.Outcome == OK && (op.Kind == Start || op.Kind == Batch) {
+				op.Items[i].late = w.late[grantOf(it)]
+			}
+		}
+	}
+	return out
 }
 
 // endOnce makes one of all operations that ended the same allocation. It ended after the first was called and before
@@ -88,6 +96,7 @@ type witness struct {
 	highest []epochSeen
 	steps   map[int]time.Duration // when a step of the pool was last read
 	grants  map[string][]Item     // the gateways that each allocation was seen with, by epoch
+	late    map[grant]bool        // the first of these that are of a move
 }
 
 // epochSeen is that an answer had this epoch: whatever has a lower one had happened by then.
@@ -97,9 +106,14 @@ type epochSeen struct {
 }
 
 func newWitness(r Run) *witness {
-	w := &witness{run: r, records: map[string]api.Allocation{}, claims: map[string][]Operation{}, steps: map[int]time.Duration{}, grants: grants(r)}
+	w := &witness{run: r, records: map[string]api.Allocation{}, claims: map[string][]Operation{}, steps: map[int]time.Duration{}, grants: grants(r), late: map[grant]bool{}}
 	for _, a := range r.After.Allocations {
 		w.records[a.AllocationID] = a
+		for _, m := range a.Moves {
+			if first := w.grants[a.AllocationID]; m.Failure == nil && len(first) > 0 && first[0].Epoch == m.Epoch && a.CreatedAt.After(r.Begun) {
+				w.late[grantOf(first[0])] = true
+			}
+		}
 	}
 	for _, op := range r.Operations {
 		if op.Kind == GetStep && op.Outcome == OK {

@@ -111,7 +111,7 @@ func (m model) start(p pool, it Item, within uint64) (pool, bool) {
 	if s.live {
 		return p, s.is(it)
 	}
-	if it.Epoch <= within || p.taken(it.Gateway, n) {
+	if it.Epoch <= within && !it.late || p.taken(it.Gateway, n) {
 		return p, false
 	}
 	return p.with(n, slot{live: true, allocation: it.Allocation, gateway: it.Gateway, epoch: it.Epoch}), true

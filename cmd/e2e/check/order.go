@@ -92,10 +92,8 @@ func (o *order) propose() []Operation {
 		switch {
 		case op.Kind == Release || op.Kind == ended:
 			note(it.Organization, change{o.times[i].call, false})
-		case o.began[it.Epoch] == i && (op.Kind == Start || op.Kind == Batch):
-			note(it.Organization, change{o.times[i].call, true})
-		case op.Kind == Start || op.Kind == Batch: // one of several that may have begun it
-			if began, ok := o.began[it.Epoch]; ok && began >= len(o.ops) {
+		case op.Kind == Start || op.Kind == Batch: // it, or one of several that may have begun it
+			if began, ok := o.beginning(grantOf(it)); ok && (began == i || began >= len(o.ops)) {
 				note(it.Organization, change{o.times[i].call, true})
 			}
 		}
@@ -155,7 +153,7 @@ func (o *order) each(f func(i int, op Operation, it Item)) {
 
 // beginnings finds what began each epoch, in their order.
 func (o *order) beginnings() {
-	may := map[uint64][]int{}
+	may := map[grant][]int{} // by epoch, or of a late one
 	o.each(func(i int, op Operation, it Item) {
 		if op.Kind == moved { // not in the order of the epochs: it is seen when the new gateway serves
 			o.moved[grantOf(it)] = i
@@ -172,7 +170,11 @@ func (o *order) beginnings() {
 			return
 		}
 		if _, ok := o.moved[grantOf(it)]; !ok && it.Epoch > o.known {
-			may[it.Epoch] = append(may[it.Epoch], i)
+			g := grant{epoch: it.Epoch}
+			if it.late {
+				g = grantOf(it)
+			}
+			may[g] = append(may[g], i)
 		}
 		for _, place := range []string{it.Organization, it.Gateway} {
 			if !slices.Contains(o.following[place], grantOf(it)) {
@@ -180,29 +182,24 @@ func (o *order) beginnings() {
 			}
 		}
 	})
+	byEpoch := func(a, b grant) int {
+		return cmp.Or(cmp.Compare(a.epoch, b.epoch), cmp.Compare(a.allocation, b.allocation))
+	}
 	for _, list := range o.following {
-		slices.SortFunc(list, func(a, b grant) int { return cmp.Compare(a.epoch, b.epoch) })
+		slices.SortFunc(list, byEpoch)
 	}
 	last, moves := -1, o.movesByEpoch()
-	for _, epoch := range slices.Sorted(maps.Keys(may)) {
-		for ; len(moves) > 0 && o.ops[moves[0]].Items[0].Epoch < epoch; moves = moves[1:] {
+	for _, g := range slices.SortedFunc(maps.Keys(may), byEpoch) {
+		for ; len(moves) > 0 && o.ops[moves[0]].Items[0].Epoch < g.epoch; moves = moves[1:] {
 			o.after(last, moves[0])
 		}
-		ops := slices.Compact(may[epoch]) // a batch may name it more than once
-		began := ops[0]
-		if len(ops) > 1 {
-			began = len(o.times)
-			s := span{forever, forever}
-			for _, i := range ops {
-				s.call = min(s.call, o.times[i].call)
-			}
-			o.times = append(o.times, s)
-			o.may[began] = ops
+		began := o.first(slices.Compact(may[g])) // a batch may name it more than once
+		o.after(last, began)
+		if g.allocation != "" { // as with a move, what has later epochs may be before it
+			o.moved[g] = began
+			continue
 		}
-		o.began[epoch] = began
-		if last >= 0 {
-			o.follow(last, began)
-		}
+		o.began[g.epoch] = began
 		last = began
 	}
 	for _, i := range moves {
@@ -213,6 +210,20 @@ func (o *order) beginnings() {
 			o.follow(began, i)
 		}
 	})
+}
+
+// first is the operation of these that came first: the only one, or one that stands for whichever it was.
+func (o *order) first(ops []int) int {
+	if len(ops) == 1 {
+		return ops[0]
+	}
+	began, s := len(o.times), span{forever, forever}
+	for _, i := range ops {
+		s.call = min(s.call, o.times[i].call)
+	}
+	o.times = append(o.times, s)
+	o.may[began] = ops
+	return began
 }
 
 // beginning is what gave an allocation this epoch.

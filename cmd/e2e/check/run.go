@@ -66,6 +66,9 @@ type Item struct {
 	Epoch        uint64 `json:"epoch,omitempty"`
 	State        string `json:"state,omitempty"`
 	Code         string `json:"code,omitempty"` // of a refusal within a batch
+	// late: nobody saw the gateway that the allocation began with, for it was moved from there at once. The epoch is that
+	// of the move.
+	late bool
 }
 
 // Snapshot is a look at the whole cluster.

@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"sync"
 	"syscall"
+	"time"
 )
 
 // Program is a real program on a host. It ends with the process that started it, however that ends.
@@ -87,6 +88,28 @@ func (p *Program) Signal(s syscall.Signal) error {
 		return nil
 	}
 	return p.cmd.Process.Signal(s)
+}
+
+// End asks the program to end, as systemd does, and waits until it has. One that does not is killed.
+func (p *Program) End() error {
+	p.mu.Lock()
+	running, exited := p.running(), p.exited
+	if running {
+		if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil && !errors.Is(err, os.ErrProcessDone) {
+			p.mu.Unlock()
+			return fmt.Errorf("cannot end %s: %w", p.Name, err)
+		}
+	}
+	p.mu.Unlock()
+	if !running {
+		return nil
+	}
+	select {
+	case <-exited:
+		return nil
+	case <-time.After(patience):
+		return errors.Join(fmt.Errorf("%s did not end within %s", p.Name, patience), p.Kill())
+	}
 }
 
 // Kill ends the program at once, with all processes of its group, and waits until it is gone.
