@@ -46,9 +46,14 @@ type provider struct {
 	login  Login
 	client *http.Client
 
-	mu    sync.Mutex
-	found *oidc.Provider
+	mu     sync.Mutex
+	found  *oidc.Provider
+	failed error     // why there was no answer
+	again  time.Time // before then it is not asked again: the people who wait must not wait one after the other
 }
+
+// pauseAfterFailure is how long everybody is told at once that the provider does not answer.
+const pauseAfterFailure = 2 * time.Second
 
 func newProvider(l Login) *provider {
 	return &provider{login: l, client: &http.Client{
@@ -65,9 +70,13 @@ func (p *provider) get() (*oidc.Provider, error) {
 	if p.found != nil {
 		return p.found, nil
 	}
+	if time.Now().Before(p.again) {
+		return nil, p.failed
+	}
 	// The context is kept for fetching keys later; the client bounds each question.
 	found, err := oidc.NewProvider(oidc.ClientContext(context.Background(), p.client), p.login.Issuer)
 	if err != nil {
+		p.failed, p.again = err, time.Now().Add(pauseAfterFailure)
 		return nil, err
 	}
 	p.found = found

@@ -2,9 +2,11 @@ package tenantapi
 
 import (
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"regexp"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -194,5 +196,48 @@ func TestP15_NothingSecretIsLogged(t *testing.T) {
 		if strings.Contains(text, secret) {
 			t.Errorf("an %s is in the log", what)
 		}
+	}
+}
+
+func TestAProviderThatIsDownIsNotAskedByEverybody(t *testing.T) {
+	var questions atomic.Int64
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		questions.Add(1)
+		w.WriteHeader(http.StatusInternalServerError)
+	}))
+	defer issuer.Close()
+	k := newKit(t)
+	k.server.provider = newProvider(Login{Issuer: issuer.URL, ClientID: "x", UserClaim: "sub"})
+	path := k.authorization(redirect)
+	for range 20 {
+		if got := k.do(ours, http.MethodGet, path, ""); got.status != http.StatusServiceUnavailable || got.header.Get("Retry-After") == "" {
+			t.Fatalf("%d %s", got.status, got.body)
+		}
+	}
+	if n := questions.Load(); n > 5 { // at most one every two seconds
+		t.Errorf("the provider was asked %d times", n)
+	}
+}
+
+func TestSessionsAreBounded(t *testing.T) {
+	now := time.Now()
+	s := newSessions(time.Hour, func() time.Time { return now })
+	first, _ := s.begin("ada")
+	for range maxSessionsPerUser {
+		if _, ok := s.begin("ada"); !ok {
+			t.Fatal("no session")
+		}
+	}
+	if _, ok := s.find(first); ok || s.count() != maxSessionsPerUser {
+		t.Errorf("ada has %d sessions", s.count())
+	}
+	last, _ := s.begin("bob")
+	now = now.Add(time.Hour)
+	if _, ok := s.find(last); ok {
+		t.Error("a session outlived its time")
+	}
+	s.begin("eve")
+	if s.count() != 1 {
+		t.Errorf("%d sessions are kept after their time", s.count()-1)
 	}
 }

@@ -45,7 +45,12 @@ type sessions struct {
 	mu     sync.Mutex
 	all    map[sessionKey]*session
 	byUser map[id.User][]*session // oldest first
+	swept  time.Time              // when those that have expired were looked for last
 }
+
+// sweepEvery is how long a session stays in memory after its time, at most, while others begin. It is good for
+// nothing in that time.
+const sweepEvery = time.Minute
 
 func newSessions(life time.Duration, now func() time.Time) *sessions {
 	return &sessions{now: now, life: life, all: map[sessionKey]*session{}, byUser: map[id.User][]*session{}}
@@ -61,7 +66,8 @@ func (s *sessions) begin(user id.User) (string, bool) {
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if len(s.all) >= maxSessions {
+	if len(s.all) >= maxSessions || now.Sub(s.swept) >= sweepEvery {
+		s.swept = now
 		s.sweep(now)
 	}
 	for len(s.byUser[user]) >= maxSessionsPerUser {
