@@ -1,8 +1,10 @@
 package agent
 
 import (
+	"context"
 	"maps"
 
+	"github.com/demiurge-platform/demiurge/agent/container"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/agent/tenantapi"
@@ -21,3 +23,8 @@ func (a *Agent) TenantRoutes() []tenantapi.Route { return a.tenants.api.Routes()
 
 // Tenants is what the agent holds for organizations.
 func (a *Agent) Tenants() *tenant.Registry { return a.tenants.registry }
+
+// Containers gives the user containers of an organization.
+func (a *Agent) Containers(ctx context.Context, org id.Organization) (*container.Registry, error) {
+	return a.tenants.api.Containers(ctx, org)
+}
