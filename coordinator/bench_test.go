@@ -79,7 +79,10 @@ func organizations(b *testing.B, c *coordtest.Cluster, n int) []string {
 }
 
 // each calls fn for 0 … n-1, callers at a time.
-func each(n int, fn func(i int)) {
+func each(n int, fn func(i int)) { eachOf(callers, n, fn) }
+
+// eachOf calls fn for 0 … n-1, so many at a time.
+func eachOf(callers, n int, fn func(i int)) {
 	var next atomic.Int64
 	var wg sync.WaitGroup
 	for range min(callers, n) {
@@ -88,6 +91,22 @@ func each(n int, fn func(i int)) {
 				fn(i)
 			}
 		})
+	}
+	wg.Wait()
+}
+
+// paced calls fn for 0 … n-1 with the moment at which the call was due, so many a second, and waits for all.
+func paced(perSecond, n int, fn func(i int, due time.Time)) {
+	tick := time.NewTicker(time.Millisecond)
+	defer tick.Stop()
+	var wg sync.WaitGroup
+	began := time.Now()
+	for i := range n {
+		due := began.Add(time.Duration(i) * time.Second / time.Duration(perSecond))
+		for time.Now().Before(due) {
+			<-tick.C
+		}
+		wg.Go(func() { fn(i, due) })
 	}
 	wg.Wait()
 }

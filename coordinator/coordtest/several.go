@@ -136,6 +136,9 @@ func (s *Several) Cluster() string {
 	return cluster
 }
 
+// Run is the coordinator itself; nil: it was stopped.
+func (n *Node) Run() *coordinator.Coordinator { return n.run }
+
 // Running reports whether the coordinator was started and not stopped.
 func (n *Node) Running() bool { return n.run != nil }
 
