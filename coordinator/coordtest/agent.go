@@ -25,6 +25,9 @@ type Script struct {
 	Hold func(organization string) bool
 	// Address is the host's; "" is 192.0.2.1.
 	Address string
+	// BackOff is how long the agent waits at most before it tries again what failed, each time twice as long as
+	// before. 0: always 20 ms, which is too often for many agents.
+	BackOff time.Duration
 	// Broken makes gateways fail to start.
 	Broken func(gateway string) bool
 }
@@ -148,22 +151,36 @@ func (a *Agent) poke() {
 
 // follow holds the stream open, and dials again when it ends.
 func (a *Agent) follow(ctx context.Context) {
-	for ctx.Err() == nil {
-		a.stream(ctx)
-		select {
-		case <-ctx.Done():
-		case <-time.After(20 * time.Millisecond):
+	for failures := 0; ctx.Err() == nil; failures++ {
+		if a.stream(ctx) {
+			failures = 0
 		}
+		a.pause(ctx, failures)
 	}
 }
 
-func (a *Agent) stream(ctx context.Context) {
+// pause waits before what has failed so often, after the first time, is tried again.
+func (a *Agent) pause(ctx context.Context, failures int) {
+	const least = 20 * time.Millisecond
+	a.mu.Lock()
+	most := max(a.script.BackOff, least)
+	a.mu.Unlock()
+	select {
+	case <-ctx.Done():
+	case <-time.After(min(least<<min(failures, 16), most)):
+	}
+}
+
+// stream reports whether anything came.
+func (a *Agent) stream(ctx context.Context) (came bool) {
 	_ = a.client.AgentStream(ctx, a.host, a.instance, func(f api.AssignmentFrame) error {
+		came = true
 		if a.thaw(ctx) {
 			a.take(f)
 		}
 		return nil
 	}) // its end, for whatever reason, is followed by the next try
+	return came
 }
 
 // take applies a frame.
@@ -312,11 +329,9 @@ func (a *Agent) send(ctx context.Context) {
 		if !asked && !obs.Full && len(obs.Gateways) == 0 && len(obs.Steps) == 0 {
 			continue
 		}
-		for !a.post(ctx, obs) {
-			select {
-			case <-ctx.Done():
+		for failures := 0; !a.post(ctx, obs); failures++ {
+			if a.pause(ctx, failures); ctx.Err() != nil {
 				return
-			case <-time.After(20 * time.Millisecond):
 			}
 		}
 	}

@@ -50,8 +50,13 @@ type Monitor struct{ opts Options }
 // New makes a Monitor.
 func New(opts Options) *Monitor { return &Monitor{opts} }
 
-// look is how often hosts are looked at, if the gossip says nothing new.
-const look = 100 * time.Millisecond
+const (
+	// look is how often hosts are looked at, if the gossip says nothing new.
+	look = 100 * time.Millisecond
+	// breath is the least time between two looks: each is at every host, and a thousand members have news all the
+	// time, if only of their load.
+	breath = 20 * time.Millisecond
+)
 
 // Run looks at all hosts at a steady rate, and when the gossip has news, until ctx ends.
 func (m *Monitor) Run(ctx context.Context) {
@@ -62,6 +67,11 @@ func (m *Monitor) Run(ctx context.Context) {
 		members := m.opts.Members()
 		for h := range m.opts.Store.View().Hosts(nil) {
 			m.judge(ctx, h, members, began)
+		}
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(breath):
 		}
 		select {
 		case <-ctx.Done():

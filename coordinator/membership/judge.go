@@ -114,26 +114,29 @@ func Judge(s Signals, now time.Time, t Thresholds) Verdict {
 // connection judges a host whose gossip is well or says nothing. Doubt has it asked as long as its stream is
 // open.
 func connection(s Signals, now time.Time, silence time.Duration, t Thresholds, doubt bool) Verdict {
-	silent := Verdict{Status: Suspect, Reason: fmt.Sprintf("its agent has not been heard of for %v", t.SilentAfter)}
-	lost := Verdict{Status: Lost, Reason: fmt.Sprintf("its agent has not been heard of for %v", t.LostAfter)}
+	// Nearly all hosts are well, and all are judged many times a second: reasons are worded when there is one.
+	verdict := func(status Status, unheard time.Duration) Verdict {
+		return Verdict{Status: status, Reason: fmt.Sprintf("its agent has not been heard of for %v", unheard)}
+	}
 	switch {
 	case s.Open && silence >= t.LostAfter:
 		if unanswered(s) && now.Sub(s.Asked) >= t.Answer {
-			return lost
+			return verdict(Lost, t.LostAfter)
 		}
+		silent := verdict(Suspect, t.SilentAfter)
 		silent.Ask = !unanswered(s)
 		return silent
 	case !s.Open && silence >= t.LostAfter:
-		return lost
+		return verdict(Lost, t.LostAfter)
 	case s.Flaps >= gossip.FlapLimit:
 		return Verdict{Status: Suspect, Reason: fmt.Sprintf("it failed and came back %d times within %v", s.Flaps, gossip.FlapWindow), Ask: doubt}
 	case s.Open && unanswered(s) && now.Sub(s.Asked) >= t.SilentAfter:
-		return silent
+		return verdict(Suspect, t.SilentAfter)
 	case s.Open:
 		// An agent says something every few seconds. One that has not for so long is asked.
 		return Verdict{Status: Alive, Ask: doubt || overdue(s, now, t.LostAfter/2)}
 	case silence >= t.SilentAfter:
-		return silent
+		return verdict(Suspect, t.SilentAfter)
 	}
 	return Verdict{Status: Alive}
 }
