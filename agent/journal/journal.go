@@ -82,7 +82,7 @@ const (
 
 // Open reads the journal at a path, or begins one there.
 func Open(o Options) (*Journal, error) {
-	l, err := openLog(o.FS, o.Logger.Named("journal"), o.Path)
+	l, err := openLog(o.FS, o.Logger.Named("journal"), o.Path, openFile)
 	if err != nil {
 		return nil, err
 	}

@@ -24,10 +24,11 @@ type log struct {
 	fs     fsx.FS
 	logger hclog.Logger
 	path   string
+	open   func(path string) (file, error) // for appending
 
 	mu      sync.Mutex
 	idle    *sync.Cond // signalled when a sync has ended
-	file    *os.File
+	file    file
 	values  map[string]json.RawMessage
 	live    int64  // bytes that a compacted file would have, about
 	size    int64  // of the file's whole records
@@ -37,11 +38,27 @@ type log struct {
 	broken  bool // a write or sync failed: the file must be written anew before it is trusted
 }
 
+// file is the open file of a journal.
+type file interface {
+	Write(b []byte) (int, error)
+	Truncate(size int64) error
+	Sync() error
+	Close() error
+}
+
+func openFile(path string) (file, error) {
+	f, err := records.OpenAppend(path)
+	if err != nil {
+		return nil, err
+	}
+	return f, nil
+}
+
 // compactAbove is the size below which a file is never rewritten.
 const compactAbove = 1 << 20
 
-func openLog(fsys fsx.FS, logger hclog.Logger, path string) (*log, error) {
-	l := &log{fs: fsys, logger: logger, path: path}
+func openLog(fsys fsx.FS, logger hclog.Logger, path string, open func(string) (file, error)) (*log, error) {
+	l := &log{fs: fsys, logger: logger, path: path, open: open}
 	l.idle = sync.NewCond(&l.mu)
 	data, err := fsys.ReadFile("journal.read", path)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -64,7 +81,7 @@ func openLog(fsys fsx.FS, logger hclog.Logger, path string) (*log, error) {
 		}
 		return l, nil
 	}
-	if l.file, err = records.OpenAppend(path); err != nil {
+	if l.file, err = l.open(path); err != nil {
 		return nil, fmt.Errorf("cannot open the journal: %w", err)
 	}
 	l.size = int64(whole)
@@ -162,12 +179,12 @@ func (l *log) sync(ctx context.Context) error {
 // syncOnce runs one fsync with mu released. A failed fsync leaves it open which pages are on disk, and
 // the next one may succeed without having written them: the file is not trusted any more.
 func (l *log) syncOnce() error {
-	upTo, file := l.written, l.file
+	upTo, f := l.written, l.file
 	l.syncing = true
 	l.mu.Unlock()
 	err := l.fs.Step("journal.sync")
 	if err == nil {
-		err = file.Sync()
+		err = f.Sync()
 	}
 	l.mu.Lock()
 	l.syncing = false
@@ -208,7 +225,7 @@ func (l *log) rewriteLocked() error {
 	if err := fsx.WriteAtomic(l.fs, "journal.rewrite", l.path, buf, 0o600); err != nil {
 		return fmt.Errorf("cannot write the journal anew: %w", err)
 	}
-	f, err := records.OpenAppend(l.path)
+	f, err := l.open(l.path)
 	if err != nil {
 		return fmt.Errorf("cannot open the new journal: %w", err)
 	}

@@ -46,10 +46,19 @@ func (a *actor) act(ctx context.Context, act action) {
 
 // begin takes up the wanted incarnation. Nothing of an earlier one is left at this point.
 func (a *actor) begin() {
-	a.ob.Gateway = journal.Gateway{
+	next := journal.Gateway{
 		Gateway: a.id, Wanted: a.w.Wanted, Incarnation: a.w.Incarnation, Ending: a.ob.Ending, Epoch: a.ob.Epoch,
 	}
-	_ = a.save() // nothing is started before it is on record
+	if err := a.put(next); err != nil { // nothing is started before it is on record
+		a.retries++
+		a.backOff(a.retries)
+		a.ob.unrecorded, a.ob.Message = true, clip(unwritten(err).Error())
+		return
+	}
+	if a.ob.unrecorded {
+		a.ob.unrecorded, a.ob.notBefore, a.retries = false, time.Time{}, 0
+	}
+	a.ob.Gateway = next
 	a.ob.failures, a.ob.everUp, a.ob.hung, a.ob.refused = 0, false, false, 0
 }
 

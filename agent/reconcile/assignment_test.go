@@ -256,6 +256,35 @@ func TestAFullDiskRefusesTheGrantAndUndoes(t *testing.T) {
 	})
 }
 
+func TestNothingIsStartedBeforeItIsOnRecord(t *testing.T) {
+	story(t, func(t *testing.T, h *agenttest.Host) {
+		full := func(err error) {
+			h.FS.Fail("journal.append", err)
+			h.FS.Fail("journal.rewrite.write", err)
+		}
+		h.Start()
+		h.Connect()
+		full(syscall.ENOSPC)
+		g := h.NewGateway()
+		time.Sleep(time.Minute) // of the bubble: it is tried again and again
+		if r := h.Report(g); r.Phase == api.PhaseReady || len(h.Log("start")) != 0 {
+			t.Fatalf("started without a record: %+v", r)
+		}
+		full(nil)
+		if r := h.WaitPhase(g, api.PhaseReady, 1); r.Message != "" {
+			t.Fatalf("report: %+v", r)
+		}
+		full(syscall.ENOSPC)
+		h.Recycle(g)
+		h.Until("the reason is told", func() bool { return strings.Contains(h.Report(g).Message, "free space") })
+		if len(h.Log("start")) != 1 {
+			t.Fatalf("the next incarnation was started without a record: %v", h.Log("start"))
+		}
+		full(nil)
+		h.WaitPhase(g, api.PhaseReady, 2)
+	})
+}
+
 func TestANewIncarnationEndsAStepThatHangs(t *testing.T) {
 	story(t, func(t *testing.T, h *agenttest.Host) {
 		g := ready(h)

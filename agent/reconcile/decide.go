@@ -39,7 +39,9 @@ type observed struct {
 	probeAt   time.Time // when the process is to be asked again
 	refused   id.Epoch  // the grant of the past that was declined last
 	fenced    bool      // the lease without which the organization must not be served has ended
-	closed    bool      // what was served is closed because of that: no route, no process; its state is kept
+	// unrecorded: the wanted incarnation could not be taken up, because the journal was not written.
+	unrecorded bool
+	closed     bool // what was served is closed because of that: no route, no process; its state is kept
 }
 
 // kind is what an actor does next.
@@ -87,6 +89,9 @@ func next(w desired, o observed, now time.Time, maxStarts int) action {
 	}
 	if w.Target == api.TargetGone {
 		return action{kind: forget}
+	}
+	if o.Incarnation < w.Incarnation && o.unrecorded {
+		return afterBackOff(o, now, action{kind: begin})
 	}
 	if o.Incarnation < w.Incarnation {
 		return action{kind: begin}

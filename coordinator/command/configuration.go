@@ -59,13 +59,34 @@ type Project struct {
 	Name string     `json:"name,omitempty"`
 }
 
-// PutOrganization sets the whole of an organization.
+// PutOrganization sets the whole of an organization. Version 1 has no KeepOwner.
 type PutOrganization struct {
 	Meta
 	Organization id.Organization `json:"organization"`
 	Name         string          `json:"name"`
 	Members      []Member        `json:"members,omitempty"`
 	Projects     []Project       `json:"projects,omitempty"`
+	KeepOwner    bool            `json:"keep_owner,omitempty"` // refused if it would take the last owner away
+}
+
+type putOrganization1 struct {
+	Meta
+	Organization id.Organization `json:"organization"`
+	Name         string          `json:"name"`
+	Members      []Member        `json:"members,omitempty"`
+	Projects     []Project       `json:"projects,omitempty"`
+}
+
+func (putOrganization1) Type() Type     { return TypePutOrganization }
+func (putOrganization1) Version() uint8 { return 1 }
+
+func decodePutOrganization1(payload []byte) (Command, error) {
+	c, err := decode[putOrganization1](payload)
+	if err != nil {
+		return nil, err
+	}
+	one := c.(putOrganization1)
+	return PutOrganization{Meta: one.Meta, Organization: one.Organization, Name: one.Name, Members: one.Members, Projects: one.Projects}, nil
 }
 
 // EditOrganization changes members and projects one by one, so that no change overwrites another.
@@ -115,8 +136,15 @@ func (DeleteToken) Type() Type        { return TypeDeleteToken }
 func (PutPool) Version() uint8            { return 1 }
 func (DeletePool) Version() uint8         { return 1 }
 func (NotePool) Version() uint8           { return 1 }
-func (PutOrganization) Version() uint8    { return 1 }
 func (EditOrganization) Version() uint8   { return 1 }
 func (DeleteOrganization) Version() uint8 { return 1 }
 func (PutToken) Version() uint8           { return 1 }
 func (DeleteToken) Version() uint8        { return 1 }
+
+// Version is the lowest that says everything.
+func (c PutOrganization) Version() uint8 {
+	if c.KeepOwner {
+		return 2
+	}
+	return 1
+}

@@ -47,7 +47,7 @@ var decoders = map[Type]map[uint8]func([]byte) (Command, error){
 	TypeRetireGateways:     {1: decode[RetireGateways]},
 	TypeRecycleGateway:     {1: decode[RecycleGateway]},
 	TypeQuarantineGateway:  {1: decode[QuarantineGateway]},
-	TypePutOrganization:    {1: decode[PutOrganization]},
+	TypePutOrganization:    {1: decodePutOrganization1, 2: decode[PutOrganization]},
 	TypeEditOrganization:   {1: decode[EditOrganization]},
 	TypeDeleteOrganization: {1: decode[DeleteOrganization]},
 	TypePutToken:           {1: decode[PutToken]},

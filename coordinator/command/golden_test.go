@@ -86,7 +86,7 @@ func samples() map[string]command.Command {
 		"quarantine_gateway": command.QuarantineGateway{Meta: meta, Gateway: gateway, Reason: "asked"},
 		"put_organization": command.PutOrganization{
 			Meta: meta, Organization: org, Name: "Org", Members: []command.Member{{User: "alice", Username: "Alice", Role: "owner"}},
-			Projects: []command.Project{{ID: "p1", Name: "P"}},
+			Projects: []command.Project{{ID: "p1", Name: "P"}}, KeepOwner: true,
 		},
 		"edit_organization": command.EditOrganization{
 			Meta: meta, Organization: org, PutMember: &command.Member{User: "bob", Username: "Bob", Role: "admin"}, DeleteMember: "carol",

@@ -19,6 +19,9 @@ func putOrganization(t *state.Txn, c command.PutOrganization) command.Result {
 		next = *old
 	}
 	next.Name, next.Members, next.Projects = c.Name, c.Members, c.Projects
+	if c.KeepOwner && old != nil && owners(old.Members) > 0 && owners(next.Members) == 0 {
+		return refuse(fault.Conflict, "organization %s would have no owner left; name an owner among its members", old.ID)
+	}
 	return storeOrganization(t, old, next)
 }
 

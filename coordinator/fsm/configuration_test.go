@@ -208,6 +208,17 @@ func TestOrganization(t *testing.T) {
 	twice.Organization = ""
 	m.refused(fault.InvalidRequest, twice)
 
+	// P7: the last owner stays, whichever way somebody tries; as version 1 it was, and old logs give what they gave.
+	ownerless := put
+	ownerless.Members, ownerless.KeepOwner = []command.Member{{User: "bob", Role: "admin"}}, true
+	m.refused(fault.Conflict, ownerless)
+	ownerless.Members = nil
+	m.refused(fault.Conflict, ownerless)
+	ownerless.KeepOwner = false
+	m.ok(ownerless)
+	put.KeepOwner = true
+	m.ok(put)
+
 	edit := func(f func(*command.EditOrganization)) command.EditOrganization {
 		c := command.EditOrganization{Meta: m.meta(), Organization: orgID(1)}
 		f(&c)

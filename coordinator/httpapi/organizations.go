@@ -82,6 +82,7 @@ func (s *Server) putOrganization(ctx context.Context, in *putOrganizationInput) 
 		Meta:         s.meta(ctx),
 		Organization: parse(&c, "path.id", in.ID, id.ParseOrganization),
 		Name:         parse(&c, "body.name", in.Body.Name, text),
+		KeepOwner:    true,
 	}
 	for i, m := range in.Body.Members {
 		at := fmt.Sprintf("body.members[%d]", i)
