@@ -24,6 +24,7 @@ var (
 	rounds   = flag.Int("rounds", 1, "how often everything is broken")
 	duration = flag.Duration("duration", 0, "rounds are begun for so long, in the place of -rounds")
 	rate     = flag.Int("rate", 140, "operations a second")
+	moves    = flag.Bool("moves", true, "migrate allocations, cordon and drain hosts meanwhile")
 	only     = flag.String("only", "", "break only what has this in its name")
 )
 

@@ -64,7 +64,9 @@ func newLoad(c *cluster, r *check.Run, rec *check.Recorder, rate int) *load {
 // run lets the clients work until ctx ends, and then waits for their last answers.
 func (l *load) run(ctx context.Context) {
 	var work sync.WaitGroup
-	work.Go(func() { l.operate(ctx) })
+	if *moves {
+		work.Go(func() { l.operate(ctx) })
+	}
 	pause := clients * time.Second / time.Duration(l.rate)
 	for i := range clients {
 		work.Go(func() {
@@ -118,7 +120,7 @@ func (l *load) choose() (op check.Operation, first int) {
 		}
 		op.Kind, op.Items = check.Get, []check.Item{{Organization: one}}
 	case n < 52:
-		if it, ok := l.live[one]; ok {
+		if it, ok := l.live[one]; ok && *moves {
 			op.Kind, op.Key, op.Items = check.Migrate, id.Secret()[:20], []check.Item{it}
 			break
 		}

@@ -287,7 +287,10 @@ func (o *order) sights() {
 			if next, ok := o.next(it.Gateway, it.Epoch); ok {
 				o.follow(i, next)
 			}
-		case op.Kind == moved:
+		case op.Kind == moved: // what has ended moves no more
+			if sure {
+				o.follow(i, end)
+			}
 		case op.Kind == left:
 			if next, ok := o.next(it.Gateway, it.Epoch); ok {
 				o.follow(i, next)
