@@ -1,6 +1,7 @@
 package tenantapi
 
 import (
+	"io"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -149,8 +150,17 @@ func TestSessionsEndWithTheMembership(t *testing.T) {
 }
 
 func TestP12_AnAnswerOfAnotherLoginIsRefused(t *testing.T) {
+	var exchanged atomic.Int64
+	mux := http.NewServeMux()
+	issuer := httptest.NewServer(mux)
+	defer issuer.Close()
+	mux.HandleFunc("GET /.well-known/openid-configuration", func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"issuer":"`+issuer.URL+`","authorization_endpoint":"`+issuer.URL+`/a","token_endpoint":"`+issuer.URL+`/t","jwks_uri":"`+issuer.URL+`/k"}`)
+	})
+	mux.HandleFunc("POST /t", func(http.ResponseWriter, *http.Request) { exchanged.Add(1) })
 	k := newKit(t)
-	k.server.provider = newProvider(Login{Issuer: "https://login.example.org", ClientID: "x", UserClaim: "sub"})
+	k.server.provider = newProvider(Login{Issuer: issuer.URL, ClientID: "x", UserClaim: "sub"})
 	sealed := func(p pending, life time.Duration) func(*http.Request) {
 		value := must[string](t)(k.server.sealer.seal("login", life, p))
 		return func(r *http.Request) { r.AddCookie(&http.Cookie{Name: "__Host-demiurge-login", Value: value}) }
@@ -178,6 +188,12 @@ func TestP12_AnAnswerOfAnotherLoginIsRefused(t *testing.T) {
 		if got.status == http.StatusSeeOther || got.status < 400 || strings.Contains(got.header.Get("Set-Cookie"), "session") {
 			t.Errorf("%s: %d %v", what, got.status, got.header)
 		}
+		if n := exchanged.Swap(0); n > 0 {
+			t.Errorf("%s: the code was taken to the provider", what)
+		}
+	}
+	if k.do(ours, http.MethodGet, pathCallback+"?state=s1&code=c", "", sealed(good, time.Minute)); exchanged.Load() == 0 {
+		t.Error("the code of a good answer was not taken to the provider")
 	}
 }
 
