@@ -31,11 +31,11 @@ func newListenerClient(o Options) *listenerClient {
 	c := &listenerClient{opts: o}
 	dialer := &net.Dialer{Timeout: 2 * time.Second}
 	c.http = &http.Client{
-		Transport: &http.Transport{
-			DialContext: dialer.DialContext, MaxIdleConnsPerHost: 64, IdleConnTimeout: 30 * time.Second, DisableCompression: true,
+		Transport: &straight{dial: dialer.DialContext, other: &http.Transport{
+			DialContext: dialer.DialContext, MaxIdleConnsPerHost: mostKept, IdleConnTimeout: keptFor, DisableCompression: true,
 			// The connection does not leave the host. Which certificate nginx shows is checked by the canary.
 			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "org-" + nobody + "." + o.Domain}, //nolint:gosec // see above
-		},
+		}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
 	return c
