@@ -25,16 +25,18 @@ import (
 type listenerClient struct {
 	opts Options
 	http *http.Client
+	tls  *tls.Config
 }
 
 func newListenerClient(o Options) *listenerClient {
-	c := &listenerClient{opts: o}
+	// The connection does not leave the host. Which certificate nginx shows is checked by the canary.
+	conf := &tls.Config{InsecureSkipVerify: true, ServerName: "org-" + nobody + "." + o.Domain} //nolint:gosec // see above
+	c := &listenerClient{opts: o, tls: conf}
 	dialer := &net.Dialer{Timeout: 2 * time.Second}
 	c.http = &http.Client{
 		Transport: &straight{dial: dialer.DialContext, other: &http.Transport{
 			DialContext: dialer.DialContext, MaxIdleConnsPerHost: mostKept, IdleConnTimeout: keptFor, DisableCompression: true,
-			// The connection does not leave the host. Which certificate nginx shows is checked by the canary.
-			TLSClientConfig: &tls.Config{InsecureSkipVerify: true, ServerName: "org-" + nobody + "." + o.Domain}, //nolint:gosec // see above
+			TLSClientConfig: conf,
 		}},
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}
@@ -175,7 +177,7 @@ func (c *listenerClient) checkCertificate(ctx context.Context, address string) e
 	if err != nil {
 		return err
 	}
-	d := tls.Dialer{Config: c.http.Transport.(*http.Transport).TLSClientConfig.Clone()}
+	d := tls.Dialer{Config: c.tls.Clone()}
 	conn, err := d.DialContext(ctx, "tcp", address)
 	if err != nil {
 		return fmt.Errorf("cannot make a TLS handshake with %s: %w", address, err)

@@ -139,16 +139,19 @@ func (r *routes) load() error {
 	return nil
 }
 
-// place makes the link of an organization lead to a target: a new one at once, one that is there in one rename.
-func (r *routes) place(org id.Organization, t Target) error {
+// place makes the link of an organization lead to a target, in one rename over the one that is there. Where
+// none is expected it is made at once.
+func (r *routes) place(org id.Organization, t Target, over bool) error {
 	if err := r.makeSlot(t); err != nil {
 		return err
 	}
-	err := r.fs.Symlink("nginx.route.symlink", link(t), r.l.route(org))
-	if errors.Is(err, fs.ErrExist) {
-		return fsx.SymlinkAtomic(r.fs, "nginx.route", link(t), r.l.route(org))
+	if !over {
+		err := r.fs.Symlink("nginx.route.symlink", link(t), r.l.route(org))
+		if !errors.Is(err, fs.ErrExist) {
+			return err
+		}
 	}
-	return err
+	return fsx.SymlinkAtomic(r.fs, "nginx.route", link(t), r.l.route(org))
 }
 
 // remove takes the link away.
@@ -216,7 +219,7 @@ func (e *Engine) lead(ctx context.Context, org id.Organization, t Target, proven
 		return fault.New(fault.RouteApplyFailed, "cannot route organization %s: the live nginx configuration does not name gateway %s", org, t.Gateway)
 	}
 	e.routes.set(org, t)
-	err = e.routes.place(org, t)
+	err = e.routes.place(org, t, had)
 	if err == nil && proven {
 		err = e.proveRoute(ctx, org, proofText(t))
 	}
@@ -246,7 +249,7 @@ func (e *Engine) names(g id.Gateway) bool {
 func (e *Engine) restoreRoute(org id.Organization, before Target, had bool) error {
 	if had {
 		e.routes.set(org, before)
-		return e.routes.place(org, before)
+		return e.routes.place(org, before, true)
 	}
 	e.routes.drop(org)
 	return e.routes.remove(org)
@@ -350,7 +353,7 @@ func (e *Engine) retainOne(org id.Organization, keep map[id.Organization]Target)
 		if had && before == t && e.routes.inPlace(org) {
 			return false
 		}
-		err = e.routes.place(org, t)
+		err = e.routes.place(org, t, had)
 	} else {
 		e.routes.drop(org)
 		err = e.routes.remove(org)
@@ -378,7 +381,7 @@ func (e *Engine) repairRoute(ctx context.Context, org id.Organization) bool {
 		if _, linkErr := e.routes.fs.Readlink("nginx.route.read", e.l.route(org)); linkErr != nil {
 			_ = e.fs.RemoveAll("nginx.drift.remove", e.l.route(org))
 		}
-		err = e.routes.place(org, t)
+		err = e.routes.place(org, t, true)
 	} else {
 		err = e.fs.RemoveAll("nginx.drift.remove", e.l.route(org))
 	}

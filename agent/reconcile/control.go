@@ -103,7 +103,7 @@ func (c *HTTPControl) dial(ctx context.Context, p driver.Process) (net.Conn, err
 	if err := ctx.Err(); err != nil {
 		return nil, err
 	}
-	// The kernel answers at once: a Dialer's waiting, its context and its goroutine would be for nothing.
+	// The kernel answers at once, so a Dialer's care for time limits and several addresses would be for nothing.
 	conn, err := net.DialUnix("unix", nil, &net.UnixAddr{Name: c.socket(p.Gateway), Net: "unix"})
 	if err != nil {
 		return nil, err
