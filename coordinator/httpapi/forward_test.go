@@ -106,15 +106,18 @@ func TestRequestWaitsUntilThisCoordinatorLeads(t *testing.T) {
 
 func TestRequestGoesToTheNextLeaderWhenTheKnownOneIsGone(t *testing.T) {
 	k, e := newElections(t, patience)
+	gone := make(chan struct{})
 	e.answer = func(leader string) error {
 		if leader == "c2:1" {
+			<-e.looked // for this leader
+			close(gone)
 			return &net.OpError{Op: "dial", Err: errors.New("connection refused")}
 		}
 		return nil
 	}
 	e.elect("c2:1")
 	answer := k.put(`{"max":3}`)
-	<-e.looked // for the first leader
+	<-gone
 	<-e.looked // for the next one
 	e.elect("c3:1")
 	if got := <-answer; got.status != http.StatusOK || e.reached() != `c3:1 {"max":3}` {
