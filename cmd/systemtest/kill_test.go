@@ -56,7 +56,7 @@ func (d *days) killedInTurn() {
 // workers are those of the nginx that runs, without the orphans of one that was killed.
 func (d *days) workers() []proc {
 	master := d.pid("nginx-1")
-	return slices.DeleteFunc(d.processes("nginx worker"), func(p proc) bool { return p.parent != master })
+	return slices.DeleteFunc(d.processes("nginx"), func(p proc) bool { return p.name != "nginx worker" || p.parent != master })
 }
 
 // watchAnswers asks for an organization until ctx ends and fails the test when another's gateway answers.

@@ -32,7 +32,7 @@ type proc struct {
 	name   string // of its program, or of its title for nginx
 }
 
-// processes are those that work below the system's directory, of one program or of all.
+// processes are those that work below the system's directory, of one executable or of all.
 func (s *system) processes(program string) []proc {
 	entries, _ := os.ReadDir("/proc")
 	var out []proc
