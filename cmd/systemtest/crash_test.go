@@ -65,6 +65,7 @@ var walks = []struct {
 	{operations: []operation{
 		{"organization and token", (*walk).stopped, (*walk).otherRecords, nil},
 		{"cordon", (*walk).started, (*walk).cordon, (*walk).stillStarted},
+		{"pool waits for a host", (*walk).withoutExtra, (*walk).putExtraWithoutHosts, (*walk).extraOrNot},
 		{"agent restarts", (*walk).started, func(w *walk) error { return w.killOne("agent-1") }, (*walk).stillStarted},
 		{"stop after a login", (*walk).asked, (*walk).stop, (*walk).stoppedOrNot},
 		{"nginx restarts", (*walk).started, func(w *walk) error { return w.killOne("nginx-1") }, (*walk).stillStarted},
@@ -131,7 +132,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 		"nginx.fence.answer", "nginx.fence.refuse", "nginx.canary", "nginx.journal.live.rename", "nginx.route.symlink", "journal.append:1",
 		"reconcile.activate", "reconcile.route", "reconcile.verify", "reconcile.unroute", "reconcile.deactivate", "reconcile.wipe",
 		"propose.reserve.before", "propose.reserve.after", "propose.confirm.before", "propose.confirm.after", "propose.release.before",
-		"propose.release.after", "propose.observe_host.before", "propose.create_gateways.after", "oauth.drop", "tenant.permissions.remove",
+		"propose.release.after", "propose.observe_host.before", "propose.create_gateways.after", "propose.note_pool.before", "propose.note_pool.after", "oauth.drop", "tenant.permissions.remove",
 	} {
 		if !l.walked[needed] {
 			t.Errorf("the clean run did not reach %s: the walk is not whole", needed)
@@ -460,11 +461,33 @@ func (w *walk) cordon() error {
 	if err == nil {
 		_, err = w.client.UncordonHost(w.t.Context(), "host-1")
 	}
-	if err != nil { // what was cut off must not stay cordoned for the next
-		waitTrue(w.t, "the host to be uncordoned", func() bool {
-			_, again := w.client.UncordonHost(w.t.Context(), "host-1")
-			return again == nil
+	if err != nil {
+		w.uncordon()
+	}
+	return err
+}
+
+// uncordon sees to it that what was cut off leaves no cordoned host to the next.
+func (w *walk) uncordon() {
+	w.t.Helper()
+	waitTrue(w.t, "the host to be uncordoned", func() bool {
+		_, err := w.client.UncordonHost(w.t.Context(), "host-1")
+		return err == nil
+	})
+}
+
+// putExtraWithoutHosts: the pool keeper can make no gateway, and says so, before there is a host again.
+func (w *walk) putExtraWithoutHosts() error {
+	_, err := w.client.CordonHost(w.t.Context(), "host-1")
+	if err == nil {
+		err = w.putExtra()
+	}
+	if err == nil {
+		waitTrue(w.t, "the pool to say what it lacks", func() bool {
+			p, err := w.client.Pool(w.t.Context(), extraPool)
+			return err == nil && p.Limited != ""
 		})
 	}
+	w.uncordon()
 	return err
 }
