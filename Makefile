@@ -18,7 +18,7 @@ SEED     ?= 0
 ARGS     ?=
 # What `make test`, `make fuzz` and `make bench` look at.
 PKG      ?= ./...
-# Those that take longest begin first, so that at the end not one is waited for alone. `make check` vets.
+# Those that take longest begin first, so that at the end not one is waited for alone.
 ifeq ($(PKG),./...)
 LONGEST  := ./cmd/systemtest ./coordinator ./cmd/demiurge/dev ./agent/nginx ./shared/gossip
 endif
@@ -70,7 +70,7 @@ check: ## Check format, vet, staticcheck, import laws, documents
 	$(GO) test -count=1 ./shared/lawtest ./docs ./packaging/... ./cmd/e2e/mutants
 
 test: deps-test ## Run every test, with the race detector, and the tests of the alert rules
-	$(GO) test -race -p 2 -vet=off -timeout 15m $(LONGEST) $(PKG)
+	$(GO) test -race -p 2 -timeout 15m $(LONGEST) $(PKG)
 	cd packaging/prometheus && promtool test rules demiurge.rules.test.yml
 
 deps-e2e: ## Install what `make e2e` needs and this machine lacks (nginx, ip, nft)
