@@ -57,8 +57,8 @@ dev: deps-dev build ## Run a whole system on this machine (ARGS='--nginx-port 80
 deps-dev: ## Install what `make dev` needs and this machine lacks (nginx)
 	.ci/packages nginx
 
-deps-test: ## Install what `make test` needs and this machine lacks (nginx, promtool, curl, gcc, PowerDNS, dig)
-	.ci/packages nginx promtool curl gcc pdns_server sqlite3 dig
+deps-test: ## Install what `make test` needs and this machine lacks (nginx, promtool, curl, gcc, PowerDNS, dig, headless Chromium)
+	.ci/packages nginx promtool curl gcc pdns_server sqlite3 dig chromium-headless-shell
 
 check: ## Check format, vet, staticcheck, import laws, documents
 	@unformatted=$$($(GO) tool gofumpt -l .) || exit 1; if [ -n "$$unformatted" ]; then \

@@ -163,7 +163,8 @@ var libraries = []library{
 	{module: "golang.org/x/sys", homes: []string{everywhere}},
 	{module: "golang.org/x/sync", homes: []string{everywhere}},
 	{module: "github.com/coreos/go-oidc/v3", homes: []string{"agent/tenantapi"}},
-	{module: "github.com/zitadel/oidc/v3", homes: nil, tests: true}, // an OpenID provider that others wrote
+	{module: "github.com/zitadel/oidc/v3", homes: nil, tests: true},   // an OpenID provider that others wrote
+	{module: "github.com/chromedp/chromedp", homes: nil, tests: true}, // drives a real browser
 	{module: "golang.org/x/oauth2", homes: []string{"agent/tenantapi"}, tests: true},
 	{module: "pgregory.net/rapid", homes: nil, tests: true},
 	{module: "go.uber.org/goleak", homes: nil, tests: true},
