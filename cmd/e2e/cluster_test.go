@@ -236,13 +236,9 @@ func (c *cluster) leader() (*node, error) {
 func (c *cluster) addAgent(name string) {
 	a := &agent{host: c.host(name), name: name}
 	c.agents = append(c.agents, a)
-	leader, err := c.leader()
-	c.must(err)
 	ctx, cancel := within(patience)
 	defer cancel()
-	made, err := leader.api.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: name})
-	c.must(err)
-	token, err := pki.ParseJoinToken(made.Secret)
+	token, err := pki.ParseJoinToken(c.joinToken(name))
 	c.must(err)
 	dir := filepath.Join(c.dir, name)
 	c.must(os.Mkdir(dir, 0o700))
@@ -280,16 +276,39 @@ func (c *cluster) fill() {
 		}
 		return err
 	})
-	ctx, cancel := within(patience)
-	defer cancel()
-	_, err := c.nodes[0].api.PutPool(ctx, poolName, poolOf(3))
-	c.must(err)
+	c.ask("the pool", func(ctx context.Context, n *node) error {
+		_, err := n.api.PutPool(ctx, poolName, poolOf(3))
+		return err
+	})
 	for range callers {
 		org := string(id.NewOrganization())
-		_, err := c.nodes[0].api.PutOrganization(ctx, org, api.PutOrganization{Name: "caller"})
-		c.must(err)
+		c.ask("an organization", func(ctx context.Context, n *node) error {
+			_, err := n.api.PutOrganization(ctx, org, api.PutOrganization{Name: "caller"})
+			return err
+		})
 		c.orgs = append(c.orgs, org)
 	}
+}
+
+// ask makes a call that does the same when it is made twice, until it is answered: also before anything is broken
+// another coordinator may come to lead on a machine that does much besides.
+func (c *cluster) ask(what string, call func(context.Context, *node) error) {
+	c.t.Helper()
+	c.await(what, func() error {
+		ctx, cancel := within(tryFor)
+		defer cancel()
+		return call(ctx, c.nodes[0])
+	})
+}
+
+// joinToken makes a token for a host.
+func (c *cluster) joinToken(host string) (secret string) {
+	c.ask("a join token", func(ctx context.Context, n *node) error {
+		made, err := n.api.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: host})
+		secret = made.Secret
+		return err
+	})
+	return secret
 }
 
 // poolOf is the specification of the pool with this step.

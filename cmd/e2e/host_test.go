@@ -24,7 +24,6 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/failpoint"
 	"github.com/demiurge-platform/demiurge/shared/id"
-	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 const (
@@ -65,14 +64,8 @@ func (c *cluster) addRealHost(name string) {
 		name, strings.Join(addresses, ", "), dir, domain, h.host.Address, realCapacity, webPort, filepath.Join(c.bin, "demiurge-gateway"), metricsPort)
 	c.must(os.WriteFile(file, []byte(text), 0o600))
 
-	leader, err := c.leader()
-	c.must(err)
-	ctx, cancel := within(patience)
-	defer cancel()
-	made, err := leader.api.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: name})
-	c.must(err)
 	program := filepath.Join(c.bin, "demiurge-agent")
-	c.must(h.host.Run(program, "join", "--config", file, "--token", made.Secret))
+	c.must(h.host.Run(program, "join", "--config", file, "--token", c.joinToken(name)))
 
 	h.full, h.armed, h.trace = filepath.Join(c.dir, name+".full"), filepath.Join(c.dir, name+".armed"), filepath.Join(c.dir, name+".trace")
 	h.agent = h.host.Program(name, filepath.Join(c.dir, name+".log"),

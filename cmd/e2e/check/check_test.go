@@ -308,3 +308,41 @@ func TestMovedBeforeAnybodySaw(t *testing.T) {
 		t.Error(v)
 	}
 }
+
+// A batch that is tried again finds what another start began and a migration moved after its first try, and begins the
+// rest with a later epoch: it did not begin what it found.
+func TestBatchFoundWhatOthersBegan(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	item := func(name, gateway string, epoch uint64) check.Item {
+		return check.Item{Organization: "org-" + name, Allocation: "al-" + name, Gateway: gateway, Epoch: epoch, State: api.AllocationActive}
+	}
+	began, movedTo, between, rest := item("a", "gw-1", 20), item("a", "gw-2", 30), item("b", "gw-3", 35), item("c", "gw-4", 40)
+	run := check.Run{
+		Begun: begun, Faults: []check.Fault{{Name: "no leader for a while", At: ms(50)}}, States: []check.NodeState{{Node: "c1", Index: 40, Hash: "a"}},
+		Before: check.Snapshot{Time: begun, Quiet: true}, After: check.Snapshot{Time: begun.Add(time.Minute), Quiet: true},
+		Operations: []check.Operation{
+			{Kind: check.Batch, Call: ms(100), Return: ms(600), Items: []check.Item{movedTo, rest}},
+			{Kind: check.Start, Call: ms(200), Return: ms(220), Items: []check.Item{began}},
+			{Kind: check.Migrate, Call: ms(300), Return: ms(320), Items: []check.Item{movedTo}},
+			{Kind: check.Start, Call: ms(400), Return: ms(420), Items: []check.Item{between}},
+		},
+	}
+	for i := range run.Operations {
+		run.Operations[i].ID, run.Operations[i].Key, run.Operations[i].Outcome = i, fmt.Sprint("key-", i), check.OK
+	}
+	for at, it := range map[int]check.Item{210: movedTo, 410: between, 550: rest} {
+		run.After.Allocations = append(run.After.Allocations, api.Allocation{
+			OrganizationID: it.Organization, AllocationID: it.Allocation, GatewayID: it.Gateway, Epoch: it.Epoch, State: it.State, CreatedAt: begun.Add(ms(at)),
+		})
+		run.After.Gateways = append(run.After.Gateways, api.Gateway{GatewayID: it.Gateway, AllocationID: it.Allocation, State: api.GatewayAllocated})
+	}
+	l := limits()
+	l.Rate = 0
+	for _, v := range check.Check(run, l) {
+		t.Error(v)
+	}
+	run.Operations[0].Return = ms(300) // then it cannot have begun the rest
+	if len(check.Check(run, l)) == 0 {
+		t.Error("an allocation that was made after its batch had returned is not seen")
+	}
+}

@@ -314,6 +314,25 @@ func (w *witness) before(it Item) bool {
 	})
 }
 
+// elsewhere reports whether a batch began another allocation, with another epoch than this one. All that it began has
+// one epoch, so it only found the allocation of this epoch, however early it was called.
+func (w *witness) elsewhere(op Operation, epoch uint64) bool {
+	if op.Kind != Batch {
+		return false
+	}
+	return slices.ContainsFunc(op.Items, func(it Item) bool {
+		first := w.grants[it.Allocation]
+		if len(first) == 0 || first[0].Epoch != it.Epoch || it.Epoch == epoch || w.late[grantOf(it)] {
+			return false
+		}
+		at := w.records[it.Allocation].CreatedAt.Sub(w.run.Begun)
+		return at >= op.Call && !slices.ContainsFunc(w.claims[it.Organization], func(other Operation) bool {
+			return other.ID != op.ID && !other.Again && other.Call <= at && (other.Outcome == Unknown || at <= other.Return)
+		})
+	})
+}
+
+// mend gives the operation that began an allocation what it began it with, if it was answered with a later gateway.
 func (w *witness) mend(ops []Operation, allocation string, seen []Item) {
 	if w.before(seen[0]) {
 		return
@@ -324,7 +343,7 @@ func (w *witness) mend(ops []Operation, allocation string, seen []Item) {
 			continue
 		}
 		for _, it := range op.Items {
-			if it.Allocation == allocation && (first < 0 || op.Call < ops[first].Call) {
+			if it.Allocation == allocation && (first < 0 || op.Call < ops[first].Call) && !w.elsewhere(op, seen[0].Epoch) {
 				first = i
 			}
 		}
