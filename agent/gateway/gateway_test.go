@@ -247,7 +247,8 @@ func TestOneOrganizationPerProcess(t *testing.T) {
 	activate("not recycled", activation(orgB, 9), http.StatusConflict, fault.Conflict)
 }
 
-func TestPrivateRoutesAreNotReachedThroughNginx(t *testing.T) {
+// P3: an unauthenticated start or initialise route.
+func TestP3_PrivateRoutesAreNotReachedThroughNginx(t *testing.T) {
 	r := start(t)
 	r.activate(orgA, 7)
 	body, err := json.Marshal(api.Deactivate{Epoch: 7})
@@ -263,7 +264,7 @@ func TestPrivateRoutesAreNotReachedThroughNginx(t *testing.T) {
 	r.get("/collab/ping", "7").expect(t, "still there", http.StatusOK, "")
 }
 
-func TestWhatIsNotInTheTableIsDenied(t *testing.T) {
+func TestP3_WhatIsNotInTheTableIsDenied(t *testing.T) {
 	r := start(t)
 	r.activate(orgA, 7)
 	for _, path := range []string{"/nothing", "//", "/healthz/", "/collab/ping/", "/collab/../healthz", "/control/", "/%2e%2e/healthz", "/echo/x"} {

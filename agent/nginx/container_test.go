@@ -106,7 +106,8 @@ func echoHeaders(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-func TestAContainerIsToldWhoComes(t *testing.T) {
+// P13 and P15: what a client says of itself does not reach a container, and its secrets not the log.
+func TestP13_P15_AContainerIsToldWhoComes(t *testing.T) {
 	t.Parallel()
 	address, _ := program(t, echoHeaders)
 	h, d, org := containers(t, address)
@@ -184,8 +185,8 @@ func TestOnlyNamesOfContainersAreContainers(t *testing.T) {
 	}
 }
 
-// TestWithoutADecisionNothingPasses: whatever becomes of the door, no request reaches the container.
-func TestWithoutADecisionNothingPasses(t *testing.T) {
+// P13: the guard fails open. Whatever becomes of the door, no request reaches the container.
+func TestP13_WithoutADecisionNothingPasses(t *testing.T) {
 	t.Parallel()
 	address, hits := program(t, echoHeaders)
 	h, d, org := containers(t, address)

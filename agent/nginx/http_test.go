@@ -292,7 +292,8 @@ func TestOwnDomains(t *testing.T) {
 	}
 }
 
-func TestTrustedProxies(t *testing.T) {
+// P16: the caller's address behind two proxies is the inner proxy.
+func TestP16_TrustedProxies(t *testing.T) {
 	t.Parallel()
 	h := newHost(t)
 	h.opts.TrustedProxies = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("10.0.0.0/8")}

@@ -270,7 +270,8 @@ func TestP11DeletingAClientEndsItsTokens(t *testing.T) {
 	}
 }
 
-func TestARemovedMemberHasNothing(t *testing.T) {
+// P8: removal of a member never reaches what he was given.
+func TestP8ARemovedMemberHasNothing(t *testing.T) {
 	f := newFixture(t)
 	s := f.open(ourOrg)
 	c := publicClient(t, s)

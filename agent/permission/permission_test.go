@@ -110,6 +110,20 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// P6: project roles ignored at the door: plain members locked out. P5: and a role in one project opens no other.
+func TestP6_AProjectsRoleCounts(t *testing.T) {
+	p := ours(t)
+	may := func(user id.User, wanted string, at Resource) bool {
+		return p.Check(session(user), MustParse(wanted), at).Allowed
+	}
+	if !may("mia", "room:write", in("site")) || !may("max", "room:write", in("shop")) {
+		t.Error("a plain member with a role in a project is locked out of it")
+	}
+	if may("mia", "room:write", in("shop")) || may("max", "room:write", in("site")) || may("mia", "room:write", here()) {
+		t.Error("a role in one project opens another")
+	}
+}
+
 func patterns(t testing.TB, texts ...string) (all []Pattern) {
 	t.Helper()
 	for _, s := range texts {
@@ -122,7 +136,8 @@ func patterns(t testing.TB, texts ...string) (all []Pattern) {
 	return all
 }
 
-func TestEditsAreRefused(t *testing.T) {
+// P7: an admin can make himself owner; the last owner can be removed. And nobody hands on what he does not hold.
+func TestP7_EditsAreRefused(t *testing.T) {
 	p := ours(t)
 	grant := func(actor, user id.User, g Grant) func() (*Policy, error) {
 		return func() (*Policy, error) { return p.Grant(session(actor), user, g) }
@@ -135,6 +150,8 @@ func TestEditsAreRefused(t *testing.T) {
 		code fault.Code
 	}{
 		"an admin makes himself owner":                {grant("adi", "adi", Grant{Role: Owner}), fault.Forbidden},
+		"an admin removes the last owner":             {func() (*Policy, error) { return p.Revoke(session("adi"), "ola", Grant{Role: Owner}) }, fault.Forbidden},
+		"the last owner goes himself":                 {func() (*Policy, error) { return p.Revoke(session("ola"), "ola", Grant{Role: Owner}) }, fault.Forbidden},
 		"an owner makes an owner here":                {grant("ola", "mia", Grant{Role: Owner}), fault.Forbidden},
 		"a member grants":                             {grant("max", "max", Grant{ProjectAdmin, "shop"}), fault.Forbidden},
 		"a project's admin grants in another":         {grant("mia", "mia", Grant{ProjectAdmin, "shop"}), fault.Forbidden},
@@ -175,7 +192,8 @@ func TestEditsAreRefused(t *testing.T) {
 	}
 }
 
-func TestMembershipTakesGrantsAlong(t *testing.T) {
+// P8: removal or demotion of a member never reaches what runs.
+func TestP8_MembershipTakesGrantsAlong(t *testing.T) {
 	p := ours(t)
 	m := ourMembers()
 	delete(m.Members, "mia")
@@ -301,8 +319,8 @@ func TestSection(t *testing.T) {
 	}
 }
 
-// Whatever is tried, an edit gives nobody anything that the one who made it does not hold at that place.
-func TestNobodyGrantsMoreThanHeHolds(t *testing.T) {
+// P7: whatever is tried, an edit gives nobody anything that the one who made it does not hold at that place.
+func TestP7_NobodyGrantsMoreThanHeHolds(t *testing.T) {
 	probes := []Permission{}
 	for _, s := range []string{"room:read", "room:write", "container:create", "grant:write", "role:write", "owner:x", "invented:tomorrow"} {
 		probes = append(probes, MustParse(s))

@@ -19,6 +19,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/fsx/fsxtest"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/logging"
 )
 
 const (
@@ -208,7 +209,46 @@ func TestAnEditThatIsNotOnDiskIsNone(t *testing.T) {
 	}
 }
 
-func TestAPersonWhoIsRemovedMeanwhileGrantsNothing(t *testing.T) {
+// P8: removal of a member never reaches what runs: not what he holds, and not his tokens, also when nobody had
+// opened the organization's state at that moment.
+func TestP8_ARemovalReachesWhatNobodyHasOpen(t *testing.T) {
+	b := newBench(t)
+	one := b.serve(7, "ada=owner", "bob=member")
+	if err := one.Edit(grantBob); err != nil {
+		t.Fatal(err)
+	}
+	store := must[*oauth.Store](t)(one.OAuth(t.Context()))
+	const back = "http://127.0.0.1/back"
+	client := must[oauth.Client](t)(oauth.NewClient(one.Hostname(), oauth.Client{Name: "c", Redirects: []string{back}, Scope: []string{"room:read"}}))
+	must[logging.Secret](t)(store.AddClient(t.Context(), client))
+	code := must[logging.Secret](t)(store.IssueCode(t.Context(), oauth.Consented{Client: client.ID, User: "bob", Redirect: back}))
+	given := must[oauth.Issued](t)(store.Redeem(t.Context(), oauth.Redemption{Client: client.ID, Code: code.Reveal(), Redirect: back}))
+	if _, good := store.Check(given.Access.Reveal()); !good || !mayBob(t, one) {
+		t.Fatal("bob can do nothing at first")
+	}
+	b.serve(7, "ada=owner")
+	if _, member := one.Member("bob"); member || mayBob(t, one) {
+		t.Error("what was taken from bob is not taken at once")
+	}
+	if err := b.oauth.CloseAll(); err != nil {
+		t.Fatal(err)
+	}
+	b.start() // killed before the disk was told
+	if err := b.registry.Retain(map[id.Organization]id.Epoch{org: 7}); err != nil {
+		t.Fatal(err)
+	}
+	one = b.serve(7, "ada=owner")
+	if _, good := must[*oauth.Store](t)(one.OAuth(t.Context())).Check(given.Access.Reveal()); good {
+		t.Error("his token came back with the disk")
+	}
+	b.serve(7, "ada=owner", "bob=member")
+	if _, good := must[*oauth.Store](t)(one.OAuth(t.Context())).Check(given.Access.Reveal()); good || mayBob(t, one) {
+		t.Error("he came back with what he had before")
+	}
+}
+
+// P8: a person who is removed while he changes something has not changed it.
+func TestP8_APersonWhoIsRemovedMeanwhileGrantsNothing(t *testing.T) {
 	b := newBench(t)
 	one := b.serve(7, "ada=owner", "eve=owner", "bob=member")
 	var once sync.Once

@@ -6,10 +6,12 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	users "github.com/demiurge-platform/demiurge/shared/usertoken/usertokentest"
 )
 
 // grant gives somebody a role in a project.
@@ -150,6 +152,70 @@ func TestP14_SecretsOfAContainerAreShownOnce(t *testing.T) {
 	}
 	if got := k.do(ours, http.MethodPost, "/containers/"+made.ContainerID+"/token", "", bearer(token.HostingToken)); got.status != http.StatusUnauthorized {
 		t.Errorf("a token that was taken back: %d", got.status)
+	}
+}
+
+// P11: any caller can delete any client; redirect URIs of other organizations can be registered.
+func TestP11_ClientsAreTheOrganizationsAndItsAdminsMatter(t *testing.T) {
+	k := newKit(t)
+	ada := bearer(k.jwt("ada"))
+	create := func(redirect string) reply {
+		return k.do(ours, http.MethodPost, "/oauth/clients", `{"name":"x","redirects":["`+redirect+`"],"scope":["room:read"]}`, ada)
+	}
+	for _, elsewhere := range []string{
+		"https://" + id.Hostname(theirs, domain) + "/back", "https://evil.test/back", "https://" + id.Hostname(ours, domain) + ".evil.test/back", "https://" + domain + "/back",
+	} {
+		if got := create(elsewhere); got.status != http.StatusBadRequest {
+			t.Errorf("a redirect to %s is registered: %d %s", elsewhere, got.status, got.body)
+		}
+	}
+	made := create(redirect)
+	var c api.OAuthClient
+	if err := json.Unmarshal([]byte(made.body), &c); err != nil || made.status != http.StatusCreated {
+		t.Fatalf("%d %s", made.status, made.body)
+	}
+	path := "/oauth/clients/" + c.ClientID
+	narrow, _ := k.tokens(ours, "ada", "client:read")
+	for what, try := range map[string]struct {
+		org  id.Organization
+		as   func(*http.Request)
+		want int
+	}{
+		"nobody": {ours, func(*http.Request) {}, 401}, "a plain member": {ours, bearer(k.jwt("bob")), 403}, "the owner of another organization": {theirs, bearer(k.jwt("mallory")), 404},
+		"him at ours": {ours, bearer(k.jwt("mallory")), 403}, "the client itself": {ours, func(r *http.Request) { r.SetBasicAuth(c.ClientID, c.Secret) }, 401},
+		"a token for reading": {ours, bearer(narrow), 403},
+	} {
+		if got := k.do(try.org, http.MethodDelete, path, "", try.as); got.status != try.want {
+			t.Errorf("deleted by %s: %d %s", what, got.status, got.body)
+		}
+	}
+	if got := k.do(ours, http.MethodGet, path, "", ada); got.status != http.StatusOK {
+		t.Errorf("it is gone: %d", got.status)
+	}
+}
+
+// P9: a refresh token accepted as a login; and nothing else is one that was not made to be.
+func TestP9_WhatIsNoLogin(t *testing.T) {
+	k := newKit(t)
+	access, refresh := k.tokens(ours, "ada", "*:*")
+	_, elsewhere := k.tokens(theirs, "mallory", "*:*")
+	own, _ := k.tokens(ours, "", "*:*")
+	made := k.container(ours)
+	claims := users.For("ada", time.Now())
+	for what, token := range map[string]string{
+		"a refresh token": refresh, "another organization's": elsewhere, "a client's own token": own, "a container's hosting token": made.Hosting.Token.Reveal(),
+		"a client's secret":              made.Secrets[made.Container.Services[0].Client].Reveal(),
+		"the platform's refresh token":   users.Sign(t, k.key, claims.With(users.Claims{"token_use": "refresh"})),
+		"an expired one of the platform": users.Sign(t, k.key, users.For("ada", time.Now().Add(-24*time.Hour))),
+	} {
+		for _, path := range []string{"/permissions", "/oauth/clients", "/containers/" + string(made.Container.ID) + "/access"} {
+			if got := k.do(ours, http.MethodGet, path, "", bearer(token)); got.status != http.StatusUnauthorized {
+				t.Errorf("%s is a login at %s: %d %s", what, path, got.status, got.body)
+			}
+		}
+	}
+	if got := k.do(ours, http.MethodGet, "/permissions", "", bearer(access)); got.status != http.StatusOK {
+		t.Errorf("an access token: %d %s", got.status, got.body)
 	}
 }
 
