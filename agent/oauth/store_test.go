@@ -219,7 +219,12 @@ func TestACodeIsBound(t *testing.T) {
 	f.clock.forward(time.Minute)
 	_, err = redeem(s, c, late)
 	wantRefusal(t, err, "invalid_grant")
-	// P12: PKCE that was dropped on the way is noticed at the other end too.
+}
+
+// P12: PKCE dropped silently. What got lost on its way to us is noticed when the client comes back.
+func TestP12PKCEThatGotLostIsNoticed(t *testing.T) {
+	s := newFixture(t).open(ourOrg)
+	c := publicClient(t, s)
 	confidential, _ := addClient(t, s, Client{Redirects: []string{redirect}})
 	stripped, err := s.IssueCode(ctx, Consented{Client: confidential, User: "ada", Redirect: redirect})
 	must(t, err)
