@@ -203,18 +203,21 @@ func (s *Store) check(t testing.TB) {
 			size++
 			live[tok.kind]++
 			perGrant[tok.grant]++
-			if tok.digest != d || int(d[0]) != n || s.due[tok.at].token != tok || s.due[tok.at].at != tok.expires {
+			if tok.digest != d || int(d[0]) != n || s.due.node(int(tok.at)).token != tok || s.due.node(int(tok.at)).at != tok.expires {
 				t.Fatal("a token is not where it says")
 			}
 		}
 	}
-	for i, d := range s.due {
-		if i > 0 && s.due[(i-1)/fanOut].at > d.at {
+	for i := 1; i < s.due.size; i++ {
+		if s.due.node((i-1)/fanOut).at > s.due.node(i).at {
 			t.Fatal("the heap is not one")
 		}
 	}
-	if size != s.tokens.size || size != len(s.due) || live != s.stats.Live {
-		t.Fatalf("%d tokens, index says %d, heap %d, figures %v and not %v", size, s.tokens.size, len(s.due), s.stats.Live, live)
+	if pieces := len(s.due.pieces); pieces > s.due.size/dueInPiece+2 {
+		t.Fatalf("the heap of %d tokens keeps %d pieces", s.due.size, pieces)
+	}
+	if size != s.tokens.size || size != s.due.size || live != s.stats.Live {
+		t.Fatalf("%d tokens, index says %d, heap %d, figures %v and not %v", size, s.tokens.size, s.due.size, s.stats.Live, live)
 	}
 	byHolder := map[*holder]int{}
 	services := map[*client]int{}

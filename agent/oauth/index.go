@@ -41,9 +41,17 @@ func (x *index) remove(t *token) {
 	}
 }
 
-// dueList is a heap of all tokens by expiry with four children a node: a node's children lie in one cache
-// line, and the time stands beside the token so that comparing does not touch it.
-type dueList []due
+// dueList is a heap of all tokens by expiry with four children a node; the time stands beside the token so
+// that comparing does not touch it. It lies in pieces: a slice of a million would be copied whole, while the
+// store is locked, whenever it grows or gives memory back.
+type dueList struct {
+	pieces []*duePiece
+	size   int
+}
+
+const dueInPiece = 256
+
+type duePiece [dueInPiece]due
 
 type due struct {
 	at    int64 // Unix milliseconds
@@ -52,71 +60,79 @@ type due struct {
 
 const fanOut = 4
 
+func (h *dueList) node(i int) *due { return &h.pieces[i/dueInPiece][i%dueInPiece] }
+
 // next is when the first token is due.
-func (h dueList) next() (int64, bool) {
-	if len(h) == 0 {
+func (h *dueList) next() (int64, bool) {
+	if h.size == 0 {
 		return 0, false
 	}
-	return h[0].at, true
+	return h.node(0).at, true
 }
 
 func (h *dueList) push(t *token) {
-	*h = append(*h, due{t.expires, t})
-	t.at = int32(len(*h) - 1)
-	h.up(len(*h) - 1)
+	if h.size == len(h.pieces)*dueInPiece {
+		h.pieces = append(h.pieces, new(duePiece))
+	}
+	h.size++
+	h.up(h.size-1, due{t.expires, t})
 }
 
 // remove takes a token out, wherever it stands.
 func (h *dueList) remove(t *token) {
-	at, last := int(t.at), len(*h)-1
-	moved := (*h)[last]
-	(*h)[last] = due{}
-	*h = (*h)[:last]
-	if at != last {
-		h.set(at, moved)
-		h.down(at)
-		h.up(int(moved.token.at))
+	h.size--
+	at, last := int(t.at), h.node(h.size)
+	moved := *last
+	*last = due{}
+	if at != h.size {
+		h.down(at, moved)
+		h.up(int(moved.token.at), moved)
 	}
-	if c := cap(*h); c >= 1024 && last <= c/4 {
-		*h = append(make([]due, 0, c/2), *h...)
+	switch spare := len(h.pieces)*dueInPiece - h.size; {
+	case h.size == 0:
+		h.pieces = nil
+	case spare >= 2*dueInPiece: // one piece stays, so that one token does not come and go with it
+		h.pieces[len(h.pieces)-1] = nil
+		h.pieces = h.pieces[:len(h.pieces)-1]
 	}
 }
 
-func (h dueList) set(i int, d due) {
-	h[i] = d
+func (h *dueList) set(i int, d due) {
+	*h.node(i) = d
 	d.token.at = int32(i)
 }
 
-func (h dueList) up(i int) {
-	moving := h[i]
+// up puts what belongs at i or above it to its place.
+func (h *dueList) up(i int, moving due) {
 	for i > 0 {
 		parent := (i - 1) / fanOut
-		if h[parent].at <= moving.at {
+		above := *h.node(parent)
+		if above.at <= moving.at {
 			break
 		}
-		h.set(i, h[parent])
+		h.set(i, above)
 		i = parent
 	}
 	h.set(i, moving)
 }
 
-func (h dueList) down(i int) {
-	moving := h[i]
+// down puts what belongs at i or below it to its place.
+func (h *dueList) down(i int, moving due) {
 	for {
 		first := fanOut*i + 1
-		if first >= len(h) {
+		if first >= h.size {
 			break
 		}
-		least := first
-		for c := first + 1; c < min(first+fanOut, len(h)); c++ {
-			if h[c].at < h[least].at {
-				least = c
+		least, soonest := first, *h.node(first)
+		for c := first + 1; c < min(first+fanOut, h.size); c++ {
+			if d := *h.node(c); d.at < soonest.at {
+				least, soonest = c, d
 			}
 		}
-		if moving.at <= h[least].at {
+		if moving.at <= soonest.at {
 			break
 		}
-		h.set(i, h[least])
+		h.set(i, soonest)
 		i = least
 	}
 	h.set(i, moving)

@@ -1,0 +1,6 @@
+//go:build !race
+
+package oauth
+
+// mixedTokens is how many tokens TestMemoryReturnsToTheBaseline makes.
+const mixedTokens = 1_000_000
