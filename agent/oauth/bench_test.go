@@ -96,7 +96,9 @@ func BenchmarkMillionTokens(b *testing.B) {
 	}
 }
 
-// BenchmarkExpiry: 100,000 tokens expire at once while others ask; the longest wait of one that asks.
+// BenchmarkExpiry: 100,000 tokens expire at once while others ask; the longest that one of them was blocked. Beside
+// it stands the longest of the same length of time in which nobody cleans up, but computes: that much is the
+// machine's, which runs other things too.
 func BenchmarkExpiry(b *testing.B) {
 	for b.Loop() {
 		f := newFixture(b)
@@ -104,45 +106,65 @@ func BenchmarkExpiry(b *testing.B) {
 		s.opts.limits.PerUser = 1_000_000
 		c := publicClient(b, s)
 		fill(b, s, c, 100_000, time.Millisecond)
-		good := login(b, s, c, "bob")
+		good := login(b, s, c, "bob").Access.Reveal()
 		f.clock.forward(30*24*time.Hour + time.Second)
-		var longest time.Duration
-		stop := make(chan struct{})
-		var asking sync.WaitGroup
-		asking.Go(func() {
-			for {
-				select {
-				case <-stop:
-					return
-				default:
-				}
-				began := time.Now()
-				s.Check(good.Access.Reveal())
-				longest = max(longest, time.Since(began))
+		heap() // what was made for the benchmark is collected before it
+		var holds []time.Duration
+		began, own := time.Now(), time.Duration(0)
+		blocked := longestAsk(s, good, func() {
+			for more := true; more; {
+				hold, cpu := time.Now(), cpuTime(b)
+				more = s.sweep(sweepPiece)
+				own = max(own, cpuTime(b)-cpu)
+				holds = append(holds, time.Since(hold))
 				runtime.Gosched()
 			}
 		})
-		began, holds, own := time.Now(), []time.Duration(nil), time.Duration(0)
-		runtime.LockOSThread()
-		for more := true; more; {
-			hold, cpu := time.Now(), cpuTime(b)
-			more = s.sweep(sweepPiece)
-			own = max(own, cpuTime(b)-cpu)
-			holds = append(holds, time.Since(hold))
-			runtime.Gosched()
-		}
-		runtime.UnlockOSThread()
-		b.ReportMetric(float64(time.Since(began).Milliseconds()), "all-ms")
-		close(stop)
-		asking.Wait()
+		all := time.Since(began)
+		idle := longestAsk(s, good, func() {
+			for began := time.Now(); time.Since(began) < all; {
+				for piece := time.Now(); time.Since(piece) < sweepHold; {
+				}
+				runtime.Gosched()
+			}
+		})
 		slices.Sort(holds)
-		b.ReportMetric(float64(holds[len(holds)-1].Microseconds())/1000, "longest-hold-ms")
-		b.ReportMetric(float64(own.Microseconds())/1000, "longest-hold-cpu-ms")
-		b.ReportMetric(float64(holds[len(holds)*99/100].Microseconds())/1000, "p99-hold-ms")
-		b.ReportMetric(float64(longest.Microseconds())/1000, "longest-block-ms")
+		ms := func(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
+		b.ReportMetric(ms(all), "all-ms")
+		b.ReportMetric(ms(blocked), "longest-block-ms")
+		b.ReportMetric(ms(idle), "longest-without-ms")
+		b.ReportMetric(ms(holds[len(holds)-1]), "longest-hold-ms")
+		b.ReportMetric(ms(own), "longest-hold-cpu-ms")
+		b.ReportMetric(ms(holds[len(holds)*99/100]), "p99-hold-ms")
 		b.ReportMetric(0, "ns/op")
 		must(b, f.all.CloseAll())
 	}
+}
+
+// longestAsk asks a store what a token stands for until work is done on another thread, and tells the longest that
+// an answer took.
+func longestAsk(s *Store, token string, work func()) (longest time.Duration) {
+	stop := make(chan struct{})
+	var asking sync.WaitGroup
+	asking.Go(func() {
+		for {
+			select {
+			case <-stop:
+				return
+			default:
+			}
+			began := time.Now()
+			s.Check(token)
+			longest = max(longest, time.Since(began))
+			runtime.Gosched()
+		}
+	})
+	runtime.LockOSThread()
+	work()
+	runtime.UnlockOSThread()
+	close(stop)
+	asking.Wait()
+	return longest
 }
 
 // cpuTime is what this thread has computed: on a busy machine a hold is long because something else runs.
