@@ -75,6 +75,7 @@ func (r renderer) renderTo(dir string, n uint64, cfg Config) tree {
 		"http.conf":      execute("http.conf", v),
 		"locations.conf": execute("locations.conf", v),
 		"gateway.conf":   execute("gateway.conf", v),
+		"told.conf":      execute("told.conf", v),
 		"slots.conf":     execute("slots.conf", v),
 		"fence.conf":     execute("fence.conf", map[string]string{"Socket": r.l.socket(n), "Number": number(n)}),
 	}
@@ -94,8 +95,9 @@ func (r renderer) renderTo(dir string, n uint64, cfg Config) tree {
 			Site                     Site
 			Listen                   []string
 			Domain, Certificate, Dir string
+			AccessLog                string
 			MaxBody                  int64
-		}{s, v.Listen, v.Domain, certificate, v.Dir, maxBody})
+		}{s, v.Listen, v.Domain, certificate, v.Dir, v.AccessLog, maxBody})
 	}
 	return out
 }
@@ -155,7 +157,7 @@ func (v *view) addSlots(slots []Slot) {
 	for _, s := range slots {
 		gateway := string(s.Gateway)
 		upstreams.WriteString("upstream " + upstreamName(s.Gateway) + " { server unix:" + v.SocketDir + "/" + gateway +
-			"/http.sock max_fails=0; keepalive " + strconv.Itoa(connections) + "; keepalive_timeout 30s; }\n")
+			"/http.sock; keepalive " + strconv.Itoa(connections) + "; }\n")
 		limits.WriteString("    " + gateway + " " + strconv.FormatInt(s.MaxBody, 10) + ";\n")
 	}
 	v.SlotUpstreams, v.SlotLimits = upstreams.String(), limits.String()
