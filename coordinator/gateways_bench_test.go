@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/sha256"
 	"encoding/hex"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -183,7 +184,7 @@ func savedGateways(b *testing.B, key pki.Key, token string, hosts, each int) str
 		b.Fatal(err)
 	}
 	defer func() { _ = f.Close() }()
-	if err := n.SaveSnapshot(ctx, f); err != nil {
+	if err := errors.Join(n.SaveSnapshot(ctx, f), f.Sync()); err != nil { // none of it is left to be written later
 		b.Fatal(err)
 	}
 	return f.Name()

@@ -5,6 +5,7 @@ package main
 import (
 	"fmt"
 	"os"
+	"runtime"
 
 	"github.com/spf13/cobra"
 
@@ -15,7 +16,13 @@ import (
 
 const defaultConfig = "/etc/demiurge/coordinator.yaml"
 
+// maxProcs is the variable by which somebody else decides how many processors this process uses.
+const maxProcs = "GOMAXPROCS"
+
 func main() {
+	if os.Getenv(maxProcs) == "" {
+		runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), coordinator.LeastProcessors))
+	}
 	root := program.Command(program.Options{
 		Name:     "demiurge-coordinator",
 		Short:    "Keeps the pool and allocation state of a Demiurge cluster",

@@ -155,7 +155,7 @@ func (n *Node) startRaft() error {
 			return err
 		}
 	}
-	n.raft, err = raft.NewRaft(conf, n.opts.FSM, logs, state, labelledSnapshots{n.snaps}, n.transport)
+	n.raft, err = raft.NewRaft(conf, n.opts.FSM, logs, state, labelledSnapshots{pacedSnapshots{n.snaps, n.dir.path}}, n.transport)
 	if err != nil {
 		return fmt.Errorf("cannot start the Raft node on %s: %w; restore the directory from a backup, or empty it and let the node join again", n.dir.path, err)
 	}

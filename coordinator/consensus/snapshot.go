@@ -153,7 +153,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		return err
 	}
 	defer func() { _ = f.Close() }()
-	header, err := readEnvelope(readerUntil{ctx, r}, f)
+	header, err := readEnvelope(readerUntil{ctx, r}, &paced{to: f, sync: f.Sync})
 	if err != nil {
 		return err
 	}
@@ -168,7 +168,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 			return err
 		}
 		defer func() { _ = converted.Close() }()
-		if err := n.opts.ConvertSnapshot(io.NewSectionReader(f, 0, header.Size), converted); err != nil {
+		if err := n.opts.ConvertSnapshot(io.NewSectionReader(f, 0, header.Size), &paced{to: converted, sync: converted.Sync}); err != nil {
 			return badSnapshot(err, "its content does not fit: "+err.Error())
 		}
 		if header.Size, err = converted.Seek(0, io.SeekCurrent); err != nil {

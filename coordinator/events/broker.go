@@ -63,9 +63,21 @@ func (b *Broker) Run(ctx context.Context) {
 	}) // only send makes errors, and this one makes none
 }
 
-// tell logs and counts one event. Keys are left out where there is nothing to say.
+// tell logs and counts one event.
 func (b *Broker) tell(e *state.Event) {
-	kv := []any{"type", e.Type, "index", e.Index}
+	if e.Code != "" && b.log.IsWarn() {
+		b.log.Warn("event", said(e)...)
+	} else if e.Code == "" && b.log.IsInfo() {
+		b.log.Info("event", said(e)...)
+	}
+	if b.opts.Observe != nil {
+		b.opts.Observe(e)
+	}
+}
+
+// said is an event as keys and values. Keys are left out where there is nothing to say.
+func said(e *state.Event) []any {
+	kv := append(make([]any, 0, 26), "type", e.Type, "index", e.Index)
 	for _, p := range []struct{ key, value string }{
 		{"organization", string(e.Organization)},
 		{"allocation", string(e.Allocation)},
@@ -83,14 +95,7 @@ func (b *Broker) tell(e *state.Event) {
 			kv = append(kv, p.key, p.value)
 		}
 	}
-	if e.Code != "" {
-		b.log.Warn("event", kv...)
-	} else {
-		b.log.Info("event", kv...)
-	}
-	if b.opts.Observe != nil {
-		b.opts.Observe(e)
-	}
+	return kv
 }
 
 // Follow hands the events after an id to send, in order, as they happen. send gets an empty batch when

@@ -36,7 +36,7 @@ type candidate struct {
 }
 
 func newPlacer(t *state.Txn, pool id.Pool) *placer {
-	p := &placer{t: t, pool: pool}
+	p := &placer{t: t, pool: pool, hosts: make([]candidate, 0, 32)}
 	for l := range t.HostLoads(pool) {
 		c := candidate{host: l.Host, ready: l.Ready, inUse: l.InUse, capacity: max(l.Host.Report.Capacity, 1)}
 		c.why, c.eligible = l.Host.Eligible()

@@ -152,8 +152,12 @@ func (s *Store) Events(after EventID, limit int) (events []Event, more <-chan st
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := &f.cutLocked
-	for i := c.from(after); i < c.length && len(events) < limit; i++ {
-		events = append(events, *c.at(i))
+	first := c.from(after)
+	if n := min(c.length-first, limit); n > 0 {
+		events = make([]Event, n)
+		for i := range events {
+			events[i] = *c.at(first + i)
+		}
 	}
 	return events, f.more, after.Before(c.dropped)
 }
