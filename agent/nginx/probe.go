@@ -81,6 +81,16 @@ func poll(ctx context.Context, done func() (bool, error)) error {
 	}
 }
 
+// pause waits, and tells whether there is reason to go on.
+func pause(ctx context.Context, d time.Duration) bool {
+	select {
+	case <-ctx.Done():
+		return false
+	case <-time.After(d):
+		return true
+	}
+}
+
 // logTail reads what nginx has written to its error log since a position: to explain a failure, and to
 // see one early. It is never a proof of success.
 type logTail struct {

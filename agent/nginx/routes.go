@@ -404,13 +404,13 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 	}
 	suspects := e.routes.all()
 	for _, entry := range entries {
+		if _, ok := parseLink(entry.Name()); ok && entry.Type().IsRegular() {
+			continue // in use, or of a switch on its way
+		}
 		org, err := id.ParseOrganization(entry.Name())
 		if err == nil && string(org) == entry.Name() {
 			suspects[org] = Target{}
 			continue
-		}
-		if _, ok := parseLink(entry.Name()); ok && entry.Type().IsRegular() {
-			continue // in use, or of a switch on its way
 		}
 		// A temporary link of a switch on its way is younger than this.
 		info, err := entry.Info()
@@ -419,8 +419,9 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 			e.event(Event{Type: DriftRepaired, Part: "routes/" + strings.ToValidUTF8(entry.Name(), "?"), Reason: "does not belong there"})
 		}
 	}
+	looked := 0
 	for org := range suspects {
-		if ctx.Err() != nil {
+		if looked++; looked%scanStride == 0 && !pause(ctx, scanPause) {
 			return
 		}
 		e.repairRoute(ctx, org)

@@ -20,8 +20,10 @@ const (
 	checkEvery   = time.Second            // nginx is looked at
 	silence      = 2 * time.Second        // and given this long to answer
 	scanEvery    = 5 * time.Minute        // all routes are compared
-	auditEvery   = time.Hour              // the live generation is compared with its manifest
-	drainSpacing = 30 * time.Second       // between generations while too many old workers drain
+	scanStride   = 128                    // of them at once, and then a pause: switches go before
+	scanPause    = time.Millisecond
+	auditEvery   = time.Hour        // the live generation is compared with its manifest
+	drainSpacing = 30 * time.Second // between generations while too many old workers drain
 	firstRetry   = 250 * time.Millisecond
 	lastRetry    = 30 * time.Second
 )
