@@ -212,8 +212,13 @@ func (o *order) beginnings() {
 	})
 }
 
-// first is the operation of these that came first: the only one, or one that stands for whichever it was.
+// first is the operation of these that came first: the only one that can have, or one that stands for whichever it was.
 func (o *order) first(ops []int) int {
+	seen := forever
+	for _, i := range ops {
+		seen = min(seen, o.times[i].back)
+	}
+	ops = slices.DeleteFunc(ops, func(i int) bool { return o.times[i].call > seen }) // it had been answered with by then
 	if len(ops) == 1 {
 		return ops[0]
 	}
