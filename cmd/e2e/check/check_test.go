@@ -341,8 +341,45 @@ func TestBatchFoundWhatOthersBegan(t *testing.T) {
 	for _, v := range check.Check(run, l) {
 		t.Error(v)
 	}
-	run.Operations[0].Return = ms(300) // then it cannot have begun the rest
+	run.Operations[0].Nodes = []string{"c1", "c2"}
+	for _, v := range check.Check(run, l) {
+		t.Errorf("tried twice: %s", v)
+	}
+	run.Operations[0].Nodes, run.Operations[0].Return = nil, ms(300) // then it cannot have begun the rest
 	if len(check.Check(run, l)) == 0 {
 		t.Error("an allocation that was made after its batch had returned is not seen")
+	}
+}
+
+// The first try of a batch begins one allocation and is refused another; the second begins that, with a later epoch, while
+// others began theirs in between.
+func TestBatchBeganInTwoTries(t *testing.T) {
+	ms := func(n int) time.Duration { return time.Duration(n) * time.Millisecond }
+	run := check.Run{
+		Begun: begun, Faults: []check.Fault{{Name: "no leader for a while", At: ms(50)}}, States: []check.NodeState{{Node: "c1", Index: 40, Hash: "a"}},
+		Before: check.Snapshot{Time: begun, Quiet: true}, After: check.Snapshot{Time: begun.Add(time.Minute), Quiet: true},
+		Operations: []check.Operation{
+			{Kind: check.Batch, Nodes: []string{"c1", "c2"}, Call: ms(100), Return: ms(600)}, {Kind: check.Start, Call: ms(200), Return: ms(220)},
+		},
+	}
+	for i, at := range []int{110, 550, 210} {
+		it := check.Item{
+			Organization: fmt.Sprint("org-", i), Allocation: fmt.Sprint("al-", i), Gateway: fmt.Sprint("gw-", i), Epoch: uint64(at), State: api.AllocationActive,
+		}
+		op := &run.Operations[i/2]
+		op.ID, op.Key, op.Outcome, op.Items = i/2, fmt.Sprint("key-", i/2), check.OK, append(op.Items, it)
+		run.After.Allocations = append(run.After.Allocations, api.Allocation{
+			OrganizationID: it.Organization, AllocationID: it.Allocation, GatewayID: it.Gateway, Epoch: it.Epoch, State: it.State, CreatedAt: begun.Add(ms(at)),
+		})
+		run.After.Gateways = append(run.After.Gateways, api.Gateway{GatewayID: it.Gateway, AllocationID: it.Allocation, State: api.GatewayAllocated})
+	}
+	l := limits()
+	l.Rate = 0
+	for _, v := range check.Check(run, l) {
+		t.Error(v)
+	}
+	run.Operations[0].Nodes = run.Operations[0].Nodes[:1]
+	if len(check.Check(run, l)) == 0 {
+		t.Error("a batch that was tried once and began two allocations at two times is not seen")
 	}
 }

@@ -36,6 +36,8 @@ func history(r Run) []Operation {
 			op.Items = []Item{{Organization: op.Items[0].Organization, Code: op.Code}}
 			out = append(out, op)
 		case op.Kind == Batch && op.Outcome == Refused:
+		case op.Kind == Batch && op.Outcome == OK && len(op.Nodes) > 1:
+			out = append(out, w.apart(op)...)
 		case op.Kind == Release && op.Outcome == Unknown:
 			if a := w.records[op.Items[0].Allocation]; a.EndedAt != nil {
 				op.Outcome, op.Return = OK, w.ends(a)
@@ -53,6 +55,32 @@ func history(r Run) []Operation {
 				op.Items[i].late = w.late[grantOf(it)]
 			}
 		}
+	}
+	return out
+}
+
+// apart is a batch that was tried more than once. What one try was refused for another may begin, while it keeps what was
+// begun: then each was answered at a time of its own. Only what was begun with one epoch was begun together.
+func (w *witness) apart(op Operation) []Operation {
+	var out []Operation
+	together := map[uint64]int{} // by epoch, of what was begun meanwhile
+	for _, it := range op.Items {
+		one := op
+		one.Kind, one.Items = Start, []Item{it}
+		if it.Code != "" {
+			if one.Outcome, one.Code = Refused, it.Code; !undone(it.Code) {
+				out = append(out, one)
+			}
+			continue
+		}
+		if a, ok := w.records[it.Allocation]; ok && a.CreatedAt.Sub(w.run.Begun) >= op.Call {
+			if at, ok := together[it.Epoch]; ok {
+				out[at].Kind, out[at].Items = Batch, append(out[at].Items, it)
+				continue
+			}
+			together[it.Epoch] = len(out)
+		}
+		out = append(out, w.narrowed(one))
 	}
 	return out
 }
