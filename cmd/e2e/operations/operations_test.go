@@ -42,10 +42,22 @@ func TestOperationsAsDocumented(t *testing.T) {
 		name string
 		do   func(*site)
 	}{
-		{"install", (*site).install}, {"three coordinators", (*site).begin}, {"callers", (*site).call}, {"ten hosts", (*site).bringHosts}, {"a pool", (*site).pool},
-		{"tokens", (*site).tokens}, {"look", (*site).look}, {"move", (*site).move}, {"a host is lost", (*site).loseHost}, {"a host is taken out", (*site).takeOut},
-		{"keys", (*site).rotate}, {"backup", (*site).backUp}, {"another coordinator", (*site).replaceCoordinator}, {"upgrade", (*site).upgrade},
-		{"a majority is lost", (*site).loseMajority}, {"an agent is ended", (*site).endAgent},
+		{"install", (*site).install},
+		{"three coordinators", (*site).begin},
+		{"callers", (*site).call},
+		{"ten hosts", (*site).bringHosts},
+		{"a pool", (*site).pool},
+		{"tokens", (*site).tokens},
+		{"look", (*site).look},
+		{"move", (*site).move},
+		{"a host is lost", (*site).loseHost},
+		{"a host is taken out", (*site).takeOut},
+		{"keys", (*site).rotate},
+		{"backup", (*site).backUp},
+		{"another coordinator", (*site).replaceCoordinator},
+		{"upgrade", (*site).upgrade},
+		{"a majority is lost", (*site).loseMajority},
+		{"an agent is ended", (*site).endAgent},
 	} {
 		begun := time.Now()
 		part.do(s)
