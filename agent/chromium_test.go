@@ -94,12 +94,15 @@ func (b tab) login(user, next string) {
 	b.do(chromedp.WaitReady(chromedp.CSS(next)))
 }
 
-// sketch is a program in a container: a page that keeps a WebSocket open, and says how that fares.
-const sketch = `<!doctype html><title>Sketch</title><h1 id="who">%s</h1><p id="socket">opening</p><script>
+// sketch is a program in a container: a page that keeps a WebSocket and a stream open, and says how they fare.
+const sketch = `<!doctype html><title>Sketch</title><h1 id="who">%s</h1><p id="socket">opening</p><p id="stream">opening</p><script>
 const state = document.querySelector("#socket"), socket = new WebSocket("wss://" + location.host + "/socket")
 socket.onopen = () => socket.send("hello")
 socket.onmessage = m => state.textContent = "heard " + m.data
 socket.onclose = () => state.textContent = "closed"
+const news = document.querySelector("#stream"), stream = new EventSource("/stream")
+stream.onmessage = m => news.textContent = "heard " + m.data
+stream.onerror = () => { news.textContent = "closed"; stream.close() }
 </script>`
 
 // newSketch runs that program and counts what reaches it.
@@ -108,7 +111,15 @@ func newSketch(t *testing.T) (port int, hits *atomic.Int64) {
 	hits = new(atomic.Int64)
 	program := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		hits.Add(1)
-		if r.URL.Path != "/socket" {
+		switch r.URL.Path {
+		case "/socket":
+		case "/stream":
+			w.Header().Set("Content-Type", "text/event-stream")
+			_, _ = fmt.Fprint(w, "data: news\n\n")
+			w.(http.Flusher).Flush()
+			<-r.Context().Done()
+			return
+		default:
 			w.Header().Set("Content-Type", "text/html; charset=utf-8")
 			_, _ = fmt.Fprintf(w, sketch, r.Header.Get("X-Demiurge-User"))
 			return
@@ -131,7 +142,7 @@ func newSketch(t *testing.T) (port int, hits *atomic.Int64) {
 
 // TestInChromiumAMemberOpensAContainerAndARemovedOneDoesNot: a real browser, the provider's real form, real TLS and
 // nginx. That the refusal comes within a second is printed and not asserted; asserted is that nothing reaches the
-// container once the agent knows of the removal.
+// container once the agent knows of the removal, and that what the page has open ends.
 func TestInChromiumAMemberOpensAContainerAndARemovedOneDoesNot(t *testing.T) {
 	y := newYard(t)
 	var hits *atomic.Int64
@@ -154,6 +165,7 @@ func TestInChromiumAMemberOpensAContainerAndARemovedOneDoesNot(t *testing.T) {
 		t.Errorf("the page's own programs can read %q", cookies)
 	}
 	bob.await(`document.querySelector("#socket").textContent`, "heard hello")
+	bob.await(`document.querySelector("#stream").textContent`, "heard news")
 	// Bob is removed. Whatever he asks for when the agent knows it is refused.
 	tenant, _ := y.agent.Tenants().Find(y.org)
 	removed := time.Now()
@@ -163,10 +175,13 @@ func TestInChromiumAMemberOpensAContainerAndARemovedOneDoesNot(t *testing.T) {
 		return err == nil && p.Members()["bob"] == ""
 	})
 	seen := time.Since(removed)
+	bob.await(`document.querySelector("#socket").textContent`, "closed")
+	closed := time.Since(removed)
+	bob.await(`document.querySelector("#stream").textContent`, "closed")
 	hits.Store(0)
+	asked := time.Now()
 	bob.do(chromedp.Navigate(page))
-	refused := time.Since(removed)
-	t.Logf("bob's removal was known to the agent after %s, and his page refused after %s", seen, refused)
+	t.Logf("bob's removal was known to the agent after %s, his page saw its WebSocket closed after %s, and the next page was refused in %s", seen, closed, time.Since(asked))
 	if at := bob.see("location.href"); hits.Load() != 0 || at == page {
 		t.Fatalf("after the removal: %s: %s", at, bob.see("document.body.innerText"))
 	}

@@ -73,7 +73,7 @@ func openContainers(c *Config, files fsx.FS, now func() time.Time, log hclog.Log
 	reached := c.public()
 	return container.New(container.Options{
 		Dir: dir, FS: files, Domain: c.Domain, Scheme: reached.Scheme, Port: reached.Port, Networks: networks, Own: ownAddresses,
-		Limits: limits, TokenLife: c.Containers.TokenLifetime, SessionLife: c.Containers.SessionLifetime, Patience: c.Containers.Patience,
+		Passage: passSocket(c), Limits: limits, TokenLife: c.Containers.TokenLifetime, SessionLife: c.Containers.SessionLifetime, Patience: c.Containers.Patience,
 		Now: now, Logger: log,
 	})
 }
@@ -95,6 +95,9 @@ func ownAddresses() []netip.Addr {
 
 // accessSocket is where nginx asks about requests to user containers.
 func accessSocket(c *Config) string { return filepath.Join(c.RunDir, "access.sock") }
+
+// passSocket is where nginx brings the requests to user containers that were let in.
+func passSocket(c *Config) string { return filepath.Join(c.RunDir, "pass.sock") }
 
 // listenPrivate listens on a socket for nginx. The directory belongs to this agent alone, so what is there is a
 // dead one's.
@@ -150,6 +153,8 @@ func (m containerMetrics) Collect(out chan<- prometheus.Metric) {
 	count := func(name, help string, n uint64) {
 		out <- prometheus.MustNewConstMetric(description(name, help), prometheus.CounterValue, float64(n))
 	}
+	out <- prometheus.MustNewConstMetric(description("container_requests_open", "Requests to user containers that are on their way now, open WebSockets among them."), prometheus.GaugeValue, float64(s.Open))
+	count("container_requests_ended_total", "Open requests to user containers that were ended because they would have been refused.", s.Ended)
 	count("containers_created_total", "User containers that were made.", s.Created)
 	count("containers_deleted_total", "User containers that were ended, those included that could not be made.", s.Deleted)
 	count("container_downs_total", "User containers whose heartbeat stayed away too long.", s.Downs)

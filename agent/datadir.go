@@ -28,6 +28,7 @@ type layout struct {
 	containers  string // <data_dir>/containers/<organization>.<epoch>: journals of user containers
 	tenant      string // <run_dir>/tenant.sock, which nginx asks
 	access      string // <run_dir>/access.sock, which nginx asks about requests to user containers
+	pass        string // <run_dir>/pass.sock, where it brings those that were let in
 }
 
 func layoutOf(c *Config) layout {
@@ -35,7 +36,7 @@ func layoutOf(c *Config) layout {
 		gateways: filepath.Join(c.DataDir, "gateways"), sockets: filepath.Join(c.RunDir, "gateways"),
 		journal: filepath.Join(c.DataDir, "journal"), program: c.Gateway.Program, releases: c.Gateway.ReleasesDir,
 		oauth: filepath.Join(c.DataDir, "oauth"), permissions: filepath.Join(c.DataDir, "permissions"), tenant: tenantSocket(c),
-		containers: filepath.Join(c.DataDir, "containers"), access: accessSocket(c),
+		containers: filepath.Join(c.DataDir, "containers"), access: accessSocket(c), pass: passSocket(c),
 	}
 }
 

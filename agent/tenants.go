@@ -32,6 +32,7 @@ type tenants struct {
 
 	containers *container.Organizations
 	access     net.Listener // where nginx asks about requests to containers
+	pass       net.Listener // where it brings them
 }
 
 // openTenants takes up the state of organizations and listens for their requests.
@@ -73,15 +74,20 @@ func openTenants(c *Config, files fsx.FS, now func() time.Time, log hclog.Logger
 		return nil, err
 	}
 	stack.PushClose("organizations' requests", t.api.Close)
-	if t.access, err = listenPrivate(l.access); err != nil {
-		return nil, err
-	}
-	stack.PushClose("questions about containers", func() error {
-		if err := t.access.Close(); err != nil && !errors.Is(err, net.ErrClosed) {
-			return err
+	for _, s := range []struct {
+		what, path string
+		to         *net.Listener
+	}{{"questions about containers", l.access, &t.access}, {"requests to containers", l.pass, &t.pass}} {
+		if *s.to, err = listenPrivate(s.path); err != nil {
+			return nil, err
 		}
-		return nil
-	})
+		stack.PushClose(s.what, func() error {
+			if err := (*s.to).Close(); err != nil && !errors.Is(err, net.ErrClosed) {
+				return err
+			}
+			return nil
+		})
+	}
 	return &t, nil
 }
 
@@ -111,6 +117,9 @@ func (t *tenants) start(a *Agent) {
 	a.stack.Go("organizations' requests", func(ctx context.Context) { a.must(ctx, "the organizations' requests", t.api.Run) })
 	door := container.NewDoor(t.containers, t.api.Containers)
 	a.stack.Go("user containers", t.containers.Run)
+	a.stack.Go("requests to containers", func(ctx context.Context) {
+		a.must(ctx, "the passage to containers", func(ctx context.Context) error { return t.containers.Carry(ctx, t.pass) })
+	})
 	a.stack.Go("questions about containers", func(ctx context.Context) {
 		a.must(ctx, "the questions about containers", func(ctx context.Context) error { return serveAccess(ctx, t.access, door) })
 	})

@@ -60,10 +60,28 @@ func (d *doorTest) ask(c ID, s ServiceName, headers ...string) told {
 	w := d.request(PathCheck, c, s, headers...)
 	h := w.Header()
 	out := told{w.Code, h.Get(TellAnswer), h.Get(TellUpstream), h.Get(TellLogin), h.Get(TellLoginCookie), h}
+	if pass := h.Get(TellPass); (out.upstream != "") != (out.answer == "passed") || (pass != "") != strings.HasPrefix(out.upstream, "unix:") {
+		d.t.Errorf("%s comes with the pass %q to %q", out.answer, pass, out.upstream)
+	} else if pass != "" {
+		out.upstream = d.leads(out.upstream, pass)
+	}
 	if want := map[string]int{"passed": 204, "anonymous": 401}[out.answer]; out.status != want && (want != 0 || out.status != 403) {
 		d.t.Errorf("%s has the status %d", out.answer, out.status)
 	}
 	return out
+}
+
+// leads is where a pass leads to, which nginx uses at the passage.
+func (d *doorTest) leads(upstream, pass string) string {
+	if upstream != "unix:"+d.door.opts.Passage {
+		d.t.Errorf("nginx is sent to %q", upstream)
+	}
+	x, good := d.door.passage.enter(pass, d.door.opts.Now())
+	if !good {
+		d.t.Fatal("the pass is not good")
+	}
+	defer d.door.passage.leave(x)
+	return x.decide().Upstream.String()
 }
 
 // enter brings a ticket to the name of a container, and returns the session that it gave.
@@ -110,12 +128,15 @@ func TestWhatAContainerIsTold(t *testing.T) {
 	session := d.login(r, "paul", c)
 	a := d.ask(c, "", "Cookie", "theme=dark; "+session+"; "+"__Host-demiurge-enter=x.y;lang=de", "Authorization", "Basic eDp5")
 	for name, want := range map[string]string{
-		TellUpstream: "10.1.0.5:8080", TellUser: "paul", TellUsername: "the%20user%20paul", TellProject: "one", TellContainer: string(c), TellService: "web",
+		TellUser: "paul", TellUsername: "the%20user%20paul", TellProject: "one", TellContainer: string(c), TellService: "web",
 		TellCookie: "theme=dark; lang=de", TellAuthorization: "Basic eDp5", "Cache-Control": "no-store",
 	} {
 		if got := a.header.Get(name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
 		}
+	}
+	if a.upstream != "10.1.0.5:8080" {
+		t.Errorf("it is at %s", a.upstream)
 	}
 	f.people[ourOrg].ended["session of paul"] = true
 	if a := d.ask(c, "", "Cookie", session); a.answer != "anonymous" {
@@ -137,6 +158,35 @@ func renewed(t testing.TB, r *Registry, c ID) Hosting {
 }
 
 // A token of the organization opens a container, and goes no further than it must.
+// TestWhatMayLastIsCarried: what goes straight to a container is only what a page is made of, and what a program
+// gets that did not ask for a stream.
+func TestWhatMayLastIsCarried(t *testing.T) {
+	f := newFixture(t)
+	r := f.open(ourOrg)
+	made := create(t, r)
+	announce(t, r, made, "10.1.0.5")
+	c := made.Container.ID
+	d := newDoorTest(t, f)
+	session := d.login(r, "paul", c)
+	own := "\nOrigin=" + f.all.opts.origin(Hostname(r.hostname, c, ""))
+	for headers, carried := range map[string]bool{
+		"": false, "Sec-Fetch-Dest=image": false, "Sec-Fetch-Dest=script": false, "Sec-Fetch-Dest=style": false, "Sec-Fetch-Dest=font": false, AskMethod + "=HEAD": false,
+		AskUpgrade + "=websocket" + own: true, "Sec-Fetch-Dest=empty": true, "Sec-Fetch-Dest=document": true, "Sec-Fetch-Dest=iframe": true, "Sec-Fetch-Dest=video": true,
+		"Sec-Fetch-Dest=worker": true, "Sec-Fetch-Dest=invented": true, "Accept=text/event-stream": true, "Accept=a/b, TEXT/event-stream;q=1": true,
+		AskMethod + "=POST" + own: true, AskMethod + "=PUT" + own: true, "Sec-Fetch-Dest=image\nAccept=text/event-stream": true,
+	} {
+		ask := []string{"Cookie", session}
+		for line := range strings.SplitSeq(headers, "\n") {
+			if name, value, ok := strings.Cut(line, "="); ok {
+				ask = append(ask, name, value)
+			}
+		}
+		if a := d.ask(c, "", ask...); a.answer != "passed" || a.upstream != "10.1.0.5:8080" || (a.header.Get(TellPass) != "") != carried {
+			t.Errorf("%q: %s to %s, carried: %t", headers, a.answer, a.upstream, !carried)
+		}
+	}
+}
+
 func TestProgramsComeWithATokenOfTheOrganization(t *testing.T) {
 	f := newFixture(t)
 	r := f.open(ourOrg)
@@ -147,11 +197,11 @@ func TestProgramsComeWithATokenOfTheOrganization(t *testing.T) {
 	access := []permission.Pattern{accessOnly}
 	own := made.Container.Services[0].Client
 	f.people[ourOrg].bearers = map[string]Bearer{
-		"wide":    {permission.Subject{User: "paul", Limit: access}, "cl-other"},
-		"narrow":  {permission.Subject{User: "paul"}, "cl-other"},
-		"own":     {permission.Subject{User: "paul"}, own},
-		"nobody":  {permission.Subject{Limit: access}, "cl-other"},
-		"unknown": {permission.Subject{User: "mary", Limit: access}, own},
+		"wide":    {Subject: permission.Subject{User: "paul", Limit: access}, Client: "cl-other"},
+		"narrow":  {Subject: permission.Subject{User: "paul"}, Client: "cl-other"},
+		"own":     {Subject: permission.Subject{User: "paul"}, Client: own},
+		"nobody":  {Subject: permission.Subject{Limit: access}, Client: "cl-other"},
+		"unknown": {Subject: permission.Subject{User: "mary", Limit: access}, Client: own},
 	}
 	for token, want := range map[string]struct{ answer, passed string }{
 		"wide": {"passed", ""}, "narrow": {"refused", ""}, "own": {"passed", "Bearer own"}, "nobody": {"anonymous", ""}, "unknown": {"refused", ""}, "invented": {"anonymous", ""},

@@ -137,26 +137,50 @@ func (r *Registry) redeem(secret string, c ID, s ServiceName, state string) (coo
 	return logging.NewSecret(text + "." + sign(r.cookies, sessionMark+text)), true
 }
 
-// visitor is who has a session at the name of a container.
-func (r *Registry) visitor(cookie string, c ID, s ServiceName) (Caller, bool) {
+// visitor is who has a session at the name of a container, and how to find him again later; nil: nobody has.
+func (r *Registry) visitor(cookie string, c ID, s ServiceName) (who Caller, again func() (Caller, bool)) {
 	text, signature, _ := strings.Cut(cookie, ".")
 	if len(cookie) > maxToken || !hmac.Equal([]byte(signature), []byte(sign(r.cookies, sessionMark+text))) {
-		return Caller{}, false
+		return Caller{}, nil
 	}
 	form, err := coding.DecodeString(text)
 	if err != nil {
-		return Caller{}, false
+		return Caller{}, nil
 	}
 	var v session
 	d := json.NewDecoder(bytes.NewReader(form))
 	d.DisallowUnknownFields()
-	if d.Decode(&v) != nil || v.Container != c || v.Service != s || !r.opts.Now().Before(time.Unix(v.Expires, 0)) || !r.people.Session(v.User, v.Login) {
-		return Caller{}, false
+	if d.Decode(&v) != nil || v.Container != c || v.Service != s {
+		return Caller{}, nil
 	}
-	return Caller{
-		Subject:  permission.Subject{User: v.User, Limit: []permission.Pattern{accessOnly}},
-		Username: r.people.Username(v.User), Ambient: true,
-	}, true
+	again = func() (Caller, bool) {
+		if !r.opts.Now().Before(time.Unix(v.Expires, 0)) || !r.people.Session(v.User, v.Login) {
+			return Caller{}, false
+		}
+		return Caller{
+			Subject:  permission.Subject{User: v.User, Limit: []permission.Pattern{accessOnly}},
+			Username: r.people.Username(v.User), Ambient: true,
+		}, true
+	}
+	who, ok := again()
+	if !ok {
+		return Caller{}, nil
+	}
+	return who, again
+}
+
+// program is who shows an access token that is good, and how to find out later whether it still is.
+func (r *Registry) program(token string, b Bearer) (who Caller, again func() (Caller, bool)) {
+	caller := func(b Bearer) Caller {
+		return Caller{Subject: b.Subject, Username: r.people.Username(b.Subject.User), Client: b.Client}
+	}
+	return caller(b), func() (Caller, bool) {
+		if !b.Until.IsZero() {
+			return caller(b), r.opts.Now().Before(b.Until)
+		}
+		now, ok := r.people.Bearer(token)
+		return caller(now), ok
+	}
 }
 
 // newNonce makes the secret that a browser keeps while its person is away to log in.

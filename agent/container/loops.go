@@ -67,6 +67,7 @@ func (o *Organizations) Run(ctx context.Context) {
 	var loops sync.WaitGroup
 	loops.Go(func() { o.watch(ctx) })
 	loops.Go(func() { o.finish(ctx) })
+	loops.Go(func() { o.passage.review(ctx) })
 	loops.Wait()
 }
 

@@ -41,6 +41,7 @@ type Options struct {
 	Networks []netip.Prefix
 	// Own lists the addresses of this host, at which no container is. Nil: none.
 	Own         func() []netip.Addr
+	Passage     string        // unix socket where Carry listens; nginx sends there what the Door lets in
 	Limits      Limits        // zero fields have their default
 	TokenLife   time.Duration // of hosting tokens; zero: one hour
 	SessionLife time.Duration // of sessions at containers; zero: eight hours
@@ -82,6 +83,8 @@ func (o Options) withDefaults() (Options, error) {
 	switch {
 	case o.Scheme != "https" && o.Scheme != "http" || o.Port < 1 || o.Port > 65535:
 		return o, fmt.Errorf("cannot be reached by %q at port %d: choose https or http", o.Scheme, o.Port)
+	case !filepath.IsAbs(o.Passage) || strings.Contains(o.Passage, ":"):
+		return o, fmt.Errorf("cannot carry requests through %q: want the absolute path of a socket, without a colon", o.Passage)
 	case o.Limits.Containers < 1 || o.Limits.Tickets < 1:
 		return o, errors.New("cannot use a limit of containers below one")
 	case o.TokenLife < time.Minute || o.TokenLife > longest:
@@ -106,9 +109,10 @@ func (o *Options) origin(hostname string) string {
 // Organizations holds the registries of the organizations on this host, and the two loops that serve all of
 // them: one notices heartbeats that stay away, one ends what could not be ended at once.
 type Organizations struct {
-	opts  Options
-	wake  chan struct{} // something falls due earlier than the loop knows
-	again chan struct{} // something is left to be ended
+	opts    Options
+	passage *Passage
+	wake    chan struct{} // something falls due earlier than the loop knows
+	again   chan struct{} // something is left to be ended
 
 	// changing is held while an organization is opened, closed or dropped, which reads and writes disks.
 	changing sync.Mutex
@@ -135,7 +139,7 @@ func New(o Options) (*Organizations, error) {
 	if err != nil {
 		return nil, err
 	}
-	all := &Organizations{opts: o, wake: make(chan struct{}, 1), again: make(chan struct{}, 1), registries: map[id.Organization]*opened{}}
+	all := &Organizations{opts: o, passage: newPassage(o.Logger), wake: make(chan struct{}, 1), again: make(chan struct{}, 1), registries: map[id.Organization]*opened{}}
 	if err := fsx.RemoveTemps(o.FS, "container.temps", o.Dir); err != nil {
 		return nil, fmt.Errorf("cannot clear the journals of containers: %w", err)
 	}
@@ -390,6 +394,7 @@ func (o *Organizations) Stats() Stats {
 	for i := range o.access {
 		out.Access[i] = o.access[i].Load()
 	}
+	out.Open, out.Ended = o.passage.figures()
 	return out
 }
 
@@ -399,8 +404,12 @@ func (o *Organizations) count(add func(*Stats)) {
 	add(&o.stats)
 }
 
-// Reconsider has the containers ended whose projects are gone, soon. It does not wait.
-func (o *Organizations) Reconsider() { o.retry() }
+// Reconsider has the containers ended whose projects are gone, and the open requests of those who may not be
+// there any more, soon. It does not wait.
+func (o *Organizations) Reconsider() {
+	o.retry()
+	signal(o.passage.wake)
+}
 
 func (o *Organizations) retry() { signal(o.again) }
 

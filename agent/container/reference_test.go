@@ -234,7 +234,7 @@ func TestP13TheGuardFailsClosedAndACookieIsForOneName(t *testing.T) {
 	}
 	theirs := f.open(otherOrg)
 	twin := create(t, theirs)
-	if _, good := theirs.visitor(strings.TrimPrefix(session, "__Host-demiurge-container="), twin.Container.ID, ""); good {
+	if _, again := theirs.visitor(strings.TrimPrefix(session, "__Host-demiurge-container="), twin.Container.ID, ""); again != nil {
 		t.Error("the cookie is good in another organization")
 	}
 	f.clients[ourOrg].fail["service api"] = errRefused

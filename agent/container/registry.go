@@ -56,7 +56,8 @@ type People interface {
 // Bearer is whom an access token stands for.
 type Bearer struct {
 	Subject permission.Subject
-	Client  string // that it was given to
+	Client  string    // that it was given to
+	Until   time.Time // a token of the platform, which nobody takes back, is good until then; zero: ask again
 }
 
 // Registry is what one organization has. It is safe for use by several goroutines.
@@ -238,6 +239,8 @@ type Stats struct {
 	Deleted uint64 // ever, also those that were not made whole
 	Downs   uint64 // heartbeats that ever stayed away too long
 	Access  [Refused + 1]uint64
+	Open    int    // requests that are on their way, WebSockets above all
+	Ended   uint64 // requests that ever were ended because they would have been refused
 }
 
 // read takes the entries of a journal or section.
@@ -354,6 +357,7 @@ func (r *Registry) close() error {
 	r.mu.Lock()
 	r.closed = true
 	r.mu.Unlock()
+	signal(r.host.passage.wake) // nothing of it may stay open
 	if err := r.journal.close(); err != nil {
 		return fmt.Errorf("cannot close the journal of containers: %w", err)
 	}

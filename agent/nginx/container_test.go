@@ -67,7 +67,7 @@ func (d *door) pass(upstream string) {
 	d.say(func(w http.ResponseWriter, r *http.Request) {
 		for k, v := range map[string]string{
 			"Upstream": upstream, "User": "paul", "Username": "Paul%20P", "Project": "one", "Container": "abcdefghijklmnop", "Service": "web", "Answer": "passed",
-			"Cookie": "theme=dark", "Authorization": "Basic x",
+			"Cookie": "theme=dark", "Authorization": "Basic x", "Pass": "one-time",
 		} {
 			w.Header().Set("X-Demiurge-"+k, v)
 		}
@@ -115,7 +115,7 @@ func TestP13_P15_AContainerIsToldWhoComes(t *testing.T) {
 	spoofed := []string{
 		"X-Demiurge-User", "mallory", "X-Demiurge-User", "twice", "x-demiurge-project", "two", "X_Demiurge_User", "mallory", "X-Forwarded-User", "mallory",
 		"X-Forwarded-For", "6.6.6.6", "X-Forwarded-Host", "evil.test", "X-Forwarded-Proto", "https", "Forwarded", "for=6.6.6.6", "X-Demiurge-Organization", "x",
-		"X-Demiurge-Upstream", "127.0.0.1:1", "X-Demiurge-Label", "other", "X-Original-Url", "/admin",
+		"X-Demiurge-Upstream", "127.0.0.1:1", "X-Demiurge-Pass", "mallory", "X-Demiurge-Label", "other", "X-Original-Url", "/admin",
 		"Cookie", "__Host-demiurge-container=secret", "Authorization", "Bearer secret", "Accept", "text/html", "Origin", "https://evil.test",
 	}
 	for _, name := range strippedHeaders {
@@ -128,7 +128,7 @@ func TestP13_P15_AContainerIsToldWhoComes(t *testing.T) {
 	for _, want := range []string{
 		"host " + name + ":8443", "uri /a%2Fb?x=1", "X-Demiurge-User: paul", "X-Demiurge-Username: Paul%20P", "X-Demiurge-Project: one", "X-Demiurge-Container: abcdefghijklmnop",
 		"X-Demiurge-Service: web", "X-Demiurge-Organization: " + string(org), "X-Forwarded-User: paul", "X-Forwarded-Preferred-Username: Paul%20P",
-		"X-Forwarded-For: 127.0.0.1", "X-Real-Ip: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: " + name + ":8443", "Cookie: theme=dark", "Authorization: Basic x",
+		"X-Forwarded-For: 127.0.0.1", "X-Real-Ip: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: " + name + ":8443", "Cookie: theme=dark", "Authorization: Basic x", "X-Demiurge-Pass: one-time",
 	} {
 		if !strings.Contains(body, want+"\n") {
 			t.Errorf("it is not told %q", want)
@@ -350,6 +350,37 @@ func TestAContainersWebSocketAndStreams(t *testing.T) {
 	}
 	if err := echo("still here"); err != nil {
 		t.Error(err)
+	}
+}
+
+// The way to a container is a socket of the agent, with a pass that is in the head as the agent looks for it.
+func TestAContainerBehindASocket(t *testing.T) {
+	t.Parallel()
+	path := filepath.Join(t.TempDir(), "pass.sock")
+	l, err := net.Listen("unix", path)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = l.Close() }()
+	heads := make(chan string, 1)
+	go func() { // ended by the listener
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			head := make([]byte, 16<<10)
+			n, _ := c.Read(head)
+			heads <- string(head[:n])
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+			_ = c.Close()
+		}
+	}()
+	h, _, org := containers(t, "unix:"+path)
+	status, _, body := h.ask(containerName+orgHost(org), "/a%2Fb?x=1", "X-Demiurge-Pass", "mallory", "x-demiurge-pass", "mallory")
+	head := <-heads
+	if status != 200 || body != "hi" || !strings.HasPrefix(head, "GET /a%2Fb?x=1 HTTP/1.1\r\n") || strings.Count(head, "\r\nX-Demiurge-Pass: one-time\r\n") != 1 || strings.Contains(head, "mallory") {
+		t.Errorf("%d %q %q", status, body, head)
 	}
 }
 

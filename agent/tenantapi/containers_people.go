@@ -124,7 +124,7 @@ func (p containerPeople) Bearer(token string) (container.Bearer, bool) {
 			return container.Bearer{}, false
 		}
 		user, err := p.s.opts.Users.Verify(token)
-		return container.Bearer{Subject: permission.Subject{User: user.ID, Limit: everything}}, err == nil
+		return container.Bearer{Subject: permission.Subject{User: user.ID, Limit: everything}, Until: user.Expires}, err == nil
 	}
 	who, ok := p.in.oauth.Authenticate(token)
 	if !ok {
