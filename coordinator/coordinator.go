@@ -244,7 +244,8 @@ func (c *Coordinator) lead(ctx context.Context) {
 		Store: c.store, Proposer: c.propose, FencedBy: c.fencedBy(c.opts.Now()), Logger: c.log.Named("relocator"), Now: c.opts.Now,
 	}).Run)
 	loops.Go("DNS", dns.NewLoop(dns.LoopOptions{
-		Provider: c.names, Domain: c.opts.Config.Domain, Wanted: c.wantedNames, Logger: c.log.Named("dns"), Now: c.opts.Now,
+		Provider: c.names, Domain: c.opts.Config.Domain, Wanted: c.wantedNames, Current: c.node.VerifyLeader,
+		Logger: c.log.Named("dns"), Now: c.opts.Now,
 	}).Run)
 	<-ctx.Done()
 	if err := loops.Stop(context.Background()); err != nil {

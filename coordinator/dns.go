@@ -109,7 +109,12 @@ func (c *Coordinator) wantedNames() ([]dns.Wanted, <-chan struct{}) {
 		if !ok {
 			continue
 		}
+		latest := a.Epoch
+		if grant, ok := a.Pending(); ok {
+			latest = max(latest, grant.Epoch)
+		}
 		out = append(out, dns.Wanted{
+			Latest:  latest,
 			Record:  dns.Record{Name: id.Hostname(a.Organization, cfg.Domain), Addresses: addresses, TTL: cfg.DNS.TTL, Epoch: a.Epoch},
 			Pending: a.State != state.AllocationActive && a.State != state.AllocationRelocating,
 		})

@@ -29,6 +29,9 @@ type Record struct {
 	Addresses []netip.Addr // of the host, of both families
 	TTL       time.Duration
 	Epoch     id.Epoch // of the grant that it belongs to; 0 when that is not known
+	// Instead is the one higher epoch that Ensure replaces: that of a grant which the state does not have any more,
+	// because an older state was restored. 0: none.
+	Instead id.Epoch
 }
 
 // Provider keeps the records of the organizations. All methods may be called at the same time; none
@@ -36,7 +39,7 @@ type Record struct {
 type Provider interface {
 	// Ensure makes the record be there, in place of any other of its name. It succeeds only when it has
 	// seen the record where it should be. It does nothing when that is so already, and returns superseded
-	// when there is a record of a higher epoch: the caller's grant is over.
+	// when there is a record of a higher epoch, but for Instead: the caller's grant is over.
 	Ensure(ctx context.Context, r Record) error
 	// Remove makes the record of a name be gone, with all that Ensure made for it, unless it is of a
 	// higher epoch than upTo: then it belongs to a later grant and stays, and Remove returns nil. It

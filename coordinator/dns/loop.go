@@ -3,6 +3,8 @@ package dns
 import (
 	"context"
 	"errors"
+	"fmt"
+	"slices"
 	"sync"
 	"time"
 
@@ -19,8 +21,12 @@ type LoopOptions struct {
 	// may have changed. It is called after List, so that a record made by then is wanted by then. Those of
 	// allocations that are not active yet, or no longer, are Pending.
 	Wanted func() ([]Wanted, <-chan struct{})
-	Logger hclog.Logger
-	Now    func() time.Time
+	// Current fails unless this coordinator led when it was called, and had all in its state that was decided by then. It is
+	// asked before a record is replaced that belongs to no grant of the state: to one that leads no longer, without
+	// knowing it, the records of all later grants look like that.
+	Current func(context.Context) error
+	Logger  hclog.Logger
+	Now     func() time.Time
 
 	Interval time.Duration // between looks when nothing changes; 1 minute
 	Settle   time.Duration // between looks in any case: a look reads the whole zone; 5 seconds
@@ -115,6 +121,13 @@ func (l *Loop) round(ctx context.Context) (changed <-chan struct{}, more bool, e
 	}
 	wanted, changed := l.opts.Wanted()
 	actions, more := Plan(l.opts.Domain, wanted, observed, l.opts.Limit)
+	if slices.ContainsFunc(actions, func(a Action) bool { return a.Record.Instead > 0 }) {
+		if err := l.opts.Current(ctx); err != nil {
+			return nil, false, fmt.Errorf("cannot tell whether records are of grants that this coordinator has not heard of: %w", err)
+		}
+		wanted, changed = l.opts.Wanted() // with every grant that a record was listed of
+		actions, more = Plan(l.opts.Domain, wanted, observed, l.opts.Limit)
+	}
 	l.mu.Lock()
 	l.status.Held = len(observed)
 	l.mu.Unlock()

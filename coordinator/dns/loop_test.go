@@ -74,6 +74,17 @@ type wishes struct {
 	mu      sync.Mutex
 	wanted  []Wanted
 	changed chan struct{}
+	current func() error // nil: it leads
+}
+
+// leads is Current.
+func (w *wishes) leads(context.Context) error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if w.current == nil {
+		return nil
+	}
+	return w.current()
 }
 
 func (w *wishes) get() ([]Wanted, <-chan struct{}) {
@@ -95,7 +106,7 @@ func inLoop(t *testing.T, limit int, story func(s *shelf, w *wishes, l *Loop)) {
 	synctest.Test(t, func(t *testing.T) {
 		s := &shelf{zone: map[string]Record{}}
 		w := &wishes{changed: make(chan struct{})}
-		l := NewLoop(LoopOptions{Provider: s, Domain: testDomain, Wanted: w.get, Logger: hclog.NewNullLogger(), Now: time.Now, Limit: limit})
+		l := NewLoop(LoopOptions{Provider: s, Domain: testDomain, Wanted: w.get, Current: w.leads, Logger: hclog.NewNullLogger(), Now: time.Now, Limit: limit})
 		ctx, cancel := context.WithCancel(t.Context())
 		done := make(chan struct{})
 		go func() { // waited for below
@@ -260,5 +271,61 @@ func TestLoopEndsWhereNothingIsKept(t *testing.T) {
 	}
 	if _, err := New(Options{Config: Config{Provider: "route66"}}); err == nil {
 		t.Error("an unknown provider was made")
+	}
+}
+
+// After an older state was restored there are records of grants that it never had. They follow the state, and those of
+// grants that were made since stay.
+func TestLoopFollowsARestoredState(t *testing.T) {
+	inLoop(t, 100, func(s *shelf, w *wishes, l *Loop) {
+		s.do(func() {
+			for _, r := range both(orgA, "192.0.2.9", 50) {
+				s.zone[r.Name] = r
+			}
+		})
+		w.set(want(orgA, "192.0.2.1", 7))
+		time.Sleep(2 * time.Minute)
+		synctest.Wait()
+		s.do(func() {
+			if got := s.zone[orgA]; !same(got, rec(orgA, "192.0.2.1", 7)) || got.Epoch != 7 {
+				t.Errorf("the record of a grant that was lost with a restore is still there: %+v", got)
+			}
+		})
+		if err := l.Status().Err; err != nil {
+			t.Error(err)
+		}
+	})
+}
+
+// To one that leads no longer the records of later grants look like those of before a restore.
+func TestLoopOfAFormerLeaderReplacesNoLaterRecord(t *testing.T) {
+	later := both(orgA, "192.0.2.9", 50)
+	for name, current := range map[string]func(w *wishes) error{
+		"it knows that it does not lead": func(*wishes) error { return errors.New("another one leads") },
+		"it hears of the grant in time": func(w *wishes) error { // called with the lock held
+			w.wanted = []Wanted{want(orgA, "192.0.2.9", 50)}
+			return nil
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			inLoop(t, 100, func(s *shelf, w *wishes, _ *Loop) {
+				s.do(func() {
+					for _, r := range later {
+						s.zone[r.Name] = r
+					}
+				})
+				w.mu.Lock()
+				w.current = func() error { return current(w) }
+				w.mu.Unlock()
+				w.set(want(orgA, "192.0.2.1", 7))
+				time.Sleep(2 * time.Minute)
+				synctest.Wait()
+				s.do(func() {
+					if got := s.zone[orgA]; !same(got, later[0]) || s.calls != 0 {
+						t.Errorf("the record of a later grant was touched: %+v, %d calls", got, s.calls)
+					}
+				})
+			})
+		})
 	}
 }

@@ -11,6 +11,9 @@ import (
 // Wanted is a record that the state asks for.
 type Wanted struct {
 	Record
+	// Latest is the highest epoch that the state has granted its organization, where that is not Epoch: while it
+	// moves. A record of that one is not wrong.
+	Latest id.Epoch
 	// Pending tells that an allocation's steps have the record in their hands: it may be there or not, and
 	// is left alone.
 	Pending bool
@@ -36,7 +39,8 @@ type Action struct {
 // Plan says what must be done so that a provider holds what is wanted, and nothing else of the
 // organizations of the domain: records that are missing or wrong first, then those that nobody wants or
 // that hide a wildcard, in the order of their names. It returns at most limit actions, and reports
-// whether there are more.
+// whether there are more. A record of an epoch that the state does not have is replaced too (Record.Instead): only
+// who surely leads may do so.
 func Plan(domain string, wanted []Wanted, observed []Record, limit int) (actions []Action, more bool) {
 	byName := make(map[string]Record, len(observed))
 	for _, r := range observed {
@@ -50,7 +54,11 @@ func Plan(domain string, wanted []Wanted, observed []Record, limit int) (actions
 		}
 		wants[w.Name] = w
 		if reason := wrong(w, byName); reason != "" {
-			makes = append(makes, Action{Verb: Make, Record: w.Record, Reason: reason})
+			make := w.Record
+			if held := byName[w.Name].Epoch; held > w.Epoch {
+				make.Instead = held
+			}
+			makes = append(makes, Action{Verb: Make, Record: make, Reason: reason})
 		}
 	}
 	for _, r := range observed {
@@ -72,6 +80,8 @@ func wrong(w Wanted, observed map[string]Record) string {
 	}
 	top, below := observed[w.Name], observed[wildcard(w.Name)]
 	switch {
+	case top.Epoch > max(w.Epoch, w.Latest):
+		return fmt.Sprintf("it is of epoch %s, which the state does not have: it is older than the record", top.Epoch)
 	case top.Epoch > w.Epoch:
 		return "" // made for a later grant, which will be wanted in a moment
 	case top.Name == "":

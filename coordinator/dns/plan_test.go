@@ -38,6 +38,8 @@ func want(name, address string, epoch id.Epoch) Wanted {
 func TestPlan(t *testing.T) {
 	pending := want(orgA, "192.0.2.1", 7)
 	pending.Pending = true
+	moving := want(orgA, "192.0.2.1", 7)
+	moving.Latest = 8
 	late := rec(orgA, "192.0.2.1", 7)
 	late.TTL = time.Minute
 	for name, c := range map[string]struct {
@@ -56,7 +58,9 @@ func TestPlan(t *testing.T) {
 		"names below missing":              {[]Wanted{want(orgA, "192.0.2.1", 7)}, both(orgA, "192.0.2.1", 7)[:1], "make A 7"},
 		"names below elsewhere":            {[]Wanted{want(orgA, "192.0.2.1", 7)}, []Record{rec(orgA, "192.0.2.1", 7), rec("*."+orgA, "192.0.2.9", 0)}, "make A 7"},
 		"of an older grant":                {[]Wanted{want(orgA, "192.0.2.1", 7)}, both(orgA, "192.0.2.1", 6), "make A 7"},
-		"of a later grant":                 {[]Wanted{want(orgA, "192.0.2.1", 7)}, both(orgA, "192.0.2.9", 8), ""},
+		"of a later grant":                 {[]Wanted{moving}, both(orgA, "192.0.2.9", 8), ""},
+		"of no grant that there is":        {[]Wanted{want(orgA, "192.0.2.1", 7)}, both(orgA, "192.0.2.9", 8), "make A 7 instead of 8"},
+		"later than all while it moves":    {[]Wanted{moving}, both(orgA, "192.0.2.9", 9), "make A 7 instead of 9"},
 		"in the hands of its steps":        {[]Wanted{pending}, nil, ""},
 		"steps, and held":                  {[]Wanted{pending}, both(orgA, "192.0.2.9", 6), ""},
 		"orphan":                           {nil, both(orgA, "192.0.2.1", 7), "remove A 7"},
@@ -91,7 +95,11 @@ func describe(actions []Action) string {
 	var out []string
 	for _, a := range actions {
 		name := strings.NewReplacer(orgA, "A", orgB, "B").Replace(a.Record.Name)
-		out = append(out, string(a.Verb)+" "+name+" "+max(a.UpTo, a.Record.Epoch).String())
+		text := string(a.Verb) + " " + name + " " + max(a.UpTo, a.Record.Epoch).String()
+		if a.Record.Instead > 0 {
+			text += " instead of " + a.Record.Instead.String()
+		}
+		out = append(out, text)
 	}
 	return strings.Join(out, ", ")
 }
@@ -119,7 +127,7 @@ func TestPlansConverge(t *testing.T) {
 		for _, name := range rapid.SliceOfDistinct(rapid.SampledFrom(names), rapid.ID).Draw(t, "held") {
 			epoch := id.Epoch(0)
 			if name == orgA || name == orgB {
-				epoch = id.Epoch(rapid.IntRange(0, 9).Draw(t, "held epoch"))
+				epoch = id.Epoch(rapid.IntRange(0, 30).Draw(t, "held epoch"))
 			}
 			zone[name] = rec(name, rapid.SampledFrom(addresses).Draw(t, "held address"), epoch)
 		}
@@ -162,9 +170,10 @@ func TestPlansConverge(t *testing.T) {
 func carryOut(zone map[string]Record, a Action) {
 	owner, _ := split(a.Record.Name, testDomain)
 	switch {
-	case a.Verb == Make && zone[owner].Epoch <= a.Record.Epoch:
-		zone[owner] = a.Record
+	case a.Verb == Make && (zone[owner].Epoch <= a.Record.Epoch || zone[owner].Epoch == a.Record.Instead):
 		below := a.Record
+		below.Instead = 0
+		zone[owner] = below
 		below.Name, below.Epoch = wildcard(owner), 0
 		zone[below.Name] = below
 	case a.Verb == Remove && zone[owner].Epoch <= a.UpTo:

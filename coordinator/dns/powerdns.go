@@ -85,13 +85,13 @@ func (p *powerDNS) Ensure(ctx context.Context, r Record) error {
 	return err
 }
 
-// look reports whether a record is as it should be. It fails when there is one of a higher epoch.
+// look reports whether a record is as it should be. It fails when there is one of a higher epoch, but for the one that it takes the place of.
 func (p *powerDNS) look(ctx context.Context, r Record) (bool, error) {
 	h, err := p.at(ctx, r.Name)
 	if err != nil {
 		return false, err
 	}
-	if h.epoch > r.Epoch {
+	if h.epoch > r.Epoch && h.epoch != r.Instead {
 		return false, fault.New(fault.Superseded, "the DNS record %s belongs to a later grant (epoch %s) than this one (epoch %s): nothing was changed", r.Name, h.epoch, r.Epoch)
 	}
 	if h.epoch != r.Epoch || !h.matches(r) {

@@ -105,7 +105,17 @@ func TestPowerDNSKeepsTheRecordOfALaterGrant(t *testing.T) {
 			t.Fatalf("an old grant took the record: %v, %s", err, server.sees(name, "A"))
 		}
 	}
-	must(t, present.Remove(t.Context(), name, 9))
+	restored := record(name, 8, "192.0.2.8")
+	restored.Instead = 10
+	if err := present.Ensure(t.Context(), restored); !fault.Is(err, fault.Superseded) || server.sees(name, "A") != "5 A 192.0.2.1" {
+		t.Fatalf("another record than the one that was seen was replaced: %v, %s", err, server.sees(name, "A"))
+	}
+	restored.Instead = 9
+	must(t, present.Ensure(t.Context(), restored))
+	if a := server.sees(name, "A"); a != "5 A 192.0.2.8" {
+		t.Fatalf("the record of a grant that is lost took the place of one: %q", a)
+	}
+	must(t, present.Remove(t.Context(), name, 8))
 	if a := server.sees(name, "A"); a != "" {
 		t.Errorf("left over: %s", a)
 	}
@@ -212,6 +222,7 @@ func TestLoopRepairsPowerDNS(t *testing.T) {
 			}
 			return out, changed
 		},
+		Current: func(context.Context) error { return nil },
 	})
 	ctx, cancel := context.WithCancel(t.Context())
 	var running sync.WaitGroup
