@@ -50,6 +50,7 @@ type cluster struct {
 	agents  []*agent
 	token   string
 	orgs    []string
+	asked   int      // operations of all pieces
 	reports []string // violations that agents saw, of those that are gone too
 }
 

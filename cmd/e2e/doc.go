@@ -4,6 +4,5 @@
 // moment to the next; its history is written to a file as it happens, and package check judges the file.
 // A piece whose load is too small before its fault proves nothing: it is tried once more, and then the run fails and
 // says that the machine is too slow. The tests have the build tag e2e, for they need root and minutes; `make e2e` and
-// `make soak` run them, `make e2e-short` takes one fault of each family and moves nothing meanwhile, and `make judge` judges a stored history once
-// more.
+// `make soak` run them, `make e2e-short` takes one fault of each family, and `make judge` judges a stored history once more.
 package e2e

@@ -22,7 +22,7 @@ import (
 var (
 	seedFlag = flag.Uint64("seed", 0, "replays the schedule and the load of an earlier run; 0: another one each time")
 	rounds   = flag.Int("rounds", 1, "how often everything is broken")
-	duration = flag.Duration("duration", 0, "rounds are begun for so long, in the place of -rounds")
+	duration = flag.Duration("duration", 0, "goes on for so long, and for one round at least, in the place of -rounds")
 	rate     = flag.Int("rate", 140, "operations a second")
 	moves    = flag.Bool("moves", true, "migrate allocations, cordon and drain hosts meanwhile")
 	only     = flag.String("only", "", "break only what has this in its name")
@@ -63,16 +63,19 @@ func TestClusterKeepsItsPromises(t *testing.T) {
 	t.Logf("all is quiet after %s", time.Since(begun).Round(time.Millisecond))
 	n := &nemesis{c: c, rng: rand.New(rand.NewPCG(seed, 3))}
 	piece := uint64(0)
-	for round := 0; ctx.Err() == nil && (round < *rounds && *duration == 0 || *duration > 0 && time.Since(begun) < *duration); round++ {
+	over := func() bool { return *duration > 0 && time.Since(begun) >= *duration }
+	for round := 0; ctx.Err() == nil && !over() && (round < *rounds || *duration > 0); round++ {
 		order := n.order(*only, testing.Short())
 		for i, b := range order {
+			var end bool // of the round, or of the run after its first round
 			for valid, try := false, 1; !valid; try++ {
 				if try > tries {
 					t.Fatalf("this machine is too slow for this proof, or does too much besides: %d times in a row the load was under %.0f operations a second for %s; nothing was broken, so nothing is proven",
 						tries, check.DefaultLimits().Rate, gathering)
 				}
 				r := check.Run{Seed: seed + piece, Before: last}
-				if i == len(order)-1 {
+				end = i == len(order)-1 || round > 0 && over()
+				if end {
 					r.UsedBefore = base
 				}
 				valid = c.piece(&r, n, b, filepath.Join(dir, fmt.Sprintf("history-%04d.jsonl", piece)))
@@ -82,9 +85,22 @@ func TestClusterKeepsItsPromises(t *testing.T) {
 				last = r.After
 				piece++
 			}
+			t.Logf("nothing found so far: round %d, %d of %d faults, %s; seed %d", round+1, i+1, len(order), progress(time.Since(begun)), seed)
+			if end {
+				break
+			}
 		}
 	}
-	t.Logf("%d pieces in %s", piece, time.Since(begun).Round(time.Second))
+	t.Logf("nothing found in %s: %d pieces, %d operations; seed %d", time.Since(begun).Round(time.Second), piece, c.asked, seed)
+}
+
+// progress is how long the run has gone on, of how long.
+func progress(gone time.Duration) string {
+	text := gone.Round(time.Second).String()
+	if *duration > 0 {
+		text += fmt.Sprint(" of ", *duration, ", and one round at least")
+	}
+	return text
 }
 
 // piece breaks one thing under load, waits until all is quiet again, and checks what came of it. What it sees is
@@ -125,6 +141,7 @@ func (c *cluster) piece(r *check.Run, n *nemesis, b breakage, path string) (vali
 		c.t.Errorf("interrupted")
 		return valid
 	}
+	c.asked += len(l.operations) // of which all are answered
 	c.quiet(r)
 	if len(r.UsedBefore) > 0 {
 		r.UsedAfter = c.used()
