@@ -53,8 +53,7 @@ func New(opts Options) *Monitor { return &Monitor{opts} }
 const (
 	// look is how often hosts are looked at, if the gossip says nothing new.
 	look = 100 * time.Millisecond
-	// breath is the least time between two looks: each is at every host, and a thousand members have news all the
-	// time, if only of their load.
+	// breath is the least time between two looks: each is at every host.
 	breath = 20 * time.Millisecond
 )
 
@@ -77,7 +76,7 @@ func (m *Monitor) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-members.Changed():
+		case <-members.Moved():
 		}
 	}
 }

@@ -43,10 +43,15 @@ type Snapshot struct {
 	Isolated bool
 
 	changed chan struct{}
+	moved   chan struct{} // shared with newer snapshots that differ in digests only
 }
 
 // Changed is closed when there is a newer snapshot.
 func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
+
+// Moved is closed when there is a newer snapshot in which anything but digests differs. A thousand hosts tell of another
+// load all the time, which says nothing of whether they live.
+func (s *Snapshot) Moved() <-chan struct{} { return s.moved }
 
 // Signals gives the gossip's part of what Judge needs of a host.
 func (s *Snapshot) Signals(h id.Host) Signals {
@@ -60,6 +65,10 @@ func (s *Snapshot) Stranger(h id.Host, own api.HostGossip) bool {
 	known, ok := s.Hosts[h]
 	return ok && own.Run != "" && (known.Run != own.Run || known.Address.String() != own.Address)
 }
+
+// breath is the least time between two snapshots: each is of every member, and a thousand members have news all the
+// time.
+const breath = 10 * time.Millisecond
 
 // refresh is how often everything is read anew: the flaps of a host that is quiet now grow old.
 const refresh = 5 * time.Second
@@ -95,6 +104,11 @@ func (v *View) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 		v.renew()
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(breath):
+		}
 	}
 }
 
@@ -109,8 +123,15 @@ func (v *View) renew() {
 		return
 	}
 	v.now = next
+	moved := !before.stands(next)
+	if !moved {
+		next.moved = before.moved
+	}
 	v.mu.Unlock()
 	close(before.changed)
+	if moved {
+		close(before.moved)
+	}
 }
 
 // Snapshot gives the view as it is now.
@@ -122,7 +143,7 @@ func (v *View) Snapshot() *Snapshot {
 
 // take sorts members into a snapshot.
 func take(members []gossip.Member) *Snapshot {
-	s := &Snapshot{Hosts: map[id.Host]Host{}, Coordinators: map[string]gossip.Member{}, changed: make(chan struct{})}
+	s := &Snapshot{Hosts: map[id.Host]Host{}, Coordinators: map[string]gossip.Member{}, changed: make(chan struct{}), moved: make(chan struct{})}
 	others, alive := 0, 0
 	for _, m := range members {
 		if !m.Self && m.Status != gossip.StatusLeft {
@@ -144,13 +165,21 @@ func take(members []gossip.Member) *Snapshot {
 	return s
 }
 
+// equal reports whether nothing differs.
 func (s *Snapshot) equal(o *Snapshot) bool {
+	return s.stands(o) && maps.EqualFunc(s.Hosts, o.Hosts, func(a, b Host) bool {
+		x, _ := a.Digest.Encode()
+		y, _ := b.Digest.Encode()
+		return x == y && a.DigestError == b.DigestError
+	})
+}
+
+// stands reports whether nothing but digests differs.
+func (s *Snapshot) stands(o *Snapshot) bool {
 	return s.Isolated == o.Isolated &&
 		maps.EqualFunc(s.Hosts, o.Hosts, func(a, b Host) bool {
-			x, _ := a.Digest.Encode()
-			y, _ := b.Digest.Encode()
-			return x == y && a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run && a.Address == b.Address &&
-				a.Version == b.Version && a.DigestError == b.DigestError
+			return a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run && a.Address == b.Address &&
+				a.Version == b.Version
 		}) &&
 		maps.EqualFunc(s.Coordinators, o.Coordinators, func(a, b gossip.Member) bool {
 			return a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run &&

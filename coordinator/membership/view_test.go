@@ -92,6 +92,22 @@ func TestView(t *testing.T) {
 	if s = next(withDigest); s.Hosts["h1"].Digest.Generation != 7 {
 		t.Errorf("digest: %+v", s)
 	}
+	// Another digest is news for those who read it, and for nobody else.
+	calm := s.Moved()
+	withDigest.Digest.Generation = 8
+	if s = next(withDigest); s.Moved() != calm {
+		t.Error("another digest moved somebody")
+	}
+	select {
+	case <-calm:
+		t.Error("another digest told that somebody moved")
+	default:
+	}
+	next(failed)
+	waitClosed(t, calm)
+	if s = next(withDigest); s.Moved() == calm {
+		t.Error("what was told once is told again")
+	}
 	// Nothing new wakes nobody.
 	same := v.Snapshot()
 	p.set(me, withDigest)
