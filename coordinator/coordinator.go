@@ -256,7 +256,7 @@ func (c *Coordinator) lead(ctx context.Context) {
 // fencedBy tells when a host that is not heard of any more has ended its lease, for a leader since then.
 func (c *Coordinator) fencedBy(leadsSince time.Time) func(id.Host) time.Time {
 	return func(h id.Host) time.Time {
-		s := agents{c.link}.Signals(h)
+		s, _ := agents{c.link}.Signals(h)
 		s.LeadsSince = leadsSince
 		return membership.LeaseEnd(s, c.opts.Config.Hosts.Lease)
 	}

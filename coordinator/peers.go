@@ -207,15 +207,12 @@ func (c *Coordinator) autopilot() autopilot.Options {
 type agents struct{ *agentlink.Link }
 
 // Signals is what is known of a host over its agent's connection.
-func (a agents) Signals(h id.Host) membership.Signals {
+func (a agents) Signals(h id.Host) (membership.Signals, api.HostGossip) {
 	c := a.Contact(h)
 	return membership.Signals{
 		Heard: c.Heard, Open: c.Open, Ended: c.Ended, Asked: c.Asked, Answered: c.Answered, Farewell: c.Farewell,
-	}
+	}, c.Gossip
 }
-
-// Gossip is what a host's agent says of its own place in the gossip.
-func (a agents) Gossip(h id.Host) api.HostGossip { return a.Contact(h).Gossip }
 
 // raftNode is the node as the autopilot sees it.
 type raftNode struct{ *consensus.Node }

@@ -24,10 +24,8 @@ type Proposer interface {
 // Agents is the own connections of this coordinator to the agents.
 type Agents interface {
 	// Signals gives what is known of a host over its own connection: Heard, Open, Ended, Asked, Answered and
-	// Farewell.
-	Signals(id.Host) membership.Signals
-	// Gossip is what a host's agent says of its own place in the gossip; zero: nothing.
-	Gossip(id.Host) api.HostGossip
+	// Farewell; and what its agent says of its own place in the gossip, zero: nothing.
+	Signals(id.Host) (membership.Signals, api.HostGossip)
 	// Ask has the agent answer at once.
 	Ask(id.Host)
 }
@@ -82,10 +80,10 @@ func (m *Monitor) Run(ctx context.Context) {
 }
 
 func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.Snapshot, began time.Time) {
-	s := m.opts.Agents.Signals(h.ID)
+	s, place := m.opts.Agents.Signals(h.ID)
 	pool := members.Signals(h.ID)
 	s.Gossip, s.GossipSince, s.Flaps, s.Isolated = pool.Gossip, pool.GossipSince, pool.Flaps, pool.Isolated
-	s.Stranger, s.LeadsSince = members.Stranger(h.ID, m.opts.Agents.Gossip(h.ID)), began
+	s.Stranger, s.LeadsSince = members.Stranger(h.ID, place), began
 	v := membership.Judge(s, m.opts.Now(), m.opts.Thresholds)
 	if v.Ask {
 		m.opts.Agents.Ask(h.ID)

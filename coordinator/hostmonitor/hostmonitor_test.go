@@ -69,16 +69,10 @@ func (w *world) Members() []gossip.Member {
 
 func (w *world) Changes() <-chan gossip.Change { return nil }
 
-func (w *world) Signals(id.Host) membership.Signals {
+func (w *world) Signals(id.Host) (membership.Signals, api.HostGossip) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	return w.own
-}
-
-func (w *world) Gossip(id.Host) api.HostGossip {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.says
+	return w.own, w.says
 }
 
 func (w *world) Ask(id.Host) {
