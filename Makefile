@@ -76,10 +76,13 @@ test: deps-test ## Run every test, with the race detector, and the tests of the 
 deps-e2e: ## Install what `make e2e` needs and this machine lacks (nginx, ip, nft)
 	.ci/packages nginx ip nft
 
-clients: deps-dev ## Run OAuth clients that others wrote and that need Node (oauth4webapi from npm's registry) against a real agent
+# oauth2-proxy is built in its own module: `go install` would also ask for the list of its versions.
+clients: deps-dev ## Run OAuth clients that others wrote (oauth4webapi from npm's registry, oauth2-proxy from its module) against a real agent
 	.ci/packages node npm
 	dir=$$(mktemp -d) && trap 'rm -rf "$$dir"' EXIT && npm install --silent --no-audit --no-fund --prefix "$$dir" oauth4webapi@3.8.8 && \
-		NODE_MODULES="$$dir/node_modules" $(GO) test -tags clients -count=1 -run Oauth4webapi ./agent
+		source=$$($(GO) mod download -json github.com/oauth2-proxy/oauth2-proxy/v7@v7.6.0 | sed -n 's/^\t"Dir": "\(.*\)",$$/\1/p') && \
+		$(GO) -C "$$source" build -o "$$dir/oauth2-proxy" . && \
+		NODE_MODULES="$$dir/node_modules" OAUTH2_PROXY="$$dir/oauth2-proxy" $(GO) test -tags clients -count=1 -run 'Oauth4webapi|OAuth2Proxy' ./agent
 
 e2e: deps-e2e ## Run what docs/operations.md says, then break a cluster in every way once, under load, and check what it promised (root; SEED=n)
 	$(GO) test -tags e2e -count=1 ./cmd/e2e/lab ./cmd/e2e/operations
