@@ -207,6 +207,10 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 		a.logger.Error("a step was out of order", "error", err)
 		return
 	}
+	if act.Step == api.StepActivate && !act.Undo {
+		a.ob.Change.Ahead(api.StepRoute, begun)
+		a.recorded, a.verified = nil, false
+	}
 	if err := a.recordBegin(act); err != nil && !act.Undo && !a.ob.Grant.Served {
 		a.failStep(act, steps.Refused, begun, unwritten(err))
 		return
@@ -216,7 +220,7 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 		return
 	}
 	actx, cancel := a.abortable(ctx)
-	err := a.do(actx, act.Step)
+	err := a.do(ctx, actx, act.Step)
 	cancel()
 	if ctx.Err() != nil {
 		return // the agent ends: the step is on record as begun, and the next agent repeats it
@@ -238,7 +242,7 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 	if a.ob.Change.Complete() {
 		g := *a.ob.Grant
 		g.Served = true
-		a.ob.Grant, a.ob.Message = &g, ""
+		a.ob.Grant, a.ob.Message, a.marked = &g, "", false
 		a.chain.end()
 	}
 }
@@ -247,23 +251,18 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 // because every record is on the way of the first byte. What is served already is on record as such, and the
 // next agent takes all its steps again.
 func (a *actor) recordBegin(act steps.Action) error {
-	switch {
-	case act.Undo || act.Step == api.StepActivate:
+	if act.Undo || act.Step == api.StepActivate && a.ob.Grant.Served {
 		return a.save()
-	case a.ob.Grant.Served:
-		return nil
-	case act.Step == api.StepVerify:
-		// From here on the organization may be served and the coordinator may count on it: whoever reads
-		// this brings it back until the coordinator says otherwise. A failure takes it back.
-		g := *a.ob.Grant
-		g.Served = true
-		record := a.ob.Gateway
-		record.Grant = &g
-		return a.put(record)
 	}
-	// A route that is not on record is removed when an agent starts (recover), and led anew by the steps
-	// that are.
-	return nil
+	if a.ob.Grant.Served || a.marked {
+		return nil
+	}
+	// From here on the organization may be served and the coordinator may count on it: whoever reads this
+	// brings it back until the coordinator says otherwise. A failure takes it back.
+	a.marked = true
+	err := a.save()
+	a.marked = err == nil
+	return err
 }
 
 // abortable is a context that ends when the coordinator ends the incarnation.
@@ -280,8 +279,8 @@ func (a *actor) abortable(ctx context.Context) (context.Context, context.CancelF
 	}
 }
 
-// do takes one step.
-func (a *actor) do(ctx context.Context, name string) error {
+// do takes one step, which ends with ctx; what it begins for later steps ends with the actor's.
+func (a *actor) do(actor, ctx context.Context, name string) error {
 	if err := a.o.FS.Step("reconcile." + name); err != nil {
 		return err
 	}
@@ -290,32 +289,19 @@ func (a *actor) do(ctx context.Context, name string) error {
 	case api.StepActivate:
 		actx, cancel := context.WithTimeout(ctx, t.ActivateTimeout)
 		defer cancel()
-		return a.o.Control.Activate(actx, *a.ob.Process, a.body)
+		return a.o.Control.Activate(actx, *a.ob.Process, a.body, func() { a.goAhead(actor, actx) })
 	case api.StepRoute:
-		rctx, cancel := context.WithTimeout(ctx, t.RouteTimeout)
-		defer cancel()
-		return a.o.Nginx.Route(rctx, a.ob.Grant.Organization, Route{Gateway: a.id, Epoch: a.ob.Grant.Epoch})
+		return a.route(ctx)
 	case api.StepVerify:
-		return a.verifyForGood(ctx)
+		return a.verifyForGood(actor, ctx)
 	}
 	return fmt.Errorf("cannot take the unknown step %q", name)
 }
 
-// verifyForGood returns when the organization is verified and that it is served is on record for good: a
-// machine that crashes after the report comes back and must not take it for a failed one. Neither needs
-// the other, so they go on beside each other.
-func (a *actor) verifyForGood(ctx context.Context) error {
-	recorded := make(chan error, 1)
-	if a.ob.Grant.Served {
-		recorded <- nil
-	} else {
-		go func() { recorded <- a.o.Journal.Sync(ctx) }() // received below
-	}
-	err := verify(ctx, a.o.Nginx, a.o.Timing.VerifyTimeout, a.identity())
-	if failed := <-recorded; err == nil && failed != nil {
-		err = unwritten(failed)
-	}
-	return err
+func (a *actor) route(ctx context.Context) error {
+	rctx, cancel := context.WithTimeout(ctx, a.o.Timing.RouteTimeout)
+	defer cancel()
+	return a.o.Nginx.Route(rctx, a.ob.Grant.Organization, Route{Gateway: a.id, Epoch: a.ob.Grant.Epoch})
 }
 
 // undo takes one step back. A step that cannot be taken back is tried again, with back-off.
@@ -359,6 +345,7 @@ func (a *actor) failStep(act steps.Action, outcome steps.Outcome, begun time.Tim
 	if err := a.ob.Change.Report(act, outcome, end); err != nil {
 		a.logger.Error("a step was out of order", "error", err)
 	}
+	a.marked = false
 	_ = a.save()
 	a.chain.add(a.stepReport(act.Step, begun.UTC(), end, f))
 	a.chain.end()
@@ -392,7 +379,7 @@ func (a *actor) update(ctx context.Context) {
 	if err == nil {
 		a.body = body // also for a process that is started later
 		uctx, cancel := context.WithTimeout(ctx, a.o.Timing.ActivateTimeout)
-		err = a.o.Control.Activate(uctx, *a.ob.Process, body)
+		err = a.o.Control.Activate(uctx, *a.ob.Process, body, nil)
 		cancel()
 	}
 	if err != nil {
