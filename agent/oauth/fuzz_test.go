@@ -219,3 +219,38 @@ func FuzzToken(f *testing.F) {
 		server.tries = newTries(server.opts.Now)
 	})
 }
+
+// FuzzClient: whatever is sent as a client is refused, or is one that leads people to the organization alone and is
+// the same after it was kept.
+func FuzzClient(f *testing.F) {
+	f.Add("shop", redirect, "room:read", true, false)
+	f.Add("", "http://127.0.0.1:1/x", "a b", false, true)
+	f.Add("x\n", "https://evil.test/", "*:*", true, true)
+	now := newFixture(f).clock.now
+	f.Fuzz(func(t *testing.T, name, to, scope string, public, service bool) {
+		s := emptyStore(now)
+		c, err := NewClient(s.opts.hostname, Client{Name: name, Public: public, Service: service, Redirects: strings.Fields(to), Scope: strings.Split(scope, " ")})
+		if err != nil {
+			return
+		}
+		for _, r := range c.Redirects {
+			if u, err := url.Parse(r); err != nil || u.Hostname() != s.opts.hostname && !strings.HasSuffix(u.Hostname(), "."+s.opts.hostname) && u.Hostname() != "127.0.0.1" && u.Hostname() != "::1" {
+				t.Fatalf("people are sent to %q", r)
+			}
+		}
+		kept := record{op: putClient, client: c}
+		if !public {
+			kept.secret = digest{1}
+		}
+		read, rest, err := decodeRecord(kept.append(nil))
+		if err != nil || len(rest) > 0 {
+			t.Fatalf("it cannot be read again: %v", err)
+		}
+		if err := s.readRecord(&read); err != nil {
+			t.Fatalf("it is refused when it is read again: %v", err)
+		}
+		if again := s.Clients()[0]; again.Name != name || !slices.Equal(again.Redirects, c.Redirects) || !slices.Equal(again.Scope, c.Scope) {
+			t.Fatalf("%+v was read as %+v", c, again)
+		}
+	})
+}
