@@ -2,7 +2,6 @@ package gateway
 
 import (
 	"context"
-	"net"
 	"net/http"
 	"sync"
 	"time"
@@ -72,23 +71,11 @@ func (r *relay) send(project string, from *peer, m message) {
 // read gets what the others send. Each message is checked, and each change of who may do what.
 func (g *Gateway) project(w http.ResponseWriter, r *http.Request) {
 	_, name := g.find(r.URL.Path)
-	c, err := websocket.Accept(w, r, nil) // it refuses pages of other names
-	if err != nil {
-		g.log.Debug("no WebSocket", "error", err) // Accept has answered
+	c, end := g.upgrade(w, r)
+	if c == nil {
 		return
 	}
-	defer func() { _ = c.CloseNow() }()
-	beneath, _ := r.Context().Value(connKey{}).(net.Conn)
-	if !g.sockets.add(c, beneath) {
-		_ = c.Close(websocket.StatusTryAgainLater, "too many connections, or stopping")
-		return
-	}
-	defer g.sockets.remove(c)
-	if s := g.tenant.serving(); s == nil || s.Epoch != epochOf(r) {
-		_ = c.Close(websocket.StatusGoingAway, "the organization has moved")
-		return
-	}
-	c.SetReadLimit(maxMessage)
+	defer end()
 	ctx, cancel := context.WithCancel(context.Background()) // a hijacked request's own context says nothing of the peer
 	var beside sync.WaitGroup
 	defer beside.Wait()

@@ -103,29 +103,43 @@ func keepConn(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connKey{}, c)
 }
 
-// echo sends every message back.
-func (g *Gateway) echo(w http.ResponseWriter, r *http.Request) {
-	c, err := websocket.Accept(w, r, nil)
+// upgrade makes a WebSocket of a request and counts it; end forgets it again. Without one (nil) the request has been
+// answered.
+func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) (c *websocket.Conn, end func()) {
+	c, err := websocket.Accept(w, r, nil) // it refuses pages of other names
 	if err != nil {
 		g.log.Debug("no WebSocket", "error", err) // Accept has answered
-		return
+		return nil, nil
 	}
-	defer func() { _ = c.CloseNow() }()
 	beneath, _ := r.Context().Value(connKey{}).(net.Conn)
 	if !g.sockets.add(c, beneath) {
 		_ = c.Close(websocket.StatusTryAgainLater, "too many connections, or stopping")
-		return
+		_ = c.CloseNow()
+		return nil, nil
 	}
-	defer g.sockets.remove(c)
+	end = func() {
+		g.sockets.remove(c)
+		_ = c.CloseNow()
+	}
 	// Between the check of the epoch and the line above the organization may have been taken away, and
 	// its sockets closed without this one.
 	if s := g.tenant.serving(); s == nil || s.Epoch != epochOf(r) {
 		_ = c.Close(websocket.StatusGoingAway, "the organization has moved")
-		return
+		end()
+		return nil, nil
 	}
 	c.SetReadLimit(maxMessage)
+	return c, end
+}
+
+// echo sends every message back.
+func (g *Gateway) echo(w http.ResponseWriter, r *http.Request) {
+	c, end := g.upgrade(w, r)
+	if c == nil {
+		return
+	}
+	defer end()
 	ctx, cancel := context.WithCancel(context.Background()) // a hijacked request's own context says nothing of the peer
-	defer cancel()
 	var pings sync.WaitGroup
 	defer pings.Wait()
 	defer cancel()
