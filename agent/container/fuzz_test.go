@@ -24,7 +24,7 @@ func FuzzHostingToken(f *testing.F) {
 		if sent != token && !fault.Is(r.authenticate(made.Container.ID, sent), fault.Unauthenticated) {
 			t.Fatalf("%q is taken for a hosting token", sent)
 		}
-		if _, good := r.visitor(sent, made.Container.ID, ""); good {
+		if _, again := r.visitor(sent, made.Container.ID, ""); again != nil {
 			t.Fatalf("%q is taken for a session", sent)
 		}
 	})
