@@ -203,8 +203,8 @@ func navigates(h http.Header) bool {
 }
 
 // lasts reports whether a request may go on for long, so that somebody must be able to end it. What only asks for a
-// part of a page, and what a program gets that did not ask for a stream, goes straight to the container: that is a
-// tenth of a millisecond faster, and whatever it is, it was asked for by who might have it then.
+// part of a page, and what a program gets that did not ask for a stream, goes straight to the container: that is
+// faster, and whatever it is, it was asked for by who might have it then.
 func lasts(h http.Header) bool {
 	if m := h.Get(AskMethod); m != http.MethodGet && m != http.MethodHead || h.Get(AskUpgrade) != "" {
 		return true

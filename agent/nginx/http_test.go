@@ -209,6 +209,16 @@ func TestAgentPaths(t *testing.T) {
 		t.Errorf("an organization without gateway: %d", status)
 	}
 	h.mustServe(org, g, 3)
+	// While the agent is away its paths say so, in words for people; the gateway's go on.
+	_ = srv.Close()
+	for range 2 {
+		status, header, body := h.ask(orgHost(org), "/oauth/authorize")
+		if status != 503 || header.Get("Retry-After") == "" || header.Get("Cache-Control") != "no-store" || header.Get(api.HeaderEpoch) != "3" || !strings.Contains(body, "try again shortly") || strings.Contains(body, "nginx") {
+			t.Errorf("the agent is away: %d %v %q", status, header, body)
+		}
+		_ = os.Remove(h.opts.AgentSocket)
+	}
+	h.mustServe(org, g, 3)
 }
 
 func TestBodyLimits(t *testing.T) {
