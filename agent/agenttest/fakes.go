@@ -36,10 +36,6 @@ type World struct {
 	Answer func(org id.Organization, status int, header http.Header, body *api.GatewayHealth)
 	// Health changes what a gateway answers to the question for its health.
 	Health func(h *api.GatewayHealth)
-	// Slow has gateways take an organization up only after whatever the agent does meanwhile.
-	Slow bool
-	// Refuse is what gateways answer to an activation, after they have the request; nil: they take it.
-	Refuse error
 
 	log       []string
 	pid       int
@@ -238,9 +234,6 @@ func (l Life) Route(ctx context.Context, org id.Organization, to reconcile.Route
 	if _, ok := l.slots[to.Gateway]; !ok {
 		l.breach("route to %s, which has no slot", to.Gateway)
 	}
-	if l.routes[org] == to {
-		return nil // said again
-	}
 	l.routes[org] = to
 	l.note("route %s %d", to.Gateway, to.Epoch)
 	return nil
@@ -411,33 +404,10 @@ func (c control) Health(ctx context.Context, p driver.Process) (api.GatewayHealt
 }
 
 // Activate implements reconcile.Control.
-func (c control) Activate(ctx context.Context, p driver.Process, body *api.Activate, sent func()) error {
+func (c control) Activate(ctx context.Context, p driver.Process, body *api.Activate) error {
 	if err := c.enter(ctx, "activate"); err != nil {
 		return err
 	}
-	slow, refuse := c.Slow, c.Refuse
-	c.mu.Unlock()
-	if sent == nil {
-		sent = func() {}
-	}
-	if slow {
-		sent()
-	}
-	if refuse != nil {
-		return refuse
-	}
-	if err := c.take(p, body); err != nil {
-		return err
-	}
-	if !slow {
-		sent()
-	}
-	return nil
-}
-
-// take gives a process its organization.
-func (c control) take(p driver.Process, body *api.Activate) error {
-	c.mu.Lock()
 	defer c.mu.Unlock()
 	q, err := c.find(p)
 	if err != nil {

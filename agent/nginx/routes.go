@@ -218,10 +218,8 @@ func (e *Engine) lead(ctx context.Context, org id.Organization, t Target, proven
 	if !e.names(t.Gateway) {
 		return fault.New(fault.RouteApplyFailed, "cannot route organization %s: the live nginx configuration does not name gateway %s", org, t.Gateway)
 	}
-	if !had || before != t || !e.routes.inPlace(org) { // else it is said again
-		e.routes.set(org, t)
-		err = e.routes.place(org, t, had)
-	}
+	e.routes.set(org, t)
+	err = e.routes.place(org, t, had)
 	if err == nil && proven {
 		err = e.proveRoute(ctx, org, proofText(t))
 	}

@@ -207,10 +207,6 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 		a.logger.Error("a step was out of order", "error", err)
 		return
 	}
-	if act.Step == api.StepActivate && !act.Undo {
-		a.ob.Change.Ahead(api.StepRoute, begun)
-		a.recorded, a.verified = nil, false
-	}
 	if err := a.recordBegin(act); err != nil && !act.Undo && !a.ob.Grant.Served {
 		a.failStep(act, steps.Refused, begun, unwritten(err))
 		return
@@ -220,7 +216,7 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 		return
 	}
 	actx, cancel := a.abortable(ctx)
-	err := a.do(ctx, actx, act.Step)
+	err := a.do(actx, act.Step)
 	cancel()
 	if ctx.Err() != nil {
 		return // the agent ends: the step is on record as begun, and the next agent repeats it
@@ -242,7 +238,7 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 	if a.ob.Change.Complete() {
 		g := *a.ob.Grant
 		g.Served = true
-		a.ob.Grant, a.ob.Message, a.marked = &g, "", false
+		a.ob.Grant, a.ob.Message = &g, ""
 		a.chain.end()
 	}
 }
@@ -251,18 +247,23 @@ func (a *actor) stepGrant(ctx context.Context, act steps.Action) {
 // because every record is on the way of the first byte. What is served already is on record as such, and the
 // next agent takes all its steps again.
 func (a *actor) recordBegin(act steps.Action) error {
-	if act.Undo || act.Step == api.StepActivate && a.ob.Grant.Served {
+	switch {
+	case act.Undo || act.Step == api.StepActivate:
 		return a.save()
-	}
-	if a.ob.Grant.Served || a.marked {
+	case a.ob.Grant.Served:
 		return nil
+	case act.Step == api.StepVerify:
+		// From here on the organization may be served and the coordinator may count on it: whoever reads
+		// this brings it back until the coordinator says otherwise. A failure takes it back.
+		g := *a.ob.Grant
+		g.Served = true
+		record := a.ob.Gateway
+		record.Grant = &g
+		return a.put(record)
 	}
-	// From here on the organization may be served and the coordinator may count on it: whoever reads this
-	// brings it back until the coordinator says otherwise. A failure takes it back.
-	a.marked = true
-	err := a.save()
-	a.marked = err == nil
-	return err
+	// A route that is not on record is removed when an agent starts (recover), and led anew by the steps
+	// that are.
+	return nil
 }
 
 // abortable is a context that ends when the coordinator ends the incarnation.
@@ -279,8 +280,8 @@ func (a *actor) abortable(ctx context.Context) (context.Context, context.CancelF
 	}
 }
 
-// do takes one step, which ends with ctx; what it begins for later steps ends with the actor's.
-func (a *actor) do(actor, ctx context.Context, name string) error {
+// do takes one step.
+func (a *actor) do(ctx context.Context, name string) error {
 	if err := a.o.FS.Step("reconcile." + name); err != nil {
 		return err
 	}
@@ -289,19 +290,32 @@ func (a *actor) do(actor, ctx context.Context, name string) error {
 	case api.StepActivate:
 		actx, cancel := context.WithTimeout(ctx, t.ActivateTimeout)
 		defer cancel()
-		return a.o.Control.Activate(actx, *a.ob.Process, a.body, func() { a.goAhead(actor, actx) })
+		return a.o.Control.Activate(actx, *a.ob.Process, a.body)
 	case api.StepRoute:
-		return a.route(ctx)
+		rctx, cancel := context.WithTimeout(ctx, t.RouteTimeout)
+		defer cancel()
+		return a.o.Nginx.Route(rctx, a.ob.Grant.Organization, Route{Gateway: a.id, Epoch: a.ob.Grant.Epoch})
 	case api.StepVerify:
-		return a.verifyForGood(actor, ctx)
+		return a.verifyForGood(ctx)
 	}
 	return fmt.Errorf("cannot take the unknown step %q", name)
 }
 
-func (a *actor) route(ctx context.Context) error {
-	rctx, cancel := context.WithTimeout(ctx, a.o.Timing.RouteTimeout)
-	defer cancel()
-	return a.o.Nginx.Route(rctx, a.ob.Grant.Organization, Route{Gateway: a.id, Epoch: a.ob.Grant.Epoch})
+// verifyForGood returns when the organization is verified and that it is served is on record for good: a
+// machine that crashes after the report comes back and must not take it for a failed one. Neither needs
+// the other, so they go on beside each other.
+func (a *actor) verifyForGood(ctx context.Context) error {
+	recorded := make(chan error, 1)
+	if a.ob.Grant.Served {
+		recorded <- nil
+	} else {
+		go func() { recorded <- a.o.Journal.Sync(ctx) }() // received below
+	}
+	err := verify(ctx, a.o.Nginx, a.o.Timing.VerifyTimeout, a.identity())
+	if failed := <-recorded; err == nil && failed != nil {
+		err = unwritten(failed)
+	}
+	return err
 }
 
 // undo takes one step back. A step that cannot be taken back is tried again, with back-off.
@@ -345,7 +359,6 @@ func (a *actor) failStep(act steps.Action, outcome steps.Outcome, begun time.Tim
 	if err := a.ob.Change.Report(act, outcome, end); err != nil {
 		a.logger.Error("a step was out of order", "error", err)
 	}
-	a.marked = false
 	_ = a.save()
 	a.chain.add(a.stepReport(act.Step, begun.UTC(), end, f))
 	a.chain.end()
@@ -379,7 +392,7 @@ func (a *actor) update(ctx context.Context) {
 	if err == nil {
 		a.body = body // also for a process that is started later
 		uctx, cancel := context.WithTimeout(ctx, a.o.Timing.ActivateTimeout)
-		err = a.o.Control.Activate(uctx, *a.ob.Process, body, nil)
+		err = a.o.Control.Activate(uctx, *a.ob.Process, body)
 		cancel()
 	}
 	if err != nil {

@@ -47,10 +47,6 @@ type actor struct {
 	chain   chain
 	asked   []api.VerifyRequest
 	gone    bool
-	// What is begun before its turn while the gateway takes up its organization (ahead.go).
-	marked   bool       // the record says already that the organization is served
-	recorded chan error // when that is on disk; nil: nobody waits for it
-	verified bool       // the organization was answered for through nginx since the activation was sent
 }
 
 // inbox is what happened since the actor looked last.
@@ -268,11 +264,6 @@ func (a *actor) save() error { return a.put(a.ob.Gateway) }
 // put stores a record of the gateway, with the body of its grant when that is new.
 func (a *actor) put(g journal.Gateway) error {
 	g.Change, g.Ending = g.Change.Clone(), g.Ending.Clone()
-	if a.marked && g.Grant != nil {
-		marked := *g.Grant
-		marked.Served = true
-		g.Grant = &marked
-	}
 	var err error
 	if a.newBody && a.body != nil {
 		err = a.o.Journal.PutGrant(&g, a.body)

@@ -36,7 +36,7 @@ func NewHTTPControl(socket func(id.Gateway) string) *HTTPControl { return &HTTPC
 // Health implements Control.
 func (c *HTTPControl) Health(ctx context.Context, p driver.Process) (api.GatewayHealth, error) {
 	var h api.GatewayHealth
-	b, err := c.call(ctx, p, http.MethodGet, "/healthz", nil, nil)
+	b, err := c.call(ctx, p, http.MethodGet, "/healthz", nil)
 	if err != nil {
 		return h, err
 	}
@@ -47,22 +47,21 @@ func (c *HTTPControl) Health(ctx context.Context, p driver.Process) (api.Gateway
 }
 
 // Activate implements Control.
-func (c *HTTPControl) Activate(ctx context.Context, p driver.Process, body *api.Activate, sent func()) error {
-	_, err := c.call(ctx, p, http.MethodPost, "/control/activate", body, sent)
+func (c *HTTPControl) Activate(ctx context.Context, p driver.Process, body *api.Activate) error {
+	_, err := c.call(ctx, p, http.MethodPost, "/control/activate", body)
 	return err
 }
 
 // Deactivate implements Control.
 func (c *HTTPControl) Deactivate(ctx context.Context, p driver.Process, body api.Deactivate) error {
-	_, err := c.call(ctx, p, http.MethodPost, "/control/deactivate", body, nil)
+	_, err := c.call(ctx, p, http.MethodPost, "/control/deactivate", body)
 	return err
 }
 
 // maxAnswer bounds what is read of a gateway's answer.
 const maxAnswer = 1 << 20
 
-// call sends a request and returns the answer's body. sent, when there is one, is called in between.
-func (c *HTTPControl) call(ctx context.Context, p driver.Process, method, path string, body any, sent func()) ([]byte, error) {
+func (c *HTTPControl) call(ctx context.Context, p driver.Process, method, path string, body any) ([]byte, error) {
 	var r io.Reader
 	if body != nil {
 		b, err := json.Marshal(body)
@@ -86,7 +85,7 @@ func (c *HTTPControl) call(ctx context.Context, p driver.Process, method, path s
 	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
-	status, b, err := roundTrip(conn, req, sent)
+	status, b, err := roundTrip(conn, req)
 	if err != nil {
 		if ctx.Err() != nil {
 			err = ctx.Err()
@@ -118,19 +117,16 @@ func (c *HTTPControl) dial(ctx context.Context, p driver.Process) (net.Conn, err
 
 // roundTrip sends the request and reads the whole answer. A redirect is an answer like any other. A gateway
 // may refuse before it has read everything: then it is its answer that counts.
-func roundTrip(conn net.Conn, req *http.Request, sent func()) (status int, body []byte, err error) {
+func roundTrip(conn net.Conn, req *http.Request) (status int, body []byte, err error) {
 	w := bufio.NewWriterSize(conn, 2<<10)
-	unsent := errors.Join(req.Write(w), w.Flush())
-	if unsent == nil && sent != nil {
-		sent()
-	}
+	sent := errors.Join(req.Write(w), w.Flush())
 	r := bufio.NewReaderSize(io.LimitReader(conn, maxAnswer), 2<<10)
 	resp, err := http.ReadResponse(r, req)
 	for err == nil && resp.StatusCode/100 == 1 && resp.StatusCode != http.StatusSwitchingProtocols {
 		resp, err = http.ReadResponse(r, req)
 	}
 	if err != nil {
-		return 0, nil, errors.Join(unsent, err)
+		return 0, nil, errors.Join(sent, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
 	body, err = io.ReadAll(resp.Body)

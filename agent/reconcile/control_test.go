@@ -72,7 +72,7 @@ func TestA10_OnlyTheProcessThatIsMeantMayAnswer(t *testing.T) {
 		if _, err := c.Health(ctx, other); err == nil || !strings.Contains(err.Error(), "listens on the gateway's socket") {
 			t.Errorf("an answer of another process counts: %v", err)
 		}
-		if err := c.Activate(ctx, other, &api.Activate{}, nil); err == nil {
+		if err := c.Activate(ctx, other, &api.Activate{}); err == nil {
 			t.Error("another process was activated")
 		}
 	}
@@ -90,7 +90,7 @@ func TestRefusalsOfAGatewayKeepTheirCode(t *testing.T) {
 	ctx, cancel := context.WithTimeout(context.Background(), agenttest.Patience)
 	defer cancel()
 	me := driver.Process{Gateway: "gw-aaaaaaaaaa", PID: os.Getpid()}
-	err := c.Activate(ctx, me, &api.Activate{Epoch: 4}, nil)
+	err := c.Activate(ctx, me, &api.Activate{Epoch: 4})
 	if !fault.Is(err, fault.StaleEpoch) || !strings.Contains(err.Error(), "epoch 4 is over") {
 		t.Fatalf("%v", err)
 	}
@@ -123,7 +123,7 @@ func TestAnEarlyRefusalOfALongBodyCounts(t *testing.T) {
 	defer cancel()
 	me := driver.Process{Gateway: "gw-aaaaaaaaaa", PID: os.Getpid()}
 	for _, length := range []int{10, 8 << 20} {
-		err := c.Activate(ctx, me, &api.Activate{Epoch: 4, Name: strings.Repeat("x", length)}, nil)
+		err := c.Activate(ctx, me, &api.Activate{Epoch: 4, Name: strings.Repeat("x", length)})
 		if !fault.Is(err, fault.TooLarge) || !strings.Contains(err.Error(), "that is too long") {
 			t.Errorf("%d bytes: %v", length, err)
 		}

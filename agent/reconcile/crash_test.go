@@ -70,9 +70,6 @@ func dismiss(h *agenttest.Host, g id.Gateway, _ id.Organization) {
 
 var acts = []act{
 	{"activation", nothing, grant, serving},
-	{"activation of a gateway that is slower than nginx", func(h *agenttest.Host, _ id.Gateway, _ id.Organization) {
-		h.Do(func(w *agenttest.World) { w.Slow = true })
-	}, grant, serving},
 	{"recycling", granted, recycle, fresh},
 	{"dismissal", granted, dismiss, gone},
 	{"activation that fails, and its recycling", func(h *agenttest.Host, _ id.Gateway, _ id.Organization) {

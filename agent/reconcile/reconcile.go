@@ -51,8 +51,7 @@ type Nginx interface {
 // answer of another one, such as a predecessor that is about to exit, is an error.
 type Control interface {
 	Health(ctx context.Context, p driver.Process) (api.GatewayHealth, error)
-	// Activate calls sent once the gateway has the whole request, and waits for its answer afterwards.
-	Activate(ctx context.Context, p driver.Process, body *api.Activate, sent func()) error
+	Activate(ctx context.Context, p driver.Process, body *api.Activate) error
 	Deactivate(ctx context.Context, p driver.Process, body api.Deactivate) error
 }
 

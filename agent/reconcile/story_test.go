@@ -175,37 +175,6 @@ func TestA8_OnlyTheGatewaysOwnAnswerCounts(t *testing.T) {
 	}
 }
 
-// TestAnActivationThatFailsLeavesNoRoute: the route is led while the gateway is still asked, and goes with the rest.
-func TestAnActivationThatFailsLeavesNoRoute(t *testing.T) {
-	story(t, func(t *testing.T, h *agenttest.Host) {
-		g := ready(h)
-		h.Do(func(w *agenttest.World) { w.Slow, w.Refuse = true, errBroken })
-		org := id.NewOrganization()
-		h.Grant(g, org)
-		h.Until("the failure", func() bool { return h.Report(g).Code != "" })
-		if got := agenttest.Names(h.Steps(g)); got != "activate failed" {
-			t.Fatalf("steps: %s", got)
-		}
-		if got := h.Log("route"); len(got) != 1 {
-			t.Fatalf("the route was not led ahead: %q", got)
-		}
-		h.Until("the undo", func() bool { return len(h.Log("unroute", "deactivate")) == 2 })
-		if got := h.Log("unroute", "deactivate"); !strings.HasPrefix(got[0], "unroute") {
-			t.Fatalf("the route did not go first: %q", got)
-		}
-		if _, routed := h.Route(org); routed {
-			t.Fatal("the route is still there")
-		}
-		h.Do(func(w *agenttest.World) { w.Refuse = nil })
-		h.Kill()
-		h.Start() // what was taken back is not taken for served
-		h.Connect()
-		h.WaitPhase(g, api.PhaseUnhealthy, 1)
-		h.Recycle(g)
-		h.WaitPhase(g, api.PhaseReady, 2)
-	})
-}
-
 // TestA10_APredecessorsAnswerDoesNotCount: a process that says that it is another one, or changes its boot
 // id, is not healthy.
 func TestA10_APredecessorsAnswerDoesNotCount(t *testing.T) {

@@ -123,17 +123,6 @@ func (c *Change) Begin(a Action, now time.Time) error {
 	return nil
 }
 
-// Ahead notes that a step starts before its turn, beside the one whose turn it is. When its turn comes it is begun
-// as if it had not been; when the change turns back before that it is undone like any other that may have taken
-// effect. A step that was begun already, and a change that goes back, stay as they are.
-func (c *Change) Ahead(name string, now time.Time) {
-	for i := range c.Steps {
-		if s := &c.Steps[i]; s.Name == name && s.Status == Pending && !c.Back {
-			s.Status, s.Started = Doing, now
-		}
-	}
-}
-
 // Report notes how the action ended. A step that did not succeed turns the change back; an undo that did
 // not succeed stays the next action, because a compensation is never given up.
 func (c *Change) Report(a Action, o Outcome, now time.Time) error {

@@ -211,37 +211,3 @@ func TestStoredValues(t *testing.T) {
 		t.Errorf("an unknown status prints as %q", got)
 	}
 }
-
-// TestAStepThatStartsBeforeItsTurn is done in its turn all the same, and undone with the others when its turn does not
-// come.
-func TestAStepThatStartsBeforeItsTurn(t *testing.T) {
-	begun := func() steps.Change {
-		c := steps.New("activate", "route", "verify")
-		if err := c.Begin(steps.Action{Step: "activate"}, start); err != nil {
-			t.Fatal(err)
-		}
-		c.Ahead("route", start)
-		return c
-	}
-	c := begun()
-	c = play(t, c, "ok", start.Add(time.Second))
-	if got := state(&c); got != "do route" || c.Status("route") != steps.Doing {
-		t.Fatalf("in its turn: %s, %s", got, c.Status("route"))
-	}
-	c = play(t, play(t, c, "ok", start), "ok", start)
-	c.Ahead("verify", start)
-	if !c.Complete() {
-		t.Fatalf("in the end: %s", state(&c))
-	}
-	for outcome, want := range map[string]string{"refuse": "undo route", "unclear": "undo route"} {
-		c := begun()
-		c = play(t, c, outcome, start)
-		if got := state(&c); got != want {
-			t.Fatalf("%s: next is %s, want %s", outcome, got, want)
-		}
-		c.Ahead("verify", start)
-		if c.Status("verify") != steps.Pending {
-			t.Fatal("a step started in a change that goes back")
-		}
-	}
-}
