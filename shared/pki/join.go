@@ -24,6 +24,10 @@ const JoinPath = "/v1/join"
 const (
 	maxAnswer          = 1 << 20
 	defaultJoinTimeout = 30 * time.Second
+
+	// While no coordinator leads, which lasts a second or two, the addresses are asked again.
+	leaderWithin   = 10 * time.Second
+	leaderInterval = 200 * time.Millisecond
 )
 
 // JoinOptions say how a program joins a cluster.
@@ -46,11 +50,12 @@ type Joined struct {
 	Cluster     api.JoinCluster
 }
 
-// Join gets a certificate for a join token and saves it. Each address is asked once. The token is sent only
-// over a connection whose CA has the token's pin; where another one answers nothing at all is sent.
+// Join gets a certificate for a join token and saves it. Each address is asked once, and again while the coordinators have
+// no leader. The token is sent only over a connection whose CA has the token's pin; where another one answers nothing at
+// all is sent.
 //
 // All attempts carry the same signing request, so that a coordinator can answer again when its first answer
-// was lost: a token is spent by one public key, not by one request.
+// was lost, or a leader that went had taken the request: a token is spent by one public key, not by one request.
 func Join(ctx context.Context, o JoinOptions) (*Joined, error) {
 	if err := o.complete(); err != nil {
 		return nil, err
@@ -59,17 +64,38 @@ func Join(ctx context.Context, o JoinOptions) (*Joined, error) {
 	if err != nil {
 		return nil, err
 	}
-	var failed []error
-	for _, address := range o.Addresses {
-		joined, err := o.attempt(ctx, address, enrolment)
+	for end := time.Now().Add(leaderWithin); ; {
+		joined, err := o.turn(ctx, enrolment)
 		if err == nil {
 			if err := o.Store.Save(joined.Credentials); err != nil {
 				return nil, err
 			}
 			return joined, nil
 		}
-		failed = append(failed, fmt.Errorf("cannot join at %s: %w", address, err))
-		if ctx.Err() != nil || final(err) {
+		if !fault.Is(err, fault.NoLeader) || time.Now().After(end) {
+			return nil, err
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-time.After(leaderInterval):
+		}
+	}
+}
+
+// turn asks each address until one has decided.
+func (o *JoinOptions) turn(ctx context.Context, enrolment *Enrolment) (*Joined, error) {
+	var failed []error
+	for _, address := range o.Addresses {
+		joined, err := o.attempt(ctx, address, enrolment)
+		if err == nil {
+			return joined, nil
+		}
+		err = fmt.Errorf("cannot join at %s: %w", address, err)
+		if final(err) {
+			return nil, errors.Join(append([]error{err}, failed...)...) // the decision first
+		}
+		if failed = append(failed, err); ctx.Err() != nil {
 			break
 		}
 	}

@@ -10,6 +10,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/url"
 	"strings"
 	"sync"
@@ -153,6 +154,27 @@ func TestJoinAfterALostAnswer(t *testing.T) {
 	d, token := newDoor(t, ca, pki.NewBundle(ca.Root()))
 	d.lose = 1
 	must[*pki.Joined](t)(pki.Join(t.Context(), joining(t, token, d.open(t), d.open(t))))
+}
+
+// The leader takes the request and is lost before it can say so; the next one answers the same signing request again.
+func TestJoinWhileTheLeaderChanges(t *testing.T) {
+	ca := authority(t, clusterA)
+	d, token := newDoor(t, ca, pki.NewBundle(ca.Root()))
+	c := memberAt(t, ca, d.bundle, identity(t, clusterA, pki.RoleCoordinator, "c1"), noon)
+	first := true
+	address := serve(t, serverOf(t, live(c, noon), pki.Peer{Roles: anyRole.Roles, Anonymous: true}, "h2", "http/1.1"), http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !first {
+			d.ServeHTTP(w, r)
+			return
+		}
+		first = false
+		d.ServeHTTP(httptest.NewRecorder(), r)
+		problem(w, fault.NoLeader, "it is not known whether the change took effect")
+	}))
+	must[*pki.Joined](t)(pki.Join(t.Context(), joining(t, token, address)))
+	if len(d.seen) != 2 || d.seen[0].CSR != d.seen[1].CSR {
+		t.Errorf("%d requests, or not the same", len(d.seen))
+	}
 }
 
 func TestJoinTriesTheNextAddress(t *testing.T) {
