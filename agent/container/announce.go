@@ -49,7 +49,7 @@ func (r *Registry) place(c ID, a Announcement) (*place, error) {
 		return nil, err
 	}
 	if len(a.Ports) == 0 {
-		return nil, invalid("services", "container %s announces no service: name at least one of those that it declares, with its port", c)
+		return nil, fault.Invalid("services", "container %s announces no service: name at least one of those that it declares, with its port", c)
 	}
 	p := &place{Address: a.Address.Unmap(), Ports: map[ServiceName]uint16{}}
 	source := a.Source.Unmap()
@@ -60,13 +60,13 @@ func (r *Registry) place(c ID, a Announcement) (*place, error) {
 	taken := map[uint16]ServiceName{}
 	for name, port := range a.Ports {
 		if _, ok := rec.service(name); !ok || name == "" {
-			return nil, invalid("services", "container %s does not declare the service %q", c, shorten(string(name)))
+			return nil, fault.Invalid("services", "container %s does not declare the service %q", c, fault.Shorten(string(name)))
 		}
 		if port == 0 {
-			return nil, invalid("services", "the port of service %s is missing: give 1 to 65535", name)
+			return nil, fault.Invalid("services", "the port of service %s is missing: give 1 to 65535", name)
 		}
 		if other, twice := taken[port]; twice {
-			return nil, invalid("services", "services %s and %s have the same port: give each its own", min(name, other), max(name, other))
+			return nil, fault.Invalid("services", "services %s and %s have the same port: give each its own", min(name, other), max(name, other))
 		}
 		taken[port] = name
 		p.Ports[name] = port
@@ -83,7 +83,7 @@ func (r *Registry) place(c ID, a Announcement) (*place, error) {
 // itself listens, unless the network names the loopback or exactly that address.
 func (o *Options) reachable(a netip.Addr) error {
 	refused := func(why string) error {
-		return invalid("address", "container cannot be reached at %s: %s", a, why)
+		return fault.Invalid("address", "container cannot be reached at %s: %s", a, why)
 	}
 	if !a.IsValid() || a.Zone() != "" || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return refused("that is no address of a container")

@@ -34,7 +34,7 @@ const idSize = 16
 // ParseID checks a container's id.
 func ParseID(s string) (ID, error) {
 	if len(s) != idSize || strings.Trim(s, "abcdefghijklmnopqrstuvwxyz234567") != "" {
-		return "", fmt.Errorf("cannot use %q as a container id: want %d characters of [a-z2-7]", shorten(s), idSize)
+		return "", fmt.Errorf("cannot use %q as a container id: want %d characters of [a-z2-7]", fault.Shorten(s), idSize)
 	}
 	return ID(s), nil
 }
@@ -51,7 +51,7 @@ func ParseService(s string) (ServiceName, error) {
 		strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789-") == ""
 	if !ok {
 		return "", fmt.Errorf("cannot use %q as the name of a service: want 1 to %d characters of [a-z0-9-], beginning with a letter, without a dash at the end or two in a row",
-			shorten(s), maxService)
+			fault.Shorten(s), maxService)
 	}
 	return ServiceName(s), nil
 }
@@ -154,21 +154,21 @@ const (
 // check is what holds for every container, however it came here.
 func (s *Spec) check() error {
 	if _, err := id.ParseProject(string(s.Project)); err != nil {
-		return invalid("project_id", "%v", err)
+		return fault.Invalid("project_id", "%v", err)
 	}
 	if s.Name == "" || len(s.Name) > maxName || !utf8.ValidString(s.Name) || strings.ContainsFunc(s.Name, unicode.IsControl) {
-		return invalid("name", "cannot use %q as the name of a container: give 1 to %d bytes of text", shorten(s.Name), maxName)
+		return fault.Invalid("name", "cannot use %q as the name of a container: give 1 to %d bytes of text", fault.Shorten(s.Name), maxName)
 	}
 	if len(s.Services) == 0 || len(s.Services) > maxServices {
-		return invalid("services", "container %q has %d services: give 1 to %d", s.Name, len(s.Services), maxServices)
+		return fault.Invalid("services", "container %q has %d services: give 1 to %d", s.Name, len(s.Services), maxServices)
 	}
 	for i := range s.Services {
 		service := &s.Services[i]
 		if _, err := ParseService(string(service.Name)); err != nil {
-			return invalid("services", "%v", err)
+			return fault.Invalid("services", "%v", err)
 		}
 		if slices.ContainsFunc(s.Services[:i], func(o Service) bool { return o.Name == service.Name }) {
-			return invalid("services", "service %s stands there twice", service.Name)
+			return fault.Invalid("services", "service %s stands there twice", service.Name)
 		}
 		if err := service.check(); err != nil {
 			return err
@@ -179,14 +179,14 @@ func (s *Spec) check() error {
 
 func (s *Service) check() error {
 	if len(s.Paths) > maxPaths || len(s.Scope) > maxScopes {
-		return invalid("services", "service %s has %d redirect paths and %d scopes: give at most %d and %d", s.Name, len(s.Paths), len(s.Scope), maxPaths, maxScopes)
+		return fault.Invalid("services", "service %s has %d redirect paths and %d scopes: give at most %d and %d", s.Name, len(s.Paths), len(s.Scope), maxPaths, maxScopes)
 	}
 	if len(s.Paths) == 0 && s.Public {
-		return invalid("services", "the OAuth client of service %s has no use: give a redirect path, or do not make it public", s.Name)
+		return fault.Invalid("services", "the OAuth client of service %s has no use: give a redirect path, or do not make it public", s.Name)
 	}
 	for _, p := range s.Paths {
 		if !plainPath(p) {
-			return invalid("services", "cannot send people to the path %q of service %s: begin it with one slash, and use letters, digits and ._~/- only", shorten(p), s.Name)
+			return fault.Invalid("services", "cannot send people to the path %q of service %s: begin it with one slash, and use letters, digits and ._~/- only", fault.Shorten(p), s.Name)
 		}
 	}
 	return nil
@@ -227,21 +227,6 @@ func (s Spec) clone() Spec {
 	s.Services = slices.Clone(s.Services)
 	for i := range s.Services {
 		s.Services[i].Paths, s.Services[i].Scope = slices.Clone(s.Services[i].Paths), slices.Clone(s.Services[i].Scope)
-	}
-	return s
-}
-
-func invalid(location, format string, args ...any) error {
-	err := fault.New(fault.InvalidRequest, format, args...)
-	err.Locations = []fault.Location{{Location: "body." + location, Message: err.Message}}
-	return err
-}
-
-// shorten keeps a message readable when somebody sends a megabyte as a name.
-func shorten(s string) string {
-	const most = 80
-	if len(s) > most {
-		return s[:most] + "…"
 	}
 	return s
 }

@@ -151,7 +151,7 @@ func (r *Registry) find(c ID) (*entry, error) {
 }
 
 func notFound(c ID) error {
-	return fault.New(fault.NotFound, "there is no container %s", shorten(string(c)))
+	return fault.New(fault.NotFound, "there is no container %s", fault.Shorten(string(c)))
 }
 
 // insert keeps a new record.
@@ -253,11 +253,11 @@ func (r *Registry) read(key string, value json.RawMessage) error {
 	}
 	name, ok := strings.CutPrefix(key, containerKey)
 	if !ok {
-		return fmt.Errorf("the entry %q is not known: run a version that knows it", shorten(key))
+		return fmt.Errorf("the entry %q is not known: run a version that knows it", fault.Shorten(key))
 	}
 	var rec record
 	if err := json.Unmarshal(value, &rec); err != nil {
-		return fmt.Errorf("the entry of container %s cannot be read: %w", shorten(name), err)
+		return fmt.Errorf("the entry of container %s cannot be read: %w", fault.Shorten(name), err)
 	}
 	if err := rec.verify(name); err != nil {
 		return err
@@ -271,7 +271,7 @@ func (r *Registry) read(key string, value json.RawMessage) error {
 func (r *record) verify(key string) error {
 	c, err := ParseID(key)
 	if err != nil || c != r.ID {
-		return fmt.Errorf("the entry %q is of container %q", shorten(key), shorten(string(r.ID)))
+		return fmt.Errorf("the entry %q is of container %q", fault.Shorten(key), fault.Shorten(string(r.ID)))
 	}
 	spec := r.spec()
 	if err := spec.check(); err != nil {
@@ -288,13 +288,13 @@ func (r *record) verify(key string) error {
 	}
 	for i, s := range r.Change.Steps {
 		if s.Name != stepOf(r.Services[i].Name) || r.Services[i].Client == "" {
-			return fmt.Errorf("container %s has a step %q that is not of its service %s", r.ID, shorten(s.Name), r.Services[i].Name)
+			return fmt.Errorf("container %s has a step %q that is not of its service %s", r.ID, fault.Shorten(s.Name), r.Services[i].Name)
 		}
 	}
 	if r.Place != nil {
 		for name, port := range r.Place.Ports {
 			if _, ok := r.service(name); !ok || name == "" || port == 0 {
-				return fmt.Errorf("container %s serves %q, which it does not declare", r.ID, shorten(string(name)))
+				return fmt.Errorf("container %s serves %q, which it does not declare", r.ID, fault.Shorten(string(name)))
 			}
 		}
 		if !r.Place.Address.IsValid() {

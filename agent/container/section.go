@@ -6,6 +6,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/records"
 )
 
@@ -69,7 +70,7 @@ func (r *Registry) readSection(section []byte) error {
 
 func (r *Registry) checkEntry(l line) error {
 	if _, twice := r.journal.values[l.Key]; twice || len(l.Value) == 0 || l.Key == cookieKey {
-		return fmt.Errorf("the entry %q does not belong into a section, or stands there twice", shorten(l.Key))
+		return fmt.Errorf("the entry %q does not belong into a section, or stands there twice", fault.Shorten(l.Key))
 	}
 	if l.Key == signingKey {
 		var key []byte
@@ -80,7 +81,7 @@ func (r *Registry) checkEntry(l line) error {
 	}
 	var rec record
 	if err := json.Unmarshal(l.Value, &rec); err != nil {
-		return fmt.Errorf("the entry %q cannot be read: %w", shorten(l.Key), err)
+		return fmt.Errorf("the entry %q cannot be read: %w", fault.Shorten(l.Key), err)
 	}
 	if rec.Place != nil {
 		return fmt.Errorf("container %s has a place of another host", rec.ID)

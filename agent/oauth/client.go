@@ -48,8 +48,8 @@ func NewClient(hostname string, c Client) (Client, error) {
 	}
 	for _, r := range c.Redirects {
 		if !ownRedirect(hostname, r) {
-			return Client{}, invalid("redirects", "cannot send people to %q: use https on %s or a name below it, or http on 127.0.0.1 or [::1]; without a query or a fragment",
-				shorten(r), hostname)
+			return Client{}, fault.Invalid("redirects", "cannot send people to %q: use https on %s or a name below it, or http on 127.0.0.1 or [::1]; without a query or a fragment",
+				fault.Shorten(r), hostname)
 		}
 	}
 	return c, nil
@@ -59,24 +59,24 @@ func NewClient(hostname string, c Client) (Client, error) {
 func (c *Client) check() error {
 	switch {
 	case c.Name == "" || len(c.Name) > maxName || !utf8.ValidString(c.Name) || strings.ContainsFunc(c.Name, unicode.IsControl):
-		return invalid("name", "cannot use %q as the name of a client: give 1 to %d bytes of text", shorten(c.Name), maxName)
+		return fault.Invalid("name", "cannot use %q as the name of a client: give 1 to %d bytes of text", fault.Shorten(c.Name), maxName)
 	case c.Public && c.Service:
-		return invalid("service", "client %q cannot be public and a service: a service must keep a secret", c.Name)
+		return fault.Invalid("service", "client %q cannot be public and a service: a service must keep a secret", c.Name)
 	case len(c.Redirects) == 0 && !c.Service:
-		return invalid("redirects", "client %q has no use: give a redirect, or make it a service", c.Name)
+		return fault.Invalid("redirects", "client %q has no use: give a redirect, or make it a service", c.Name)
 	case len(c.Redirects) > maxRedirects:
-		return invalid("redirects", "client %q has %d redirects: give at most %d", c.Name, len(c.Redirects), maxRedirects)
+		return fault.Invalid("redirects", "client %q has %d redirects: give at most %d", c.Name, len(c.Redirects), maxRedirects)
 	case len(c.Scope) == 0 || len(c.Scope) > maxScopes:
-		return invalid("scope", "client %q has %d scopes: give 1 to %d", c.Name, len(c.Scope), maxScopes)
+		return fault.Invalid("scope", "client %q has %d scopes: give 1 to %d", c.Name, len(c.Scope), maxScopes)
 	}
 	for _, s := range c.Scope {
 		if !validScope(s) {
-			return invalid("scope", "cannot use %q as a scope: give 1 to %d printable characters without space, quote and backslash", shorten(s), maxScope)
+			return fault.Invalid("scope", "cannot use %q as a scope: give 1 to %d printable characters without space, quote and backslash", fault.Shorten(s), maxScope)
 		}
 	}
 	for i, r := range c.Redirects {
 		if len(r) > maxRedirect || !plainURI(r) || slices.Contains(c.Redirects[:i], r) {
-			return invalid("redirects", "cannot use %q as a redirect: give each one once, whole, without a query or a fragment", shorten(r))
+			return fault.Invalid("redirects", "cannot use %q as a redirect: give each one once, whole, without a query or a fragment", fault.Shorten(r))
 		}
 	}
 	return nil
@@ -176,19 +176,4 @@ func newSecret() (logging.Secret, digest) {
 func isSecret(want digest, sent string) bool {
 	got := sha256.Sum256([]byte(sent))
 	return want != digest{} && subtle.ConstantTimeCompare(want[:], got[:]) == 1
-}
-
-func invalid(location, format string, args ...any) error {
-	err := fault.New(fault.InvalidRequest, format, args...)
-	err.Locations = []fault.Location{{Location: "body." + location, Message: err.Message}}
-	return err
-}
-
-// shorten keeps a message readable when somebody sends a megabyte as a name.
-func shorten(s string) string {
-	const most = 80
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }

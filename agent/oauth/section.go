@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/records"
 )
@@ -146,7 +147,7 @@ func (s *Store) readRecord(r *record) error {
 	switch r.op {
 	case putClient:
 		if !validClientID(string(r.client.ID)) || r.client.Public != (r.secret == digest{}) || !slices.IsSorted(r.client.Scope) {
-			return fmt.Errorf("client %q is malformed", shorten(string(r.client.ID)))
+			return fmt.Errorf("client %q is malformed", fault.Shorten(string(r.client.ID)))
 		}
 		if err := r.client.check(); err != nil {
 			return err

@@ -28,7 +28,7 @@ func (p *Policy) WithMembership(m Membership) (*Policy, error) {
 	for user, r := range m.Members {
 		if r != Owner && r != Admin && r != Member {
 			return nil, fmt.Errorf("cannot take over the members of organization %s: user %s has the role %q; roles of members are owner, admin and member",
-				p.organization, user, shorten(string(r)))
+				p.organization, user, fault.Shorten(string(r)))
 		}
 	}
 	next := p.edited()
@@ -83,7 +83,7 @@ func (p *Policy) DeleteRole(actor Subject, name RoleName) (*Policy, error) {
 		if _, system := systemRoles[name]; system {
 			return nil, fault.New(fault.Forbidden, "the role %s belongs to the system and cannot be deleted", name)
 		}
-		return nil, fault.New(fault.NotFound, "organization %s has no role %s", p.organization, shorten(string(name)))
+		return nil, fault.New(fault.NotFound, "organization %s has no role %s", p.organization, fault.Shorten(string(name)))
 	}
 	if err := p.mayEditRole(actor, r); err != nil {
 		return nil, err
@@ -154,12 +154,12 @@ func (p *Policy) Revoke(actor Subject, user id.User, g Grant) (*Policy, error) {
 func (p *Policy) mayGrant(actor Subject, user id.User, g Grant) error {
 	place := Resource{p.organization, g.Project}
 	if d := p.Check(actor, writeGrants, place); !d.Allowed {
-		return fault.New(fault.Forbidden, "cannot grant or revoke role %s: %s", shorten(string(g.Role)), d.Reason)
+		return fault.New(fault.Forbidden, "cannot grant or revoke role %s: %s", fault.Shorten(string(g.Role)), d.Reason)
 	}
 	r := p.role(g.Role)
 	switch {
 	case r.Name == "":
-		return fault.New(fault.NotFound, "organization %s has no role %s", p.organization, shorten(string(g.Role)))
+		return fault.New(fault.NotFound, "organization %s has no role %s", p.organization, fault.Shorten(string(g.Role)))
 	case g.Role == Owner || g.Role == Admin || g.Role == Member:
 		return fault.New(fault.Forbidden, "the role %s comes with membership, which the platform keeps: change it there", g.Role)
 	case (r.Level == OfProject) != (g.Project != ""):

@@ -11,6 +11,8 @@ package permission
 import (
 	"fmt"
 	"strings"
+
+	"github.com/demiurge-platform/demiurge/shared/fault"
 )
 
 // Permission is one thing that can be allowed, written "area:action", as in "container:create". The zero
@@ -31,7 +33,7 @@ func Parse(s string) (Permission, error) {
 	area, action, ok := strings.Cut(s, ":")
 	if !ok || !validPart(area) || !validPart(action) {
 		return Permission{}, fmt.Errorf("cannot use %q as a permission: write area:action, each 1 to %d characters of [a-z0-9_-] beginning with a letter",
-			shorten(s), maxPart)
+			fault.Shorten(s), maxPart)
 	}
 	return Permission{area, action}, nil
 }
@@ -50,7 +52,7 @@ func ParsePattern(s string) (Pattern, error) {
 	area, action, ok := strings.Cut(s, ":")
 	if !ok || area != wildcard && !validPart(area) || action != wildcard && !validPart(action) {
 		return Pattern{}, fmt.Errorf("cannot use %q as a permission pattern: write area:action, each \"*\" or 1 to %d characters of [a-z0-9_-] beginning with a letter",
-			shorten(s), maxPart)
+			fault.Shorten(s), maxPart)
 	}
 	return Pattern{area, action}, nil
 }
@@ -92,13 +94,4 @@ func validPart(s string) bool {
 		}
 	}
 	return true
-}
-
-// shorten keeps a message readable when somebody sends a megabyte as a name.
-func shorten(s string) string {
-	const most = 80
-	if len(s) > most {
-		return s[:most] + "…"
-	}
-	return s
 }

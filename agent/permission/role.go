@@ -100,22 +100,22 @@ const maxPatterns = 200
 func NewRole(name, level string, patterns []string) (Role, error) {
 	r := Role{Name: RoleName(name)}
 	if len(name) > 64 || !validRoleName(name) {
-		return Role{}, invalid("name", "cannot use %q as a role name: use 1 to 64 characters of [a-z0-9_-] beginning with a letter", shorten(name))
+		return Role{}, fault.Invalid("name", "cannot use %q as a role name: use 1 to 64 characters of [a-z0-9_-] beginning with a letter", fault.Shorten(name))
 	}
 	if _, taken := systemRoles[r.Name]; taken {
-		return Role{}, invalid("name", "the role %s belongs to the system and cannot be changed: choose another name", name)
+		return Role{}, fault.Invalid("name", "the role %s belongs to the system and cannot be changed: choose another name", name)
 	}
 	var ok bool
 	if r.Level, ok = parseLevel(level); !ok {
-		return Role{}, invalid("level", "cannot use %q as the level of role %s: it is organization or project", shorten(level), name)
+		return Role{}, fault.Invalid("level", "cannot use %q as the level of role %s: it is organization or project", fault.Shorten(level), name)
 	}
 	if len(patterns) == 0 || len(patterns) > maxPatterns {
-		return Role{}, invalid("permissions", "role %s has %d permissions: give 1 to %d", name, len(patterns), maxPatterns)
+		return Role{}, fault.Invalid("permissions", "role %s has %d permissions: give 1 to %d", name, len(patterns), maxPatterns)
 	}
 	for _, s := range patterns {
 		p, err := ParsePattern(s)
 		if err != nil {
-			return Role{}, invalid("permissions", "%v", err)
+			return Role{}, fault.Invalid("permissions", "%v", err)
 		}
 		r.Patterns = append(r.Patterns, p)
 	}
@@ -134,10 +134,4 @@ func validRoleName(s string) bool {
 func normal(patterns []Pattern) []Pattern {
 	slices.SortFunc(patterns, func(a, b Pattern) int { return strings.Compare(a.String(), b.String()) })
 	return slices.Compact(patterns)
-}
-
-func invalid(location, format string, args ...any) error {
-	err := fault.New(fault.InvalidRequest, format, args...)
-	err.Locations = []fault.Location{{Location: "body." + location, Message: err.Message}}
-	return err
 }

@@ -8,6 +8,7 @@ import (
 	"maps"
 	"slices"
 
+	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -99,7 +100,7 @@ func (p *Policy) restoreGrant(stored storedGrant) error {
 	}
 	r := p.role(g.Role)
 	if r.Name == "" || r.Name == Owner || r.Name == Admin || r.Name == Member || (r.Level == OfProject) != (g.Project != "") {
-		return fmt.Errorf("user %s cannot hold role %q in %s", user, shorten(stored.Role), Resource{p.organization, g.Project})
+		return fmt.Errorf("user %s cannot hold role %q in %s", user, fault.Shorten(stored.Role), Resource{p.organization, g.Project})
 	}
 	if slices.Contains(p.grants[user], g) {
 		return fmt.Errorf("user %s holds role %s in %s twice", user, g.Role, Resource{p.organization, g.Project})

@@ -86,6 +86,22 @@ type Error struct {
 	Err        error         // the cause: logged, never sent
 }
 
+// Invalid says what is wrong with one field of a request's body.
+func Invalid(field, format string, args ...any) *Error {
+	err := New(InvalidRequest, format, args...)
+	err.Locations = []Location{{Location: "body." + field, Message: err.Message}}
+	return err
+}
+
+// Shorten keeps a message readable when somebody sends a megabyte as a name.
+func Shorten(s string) string {
+	const most = 80
+	if len(s) > most {
+		return s[:most] + "…"
+	}
+	return s
+}
+
 // Error implements error. It includes the cause, so it is for logs; callers get Message.
 func (e *Error) Error() string {
 	if e.Err != nil {
