@@ -36,6 +36,12 @@ func TestACutOffHostStopsServing(t *testing.T) {
 	})
 	h.serves(other, gws[1], otherEpoch)
 	h.c.Refuse(false)
+	t.Cleanup(func() {
+		if t.Failed() {
+			status, got := h.get(org, "/collab/ping")
+			t.Logf("the name answers %d, %+v; the host's reports: %+v, %+v", status, got, h.c.Reports(gws[0]), h.c.Host())
+		}
+	})
 	agenttest.Wait(t, "the organization is back", func() bool {
 		status, got := h.get(org, "/collab/ping")
 		return status == http.StatusOK && got.Epoch == epoch
