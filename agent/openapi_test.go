@@ -73,6 +73,13 @@ func openAPI(t *testing.T, rows []tenantapi.Route) *huma.OpenAPI {
 		for _, name := range parameter.FindAllStringSubmatch(row.Path, -1) {
 			op.Parameters = append(op.Parameters, &huma.Param{Name: name[1], In: "path", Required: true, Schema: &huma.Schema{Type: huma.TypeString}})
 		}
+		if row.Keyed {
+			longest := 200
+			op.Parameters = append(op.Parameters, &huma.Param{
+				Name: "Idempotency-Key", In: "header", Schema: &huma.Schema{Type: huma.TypeString, MaxLength: &longest},
+				Description: "The same key answers with the first result for 24 h; with another body it is a conflict",
+			})
+		}
 		if row.Doc.Takes != nil {
 			op.RequestBody = &huma.RequestBody{Required: true, Content: body(schemas, row.Doc.Takes, "application/json")}
 		}
@@ -86,6 +93,9 @@ func openAPI(t *testing.T, rows []tenantapi.Route) *huma.OpenAPI {
 		}
 		problem("400", fault.InvalidRequest)
 		problem("409", fault.StaleEpoch, fault.Conflict)
+		if row.Keyed {
+			problem("409", fault.StaleEpoch, fault.Conflict, fault.Superseded)
+		}
 		problem("503", fault.StorageLow)
 		if row.Caller == tenantapi.Member {
 			op.Extensions["x-action"] = row.Action.String()

@@ -8,6 +8,7 @@ import (
 	"strconv"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/agent/keyed"
 	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -44,7 +45,22 @@ func (r *Registry) Create(ctx context.Context, creator id.User, s Spec) (Made, e
 	if err := s.check(); err != nil {
 		return Made{}, err
 	}
-	rec := &record{ID: NewID(), Project: s.Project, Name: s.Name, Creator: creator, Created: r.opts.Now().UTC()}
+	for {
+		if made, done, err := r.repeat(ctx, s.Request); done {
+			return made, err
+		}
+		if made, err := r.create(ctx, creator, s); !errors.Is(err, errTaken) {
+			return made, err
+		}
+	}
+}
+
+// create is Create of what was checked; errTaken when there is something of the same key.
+func (r *Registry) create(ctx context.Context, creator id.User, s Spec) (Made, error) {
+	now := r.opts.Now()
+	rec := &record{
+		ID: NewID(), Project: s.Project, Name: s.Name, Creator: creator, Created: now.UTC(), Request: markOf(s.Request, now),
+	}
 	var names []string
 	for i, service := range s.Services {
 		client, err := r.clients.Prepare(r.client(rec.ID, s, i))
@@ -57,28 +73,27 @@ func (r *Registry) Create(ctx context.Context, creator id.User, s Spec) (Made, e
 	}
 	rec.Change = steps.New(names...)
 	first, _ := rec.Change.Next()
-	if err := rec.Change.Begin(first, r.opts.Now()); err != nil {
+	if err := rec.Change.Begin(first, now); err != nil {
 		return Made{}, err
 	}
-	e, err := r.insert(rec)
+	e, err := r.insert(rec, s.Request)
 	if err != nil {
 		return Made{}, err
 	}
 	defer r.release(e)
-	secrets := map[string]logging.Secret{}
 	// A caller that goes away does not stop it half-way; whoever asks again finds it whole or gone.
 	work, cancel := context.WithTimeout(context.WithoutCancel(ctx), r.opts.StepTimeout)
 	defer cancel()
-	err = r.forward(work, rec.ID, secrets)
+	secrets := map[string]logging.Secret{}
+	err = r.forward(work, rec.ID, s.Request, secrets)
 	var made Made
 	if err == nil {
-		made, err = r.made(rec.ID, secrets)
+		made, err = r.made(rec.ID, secrets, s.Request)
 	}
 	if err != nil {
 		r.giveUp(ctx, rec.ID)
 		return Made{}, err
 	}
-	r.host.count(func(s *Stats) { s.Created++ })
 	return made, nil
 }
 
@@ -98,7 +113,7 @@ func (r *Registry) client(c ID, s Spec, n int) Client {
 }
 
 // forward does the steps that are left. The first one was begun.
-func (r *Registry) forward(ctx context.Context, c ID, secrets map[string]logging.Secret) error {
+func (r *Registry) forward(ctx context.Context, c ID, q keyed.Request, secrets map[string]logging.Secret) error {
 	for {
 		rec, err := r.current(c)
 		if err != nil {
@@ -108,7 +123,7 @@ func (r *Registry) forward(ctx context.Context, c ID, secrets map[string]logging
 		if !more || action.Undo {
 			return nil
 		}
-		err = r.addClient(ctx, rec, action, secrets)
+		err = r.addClient(ctx, rec, action, q, secrets)
 		if _, stored := r.change(c, err != nil, func(next *record) error {
 			outcome := steps.Succeeded
 			if err != nil {
@@ -132,7 +147,7 @@ func advance(c *steps.Change, a steps.Action, o steps.Outcome, now time.Time) er
 	return nil
 }
 
-func (r *Registry) addClient(ctx context.Context, rec *record, a steps.Action, secrets map[string]logging.Secret) error {
+func (r *Registry) addClient(ctx context.Context, rec *record, a steps.Action, q keyed.Request, secrets map[string]logging.Secret) error {
 	n := slices.IndexFunc(rec.Services, func(k kept) bool { return stepOf(k.Name) == a.Step })
 	if n < 0 {
 		return fmt.Errorf("cannot take step %s: container %s has no such service", a.Step, rec.ID)
@@ -140,7 +155,9 @@ func (r *Registry) addClient(ctx context.Context, rec *record, a steps.Action, s
 	if err := r.fs.Step("container.client.add"); err != nil {
 		return err
 	}
-	secret, err := r.clients.Add(ctx, r.client(rec.ID, rec.spec(), n))
+	client := r.client(rec.ID, rec.spec(), n)
+	client.Seed = r.seed(rec.ID, rec.Services[n].Name, q)
+	secret, err := r.clients.Add(ctx, client)
 	if err != nil {
 		return err
 	}
@@ -151,12 +168,15 @@ func (r *Registry) addClient(ctx context.Context, rec *record, a steps.Action, s
 }
 
 // made gives a container that is whole its first token.
-func (r *Registry) made(c ID, secrets map[string]logging.Secret) (Made, error) {
-	hosting, err := r.issue(c, false)
+func (r *Registry) made(c ID, secrets map[string]logging.Secret, q keyed.Request) (Made, error) {
+	hosting, err := r.issue(c, false, q)
 	if err != nil {
 		return Made{}, err
 	}
 	v, err := r.Get(c)
+	if err == nil {
+		r.host.count(func(s *Stats) { s.Created++ })
+	}
 	return Made{Container: v, Hosting: hosting, Secrets: secrets}, err
 }
 
@@ -301,22 +321,28 @@ func (r *Registry) orphan(p *permission.Policy) {
 
 // Issue gives a container another hosting token. Without alone those before it stay good until they expire,
 // as long as there are not too many.
-func (r *Registry) Issue(c ID, alone bool) (Hosting, error) { return r.issue(c, alone) }
+func (r *Registry) Issue(c ID, alone bool) (Hosting, error) {
+	return r.issue(c, alone, keyed.Request{})
+}
 
 // Renew gives a container another hosting token for one that is good.
 func (r *Registry) Renew(c ID, token string) (Hosting, error) {
 	if err := r.authenticate(c, token); err != nil {
 		return Hosting{}, err
 	}
-	return r.issue(c, false)
+	return r.issue(c, false, keyed.Request{})
 }
 
-func (r *Registry) issue(c ID, alone bool) (Hosting, error) {
+// issue gives a container a hosting token; with the call that makes the container, the first one.
+func (r *Registry) issue(c ID, alone bool, q keyed.Request) (Hosting, error) {
 	now := r.opts.Now()
-	tokenID, expires := newTokenID(), now.Add(r.opts.TokenLife).Truncate(time.Second).UTC()
+	tokenID, expires := r.tokenID(c, q), now.Add(r.opts.TokenLife).Truncate(time.Second).UTC()
 	rec, err := r.change(c, false, func(next *record) error {
 		if !next.good() {
 			return fault.New(fault.Conflict, "container %s is being made or deleted", c)
+		}
+		if q.Given() {
+			next.Request = next.Request.answered(hostingMark{Digest: digestOf(tokenID), Expires: expires}, now)
 		}
 		if alone {
 			next.Tokens = nil
@@ -327,10 +353,14 @@ func (r *Registry) issue(c ID, alone bool) (Hosting, error) {
 	if err != nil {
 		return Hosting{}, err
 	}
+	return r.hosting(rec, tokenID, now, expires), nil
+}
+
+func (r *Registry) hosting(rec *record, tokenID string, issued, expires time.Time) Hosting {
 	return Hosting{Expires: expires, Token: seal(r.signing, claims{
-		Issuer: "https://" + r.hostname, Audience: Audience, Subject: c, Project: rec.Project, Organization: r.organization,
-		ID: tokenID, Issued: now.Unix(), Expires: expires.Unix(),
-	})}, nil
+		Issuer: "https://" + r.hostname, Audience: Audience, Subject: rec.ID, Project: rec.Project, Organization: r.organization,
+		ID: tokenID, Issued: issued.Unix(), Expires: expires.Unix(),
+	})}
 }
 
 // authenticate reports whether a hosting token speaks for a container now.

@@ -18,6 +18,7 @@ import (
 	"unicode"
 	"unicode/utf8"
 
+	"github.com/demiurge-platform/demiurge/agent/keyed"
 	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -90,6 +91,7 @@ type Spec struct {
 	Project  id.Project
 	Name     string // for people
 	Services []Service
+	Request  keyed.Request // whose repeats are given the same container
 }
 
 // State is how a container is.

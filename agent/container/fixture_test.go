@@ -62,7 +62,14 @@ func (c *clients) Add(_ context.Context, k Client) (logging.Secret, error) {
 	if k.Public {
 		return logging.Secret{}, nil
 	}
-	return logging.NewSecret("secret-of-" + k.ID), nil
+	return logging.NewSecret("secret-of-" + k.ID + k.Seed.Reveal()), nil
+}
+
+func (c *clients) Secret(clientID string, seed logging.Secret) (logging.Secret, bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	k, ok := c.live[clientID]
+	return logging.NewSecret("secret-of-" + clientID + seed.Reveal()), ok && k.Seed.Reveal() == seed.Reveal()
 }
 
 func (c *clients) Delete(_ context.Context, clientID string) error {

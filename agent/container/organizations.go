@@ -251,7 +251,7 @@ func (o *Organizations) Open(org id.Organization, epoch id.Epoch, section []byte
 func (o *Organizations) open(org id.Organization, path string, section []byte, c Clients, p People) (*Registry, error) {
 	r := &Registry{
 		organization: org, hostname: id.Hostname(org, o.opts.Domain), opts: &o.opts, logger: o.opts.Logger.With("organization", org),
-		clients: c, people: p, host: o, fs: o.opts.FS, containers: map[ID]*entry{}, tickets: newTickets(o.opts.Limits.Tickets),
+		clients: c, people: p, host: o, fs: o.opts.FS, containers: map[ID]*entry{}, gone: map[string]*requestMark{}, tickets: newTickets(o.opts.Limits.Tickets),
 	}
 	var found bool
 	var err error

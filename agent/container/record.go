@@ -21,7 +21,8 @@ type record struct {
 	Services []kept        `json:"services"`
 	Change   steps.Change  `json:"change"` // that makes it, and, taken back, ends it
 	Tokens   []hostingMark `json:"tokens,omitempty"`
-	Place    *place        `json:"place,omitempty"` // nil: down
+	Place    *place        `json:"place,omitempty"`   // nil: down
+	Request  *requestMark  `json:"request,omitempty"` // that made it, while its key is remembered
 }
 
 // kept is the stored form of a Service.
@@ -51,7 +52,7 @@ func (r *record) clone() *record {
 	next := *r
 	next.Change = r.Change.Clone()
 	next.Tokens = slices.Clone(r.Tokens)
-	return &next // services and places are replaced, never changed
+	return &next // services, places and requests are replaced, never changed
 }
 
 // good reports whether the container is whole: nothing of it holds before its last step and after its end.

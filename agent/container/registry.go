@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/demiurge-platform/demiurge/agent/keyed"
 	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
@@ -27,6 +28,7 @@ type Client struct {
 	Service   bool // it may ask for tokens for itself
 	Redirects []string
 	Scope     []string
+	Seed      logging.Secret // what its secret is made of; zero: chance
 }
 
 // Clients keeps the OAuth clients of one organization.
@@ -36,6 +38,8 @@ type Clients interface {
 	// Add keeps a client under its id and returns its secret, which is empty for a public one. Every call
 	// with an id is followed by a Delete of it when the caller does not know how it ended.
 	Add(ctx context.Context, c Client) (logging.Secret, error)
+	// Secret is the secret of a client that was added with a seed, if the client is there and has that secret.
+	Secret(clientID string, seed logging.Secret) (logging.Secret, bool)
 	// Delete ends a client with all that it was given. Without an error that is so for good, also when there
 	// was none.
 	Delete(ctx context.Context, clientID string) error
@@ -79,10 +83,12 @@ type Registry struct {
 	// mu guards what follows. Nobody holds it across a write to disk.
 	mu         sync.RWMutex
 	containers map[ID]*entry
-	signing    []byte // of hosting tokens; in the section too, so that they are good on the next host
-	cookies    []byte // of sessions at containers; only here
-	version    uint64 // rises with every change of what a section holds
-	closed     bool   // the organization is not served here any more: nothing is good
+	signing    []byte                  // of hosting tokens; in the section too, so that they are good on the next host
+	cookies    []byte                  // of sessions at containers; only here
+	master     []byte                  // of what is made of an Idempotency-Key; only here; empty: there was none yet
+	gone       map[string]*requestMark // of containers that have gone, by key; only here
+	version    uint64                  // rises with every change of what a section holds
+	closed     bool                    // the organization is not served here any more: nothing is good
 }
 
 // entry is a container and what of it lives as long as the agent.
@@ -101,6 +107,8 @@ func (e *entry) beating(now time.Time) bool { return now.Before(e.deadline) }
 const (
 	signingKey   = "key/signing"
 	cookieKey    = "key/cookies"
+	masterKey    = "key/requests"
+	goneKey      = "gone/"
 	containerKey = "container/"
 )
 
@@ -125,6 +133,9 @@ func (r *Registry) change(c ID, ending bool, edit func(next *record) error) (*re
 		return nil, err
 	}
 	next := e.clone()
+	if next.Request.over(r.opts.Now()) {
+		next.Request = nil
+	}
 	if err := edit(next); err != nil {
 		return nil, err
 	}
@@ -154,18 +165,26 @@ func notFound(c ID) error {
 	return fault.New(fault.NotFound, "there is no container %s", fault.Shorten(string(c)))
 }
 
-// insert keeps a new record.
-func (r *Registry) insert(rec *record) (*entry, error) {
+// insert keeps a new record. It is errTaken when something of the same key is there.
+func (r *Registry) insert(rec *record, q keyed.Request) (*entry, error) {
 	r.writing.Lock()
 	defer r.writing.Unlock()
 	r.mu.RLock()
 	n, closed := len(r.containers), r.closed
+	same, gone := r.known(q, rec.Created)
 	r.mu.RUnlock()
 	switch {
+	case same != nil || gone != nil:
+		return nil, errTaken
 	case closed:
 		return nil, fault.New(fault.NotFound, "organization %s is not served here any more", r.organization)
 	case n >= r.opts.Limits.Containers:
 		return nil, fault.New(fault.RateLimited, "organization %s has %d containers, the most that are allowed: delete one first", r.organization, n)
+	}
+	if q.Given() {
+		if err := r.ensureMaster(); err != nil {
+			return nil, err
+		}
 	}
 	if err := r.journal.put(containerKey+string(rec.ID), rec, false); err != nil {
 		return nil, err
@@ -183,7 +202,11 @@ func (r *Registry) insert(rec *record) (*entry, error) {
 func (r *Registry) forget(c ID) error {
 	r.writing.Lock()
 	defer r.writing.Unlock()
-	if _, err := r.find(c); err != nil {
+	e, err := r.find(c)
+	if err != nil {
+		return err
+	}
+	if err := r.bury(e.record); err != nil {
 		return err
 	}
 	if err := r.journal.put(containerKey+string(c), nil, false); err != nil {
@@ -250,6 +273,16 @@ func (r *Registry) read(key string, value json.RawMessage) error {
 		return json.Unmarshal(value, &r.signing)
 	case cookieKey:
 		return json.Unmarshal(value, &r.cookies)
+	case masterKey:
+		return json.Unmarshal(value, &r.master)
+	}
+	if name, ok := strings.CutPrefix(key, goneKey); ok {
+		mark := new(requestMark)
+		if err := json.Unmarshal(value, mark); err != nil || mark.Key != name {
+			return fmt.Errorf("the entry %q cannot be read: %w", fault.Shorten(key), err)
+		}
+		r.gone[name] = mark
+		return nil
 	}
 	name, ok := strings.CutPrefix(key, containerKey)
 	if !ok {
@@ -308,6 +341,7 @@ func (r *record) verify(key string) error {
 // once more within the patience.
 func (r *Registry) settle() {
 	now := r.opts.Now()
+	r.tidy(now)
 	for _, e := range r.containers {
 		if !e.good() && !e.Change.Back {
 			next := e.clone()

@@ -5,14 +5,15 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"strings"
 
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/records"
 )
 
 // A section is the whole registry as another host needs it, in the journal's form: without places, because a
-// container that has a new host has to say there where it is, and without the key of the sessions, which are
-// of this host. Of tokens it has digests alone.
+// container that has a new host has to say there where it is, and without the key of the sessions and what is kept
+// of Idempotency-Keys, which are of this host. Of tokens it has digests alone.
 const sectionHeader = "demiurge container section 1\n"
 
 // Section writes the registry as the organization's section "containers", and the version that it has at
@@ -23,7 +24,7 @@ func (r *Registry) Section() (form []byte, version uint64) {
 	form = addEntry([]byte(sectionHeader), signingKey, r.signing)
 	for _, c := range slices.Sorted(maps.Keys(r.containers)) {
 		rec := *r.containers[c].record
-		rec.Place = nil
+		rec.Place, rec.Request = nil, nil
 		form = addEntry(form, containerKey+string(c), rec)
 	}
 	return form, r.version
@@ -69,7 +70,7 @@ func (r *Registry) readSection(section []byte) error {
 }
 
 func (r *Registry) checkEntry(l line) error {
-	if _, twice := r.journal.values[l.Key]; twice || len(l.Value) == 0 || l.Key == cookieKey {
+	if _, twice := r.journal.values[l.Key]; twice || len(l.Value) == 0 || l.Key == cookieKey || l.Key == masterKey || strings.HasPrefix(l.Key, goneKey) {
 		return fmt.Errorf("the entry %q does not belong into a section, or stands there twice", fault.Shorten(l.Key))
 	}
 	if l.Key == signingKey {
@@ -83,8 +84,8 @@ func (r *Registry) checkEntry(l line) error {
 	if err := json.Unmarshal(l.Value, &rec); err != nil {
 		return fmt.Errorf("the entry %q cannot be read: %w", fault.Shorten(l.Key), err)
 	}
-	if rec.Place != nil {
-		return fmt.Errorf("container %s has a place of another host", rec.ID)
+	if rec.Place != nil || rec.Request != nil {
+		return fmt.Errorf("container %s has a place or a key of another host", rec.ID)
 	}
 	return nil
 }

@@ -51,6 +51,10 @@ func (s *Store) apply(r *record) *grant {
 		if g != nil {
 			g.generation, g.rotated, g.siblings = r.generation, r.rotated, 0
 		}
+	case putRequest:
+		s.requests[r.digest] = request{body: r.secret, client: r.client.ID, at: r.expires}
+	case putMaster:
+		s.master = r.digest
 	}
 	return g
 }
@@ -289,6 +293,7 @@ func (s *Store) settle() {
 		}
 	}
 	s.restoring = nil
+	s.dropRequests(2 * s.opts.limits.Clients)
 	for s.sweepOne(s.now()) {
 	}
 	s.stats.Expired, s.stats.Removed = Counts{}, Counts{}

@@ -2,6 +2,7 @@ package oauth
 
 import (
 	"context"
+	"crypto/sha256"
 	"fmt"
 	"maps"
 	"net/http"
@@ -85,22 +86,31 @@ func (s *Store) change(ctx context.Context, ending bool, decide func(x *tx) erro
 func (s *Store) AddClient(ctx context.Context, c Client) (logging.Secret, error) {
 	var secret logging.Secret
 	err := s.change(ctx, false, func(x *tx) error {
-		if len(x.clients) >= x.opts.limits.Clients {
-			return fault.New(fault.RateLimited, "organization %s has %d OAuth clients, the most that are allowed: delete one first", x.opts.organization, len(x.clients))
-		}
-		if x.clients[c.ID] != nil {
-			return fault.New(fault.Conflict, "client %s exists", c.ID)
-		}
-		r := record{op: putClient, client: c}
-		if !c.Public {
-			secret, r.secret = newSecret()
-		}
-		x.do(r)
-		return nil
+		var err error
+		secret, err = x.addClient(c, id.Secret())
+		return err
 	})
 	if err != nil {
 		return logging.Secret{}, err
 	}
+	return secret, nil
+}
+
+// addClient keeps a client whose secret is made of a seed.
+func (x *tx) addClient(c Client, seed string) (logging.Secret, error) {
+	if len(x.clients) >= x.opts.limits.Clients {
+		return logging.Secret{}, fault.New(fault.RateLimited, "organization %s has %d OAuth clients, the most that are allowed: delete one first", x.opts.organization, len(x.clients))
+	}
+	if x.clients[c.ID] != nil {
+		return logging.Secret{}, fault.New(fault.Conflict, "client %s exists", c.ID)
+	}
+	r := record{op: putClient, client: c}
+	var secret logging.Secret
+	if !c.Public {
+		text := secretOf(seed)
+		secret, r.secret = logging.NewSecret(text), sha256.Sum256([]byte(text))
+	}
+	x.do(r)
 	return secret, nil
 }
 

@@ -27,6 +27,8 @@ func FuzzRecord(f *testing.F) {
 		{op: putToken, kind: Refresh, grant: 1, expires: 77, generation: 2, scope: "a"},
 		{op: useCode},
 		{op: rotate, grant: 1, rotated: 9, generation: 3},
+		{op: putRequest, digest: digest{1}, secret: digest{2}, client: Client{ID: "cl-a"}, expires: 300},
+		{op: putMaster, digest: digest{3}},
 	} {
 		f.Add(r.append(nil))
 	}

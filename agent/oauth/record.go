@@ -20,7 +20,9 @@ const (
 	putToken   op = 6
 	useCode    op = 7
 	dropToken  op = 8
-	rotate     op = 9 // the family's refresh token was exchanged
+	rotate     op = 9  // the family's refresh token was exchanged
+	putRequest op = 10 // an Idempotency-Key has made a client; in journals only
+	putMaster  op = 11 // what secrets are made of with such keys; in journals only
 )
 
 // record is one change. Every change of a store is made by applying a record, when it happens and when it is
@@ -28,8 +30,8 @@ const (
 // is older than the rest and the later ones after it, ends in the same state.
 type record struct {
 	op         op
-	client     Client   // putClient; of dropClient and putGrant only the id
-	secret     digest   // putClient
+	client     Client   // putClient; of dropClient, putGrant and putRequest only the id
+	secret     digest   // putClient; of putRequest the digest of the body
 	user       id.User  // dropUser, putGrant (empty: the client acts for itself)
 	grant      uint64   // putGrant, dropGrant, putToken, rotate
 	scope      string   // putGrant, putToken
@@ -37,8 +39,8 @@ type record struct {
 	rotated    int64    // putGrant, rotate
 	generation uint32   // putGrant, putToken, rotate
 	kind       Kind     // putToken
-	digest     digest   // putToken, useCode, dropToken
-	expires    int64    // putToken
+	digest     digest   // putToken, useCode, dropToken; putRequest: of the key; putMaster: the key itself
+	expires    int64    // putToken; of putRequest when it came
 	used       bool     // putToken
 	code       codeTies // putToken of a code
 
@@ -113,6 +115,13 @@ func (r *record) append(buf []byte) []byte {
 		number(r.grant)
 		number(uint64(r.rotated))
 		number(uint64(r.generation))
+	case putRequest:
+		buf = append(buf, r.digest[:]...)
+		buf = append(buf, r.secret[:]...)
+		text(string(r.client.ID))
+		number(uint64(r.expires))
+	case putMaster:
+		buf = append(buf, r.digest[:]...)
 	}
 	return buf
 }
@@ -150,6 +159,10 @@ func decodeRecord(data []byte) (record, []byte, error) {
 		r.digest = in.digest()
 	case rotate:
 		r.grant, r.rotated, r.generation = in.number(), in.time(), in.small()
+	case putRequest:
+		r.digest, r.secret, r.client.ID, r.expires = in.digest(), in.digest(), ClientID(in.text()), in.time()
+	case putMaster:
+		r.digest = in.digest()
 	default:
 		return record{}, nil, fmt.Errorf("a record of type %d is not known: run a version that knows it", r.op)
 	}

@@ -41,7 +41,7 @@ func openStore(o storeOptions) (*Store, error) {
 func newStore(o storeOptions) *Store {
 	return &Store{
 		opts: o, journal: newJournal(o.fs, o.dir, o.logger),
-		clients: make(map[ClientID]*client), users: make(map[id.User]*holder), announced: math.MaxInt64,
+		clients: make(map[ClientID]*client), requests: make(map[digest]request), users: make(map[id.User]*holder), announced: math.MaxInt64,
 	}
 }
 

@@ -33,7 +33,7 @@ func (s *Store) walkAll(sink func(form []byte) error) error { return s.walk(true
 // pieceSize is about the size of what walk hands out at once.
 const pieceSize = 128 << 10
 
-// walk writes the store in pieces of whole records. The store is locked for one shard of its tokens at a
+// walk writes the store in pieces of whole records; with codes for a journal, else for a section. The store is locked for one shard of its tokens at a
 // time, so changes that come meanwhile are in what is written, or not.
 func (s *Store) walk(codes bool, sink func(form []byte) error) error {
 	s.walking.Lock()
@@ -48,8 +48,12 @@ func (s *Store) walk(codes bool, sink func(form []byte) error) error {
 		form = form[:0]
 		return err
 	}
-	for _, c := range s.clientRecords() {
-		form = c.append(form)
+	all := s.clientRecords()
+	if codes {
+		all = append(all, s.requestRecords()...)
+	}
+	for i := range all {
+		form = all[i].append(form)
 		if err := flush(pieceSize); err != nil {
 			return err
 		}

@@ -100,6 +100,8 @@ type Store struct {
 	// tokens.
 	mu        sync.Mutex
 	clients   map[ClientID]*client
+	requests  map[digest]request // by digest of the Idempotency-Key
+	master    digest             // what secrets are made of with such keys; zero: there was none yet
 	users     map[id.User]*holder
 	tokens    index
 	due       dueList

@@ -61,7 +61,7 @@ func TestP9ARefreshTokenIsNoLogin(t *testing.T) {
 	}
 }
 
-func parallel(n int, do func() (Issued, error)) (given []Issued, refused []error) {
+func parallel[T any](n int, do func() (T, error)) (given []T, refused []error) {
 	var mu sync.Mutex
 	var all sync.WaitGroup
 	begin := make(chan struct{})

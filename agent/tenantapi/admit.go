@@ -4,6 +4,7 @@ import (
 	"net/http"
 	"strings"
 
+	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -13,7 +14,8 @@ import (
 // subject is who makes a request, by what he showed.
 type subject struct {
 	permission.Subject
-	person bool // he himself, and not a client in his name
+	person bool           // he himself, and not a client in his name
+	client oauth.ClientID // that acts in his name
 }
 
 var everything = []permission.Pattern{permission.Everything()}
@@ -47,6 +49,7 @@ func (s *Server) admit(c *Call, route *Route) error {
 		return fault.New(fault.Forbidden, "cannot allow %s: %s", route.Action, d.Reason)
 	}
 	c.Subject, c.Resource = who.Subject, resource
+	c.caller = string(who.User) + "\x00" + string(who.client)
 	return nil
 }
 
@@ -66,7 +69,7 @@ func (s *Server) whoCalls(c *Call) (subject, error) {
 	if c.R.Method != http.MethodGet && c.R.Method != http.MethodHead && !sameOrigin(c.R) {
 		return subject{}, errCrossOrigin
 	}
-	return subject{permission.Subject{User: one.user, Limit: everything}, true}, nil
+	return subject{Subject: permission.Subject{User: one.user, Limit: everything}, person: true}, nil
 }
 
 // bearer reads an Authorization header.
@@ -85,13 +88,13 @@ func (s *Server) bearer(in *site, r *http.Request) (subject, error) {
 		if err != nil {
 			return subject{}, fault.Wrap(fault.Unauthenticated, err, "the token of the platform is not good")
 		}
-		return subject{permission.Subject{User: user.ID, Limit: everything}, true}, nil
+		return subject{Subject: permission.Subject{User: user.ID, Limit: everything}, person: true}, nil
 	}
 	who, ok := in.oauth.Authenticate(token)
 	if !ok || who.UserID == "" {
 		return subject{}, fault.New(fault.Unauthenticated, "show an access token that is good and that a person has given")
 	}
-	return subject{Subject: permission.Subject{User: id.User(who.UserID), Limit: limitOf(who.Scope)}}, nil
+	return subject{Subject: permission.Subject{User: id.User(who.UserID), Limit: limitOf(who.Scope)}, client: oauth.ClientID(who.ClientID)}, nil
 }
 
 // limitOf is what an access token is good for.

@@ -17,8 +17,8 @@ func (s *Server) clientRoutes() []Route {
 			Doc: Doc{"The organization's OAuth clients", nil, api.OAuthClients{}},
 		},
 		{
-			Method: http.MethodPost, Path: "/oauth/clients", Caller: Member, Action: createClients, Serve: s.createClient,
-			Doc: Doc{"Register a client; its secret is in this answer only", api.CreateOAuthClient{}, api.OAuthClient{}},
+			Method: http.MethodPost, Path: "/oauth/clients", Caller: Member, Action: createClients, Keyed: true, Serve: s.createClient,
+			Doc: Doc{"Register a client; its secret is in this answer and its repeats only", api.CreateOAuthClient{}, api.OAuthClient{}},
 		},
 		{
 			Method: http.MethodGet, Path: "/oauth/clients/{client_id}", Caller: Member, Action: readClients, Serve: s.client,
@@ -88,7 +88,11 @@ func (s *Server) createClient(c *Call) error {
 	if err != nil {
 		return err
 	}
-	secret, err := store.AddClient(c.R.Context(), made)
+	request, err := c.keyed(body)
+	if err != nil {
+		return err
+	}
+	made, secret, err := store.AddClientFor(c.R.Context(), made, request)
 	if err != nil {
 		return err
 	}

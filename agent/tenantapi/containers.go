@@ -27,8 +27,8 @@ func (s *Server) containerRoutes() []Route {
 			Doc: Doc{"The containers that the caller may read; of one project with the parameter project_id", nil, api.Containers{}},
 		},
 		{
-			Method: http.MethodPost, Path: "/containers", Caller: Member, Action: container.CanCreate, Locate: s.newContainer, Serve: s.createContainer,
-			Doc: Doc{"Create a container; its hosting token and secrets are in this answer only", api.CreateContainer{}, api.CreatedContainer{}},
+			Method: http.MethodPost, Path: "/containers", Caller: Member, Action: container.CanCreate, Locate: s.newContainer, Keyed: true, Serve: s.createContainer,
+			Doc: Doc{"Create a container; its hosting token and secrets are in this answer and its repeats only", api.CreateContainer{}, api.CreatedContainer{}},
 		},
 		{
 			Method: http.MethodGet, Path: one, Caller: Member, Action: container.CanRead, Locate: s.findContainer, Serve: s.showContainer,
@@ -105,8 +105,14 @@ func (s *Server) newContainer(c *Call) (id.Project, error) {
 			Name: container.ServiceName(one.Name), Paths: one.RedirectPaths, Scope: one.Scope, Public: one.Public,
 		})
 	}
-	c.Found = spec
+	c.Found = wanted{spec, body}
 	return project, nil
+}
+
+// wanted is the container that a body asks for.
+type wanted struct {
+	spec container.Spec
+	body api.CreateContainer
 }
 
 func (s *Server) createContainer(c *Call) error {
@@ -114,9 +120,13 @@ func (s *Server) createContainer(c *Call) error {
 	if err != nil {
 		return err
 	}
-	spec := c.Found.(container.Spec)
+	asked := c.Found.(wanted)
+	spec := asked.spec
 	spec.Project = c.Resource.Project // what was checked
 	if err := mayHandOn(c, spec); err != nil {
+		return err
+	}
+	if spec.Request, err = c.keyed(asked.body); err != nil {
 		return err
 	}
 	made, err := r.Create(c.R.Context(), c.Subject.User, spec)

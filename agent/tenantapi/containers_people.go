@@ -79,7 +79,12 @@ func (k containerClients) Add(ctx context.Context, c container.Client) (logging.
 		return logging.Secret{}, err
 	}
 	made.ID = oauth.ClientID(c.ID)
-	return k.store.AddClient(ctx, made)
+	return k.store.AddClientWith(ctx, made, c.Seed)
+}
+
+// Secret implements container.Clients.
+func (k containerClients) Secret(clientID string, seed logging.Secret) (logging.Secret, bool) {
+	return k.store.SecretOf(oauth.ClientID(clientID), seed)
 }
 
 // Delete implements container.Clients. A client that is not there is gone for good: the store says so only when

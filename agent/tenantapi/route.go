@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/demiurge-platform/demiurge/agent/keyed"
 	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
 	"github.com/demiurge-platform/demiurge/shared/fault"
@@ -44,8 +45,10 @@ type Route struct {
 	// Hosted lets in the container that the path names too, by its hosting token (Call.Hosting), which the handler
 	// checks.
 	Hosted bool
-	Serve  func(*Call) error
-	Doc    Doc
+	// Keyed: the call creates, and a repeat with the same Idempotency-Key has the same answer (Call.keyed).
+	Keyed bool
+	Serve func(*Call) error
+	Doc   Doc
 }
 
 // Doc is what the OpenAPI document says of a row.
@@ -64,6 +67,7 @@ type Call struct {
 	Resource permission.Resource // what was checked, on a route of Member
 	Found    any                 // what Locate looked at
 	Hosting  string              // the hosting token of a container that calls a route for it
+	caller   string              // who asks, and with which client: nobody else's keys are his
 	params   map[string]string
 }
 
@@ -121,6 +125,8 @@ func (r *Route) check() error {
 		return fmt.Errorf("cannot serve %s: an action is named for members, and only for them", name)
 	case (r.Locate != nil || r.Hosted) && (r.Caller != Member || r.Project != ""):
 		return fmt.Errorf("cannot serve %s: its project is found in two ways, or is nobody's matter", name)
+	case r.Keyed && (r.Method != http.MethodPost || r.Caller != Member):
+		return fmt.Errorf("cannot serve %s: keys are for members' calls that create", name)
 	case r.Project != "" && (r.Caller != Member || !strings.Contains(r.Path, "{"+r.Project+"}")):
 		return fmt.Errorf("cannot serve %s: its project is not part of its path", name)
 	}
@@ -197,6 +203,11 @@ func (c *Call) Decode(into any) error {
 		return fault.New(fault.TooLarge, "the body is longer than %d bytes", maxBody)
 	}
 	return fault.New(fault.InvalidRequest, "cannot read the body: %v: send one JSON object as documented", err)
+}
+
+// keyed reads the Idempotency-Key of a call whose body is this.
+func (c *Call) keyed(body any) (keyed.Request, error) {
+	return keyed.New(c.R.Header, c.caller, c.R.Method+" "+c.R.URL.Path, body)
 }
 
 // Answer writes JSON.

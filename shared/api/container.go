@@ -46,7 +46,7 @@ type ContainerService struct {
 	Serving       bool     `json:"serving" doc:"It was announced, and the container is up"`
 }
 
-// CreatedContainer is the answer to POST /containers. Its secrets are shown nowhere else and never again.
+// CreatedContainer is the answer to POST /containers. Its secrets are shown in it and in its repeats only.
 type CreatedContainer struct {
 	Container
 	HostingToken string            `json:"hosting_token"`

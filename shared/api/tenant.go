@@ -66,7 +66,7 @@ type OAuthClient struct {
 	Service   bool     `json:"service"`
 	Redirects []string `json:"redirects"`
 	Scope     []string `json:"scope"`
-	Secret    string   `json:"client_secret,omitempty" doc:"In the answer to its creation only"`
+	Secret    string   `json:"client_secret,omitempty" doc:"In the answer to its creation, and in repeats of that, only"`
 }
 
 // OAuthClients lists the clients of an organization.
