@@ -20,6 +20,9 @@ import (
 // with 1,000 gateways it would otherwise spend on asking the kernel for 4,600 small ones.
 const hugePages = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
+// oneGrab lets nginx -t, which soon ends, ask for all its memory at once: a sixth of its time.
+const oneGrab = hugePages + ":glibc.malloc.top_pad=33554432"
+
 // nginxTest runs nginx -t on a generation or on a scratch copy, with the master's limit on open files.
 // include is relative to the data directory. A nil error means that nginx would read it; what -t
 // cannot see is left to preflight and proof.
@@ -38,7 +41,7 @@ func (e *Engine) nginxTest(ctx context.Context, master process, include string) 
 	defer cancel()
 	cmd := exec.CommandContext(ctx, "/bin/sh", "-c", `ulimit -S -n "$0"; exec "$@"`, fmt.Sprint(limit),
 		e.opts.Binary, "-t", "-e", "stderr", "-p", prefix, "-c", conf)
-	cmd.Env = append(os.Environ(), hugePages)
+	cmd.Env = append(os.Environ(), oneGrab)
 	cmd.WaitDelay = time.Second
 	var out bytes.Buffer
 	cmd.Stdout, cmd.Stderr = &out, &out
