@@ -50,7 +50,7 @@ http {
 
 // BenchmarkContainerAccess measures what the access check adds to a request to a user container: requests through
 // the host's nginx with the agent's decision, and in turns through an nginx that asks nobody, to one program, on one
-// kept connection each.
+// kept connection each: a program's plain requests, and those of a page's script, which the agent carries.
 func BenchmarkContainerAccess(b *testing.B) {
 	h := prepareHost(b)
 	h.config.Containers.Networks = []string{"127.0.0.0/8"}
@@ -67,13 +67,16 @@ func BenchmarkContainerAccess(b *testing.B) {
 	other := h.plainProxy(b, program.Listener.Addr().String())
 	client := &http.Client{Transport: &http.Transport{}}
 	defer client.CloseIdleConnections()
-	ask := func(port int) time.Duration {
+	ask := func(port int, destination string) time.Duration {
 		r, err := http.NewRequestWithContext(b.Context(), http.MethodGet, fmt.Sprintf("http://127.0.0.1:%d/", port), nil)
 		if err != nil {
 			b.Fatal(err)
 		}
 		r.Host = name
 		r.Header.Set("Authorization", "Bearer "+token)
+		if destination != "" {
+			r.Header.Set("Sec-Fetch-Dest", destination)
+		}
 		begun := time.Now()
 		res, err := client.Do(r)
 		if err != nil {
@@ -91,21 +94,25 @@ func BenchmarkContainerAccess(b *testing.B) {
 		_, err := client.Do(r)
 		return err == nil
 	})
-	var checked, unchecked []time.Duration
-	for b.Loop() {
-		for range 10 {
-			checked = append(checked, ask(h.port))
-			unchecked = append(unchecked, ask(other))
-		}
+	for name, destination := range map[string]string{"plain": "", "carried": "empty"} {
+		b.Run(name, func(b *testing.B) {
+			var checked, unchecked []time.Duration
+			for b.Loop() {
+				for range 10 {
+					checked = append(checked, ask(h.port, destination))
+					unchecked = append(unchecked, ask(other, destination))
+				}
+			}
+			slices.Sort(checked)
+			slices.Sort(unchecked)
+			at := func(d []time.Duration, percent int) float64 { return ms(d[len(d)*percent/100]) }
+			b.ReportMetric(at(checked, 50), "checked-p50-ms")
+			b.ReportMetric(at(unchecked, 50), "unchecked-p50-ms")
+			b.ReportMetric(at(checked, 50)-at(unchecked, 50), "added-p50-ms")
+			b.ReportMetric(at(checked, 99)-at(unchecked, 99), "added-p99-ms")
+			b.ReportMetric(0, "ns/op")
+		})
 	}
-	slices.Sort(checked)
-	slices.Sort(unchecked)
-	at := func(d []time.Duration, percent int) float64 { return ms(d[len(d)*percent/100]) }
-	b.ReportMetric(at(checked, 50), "checked-p50-ms")
-	b.ReportMetric(at(unchecked, 50), "unchecked-p50-ms")
-	b.ReportMetric(at(checked, 50)-at(unchecked, 50), "added-p50-ms")
-	b.ReportMetric(at(checked, 99)-at(unchecked, 99), "added-p99-ms")
-	b.ReportMetric(0, "ns/op")
 }
 
 // containerAt makes a container that is at an address, with ada's access token for it.
