@@ -157,7 +157,6 @@ func renewed(t testing.TB, r *Registry, c ID) Hosting {
 	return h
 }
 
-// A token of the organization opens a container, and goes no further than it must.
 // TestWhatMayLastIsCarried: what goes straight to a container is only what a page is made of, and what a program
 // gets that did not ask for a stream.
 func TestWhatMayLastIsCarried(t *testing.T) {
@@ -187,6 +186,7 @@ func TestWhatMayLastIsCarried(t *testing.T) {
 	}
 }
 
+// A token of the organization opens a container, and goes no further than it must.
 func TestProgramsComeWithATokenOfTheOrganization(t *testing.T) {
 	f := newFixture(t)
 	r := f.open(ourOrg)

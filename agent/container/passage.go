@@ -231,7 +231,9 @@ func (p *Passage) carry(ctx context.Context, from net.Conn, now func() time.Time
 	defer func() { _ = from.Close() }()
 	undo := context.AfterFunc(ctx, func() { _ = from.Close() }) // also before it is known what it is
 	defer undo()
-	_ = from.SetReadDeadline(time.Now().Add(headLife))
+	if from.SetReadDeadline(time.Now().Add(headLife)) != nil {
+		return // it is closed already
+	}
 	key, head, err := readHead(from)
 	if err != nil {
 		p.logger.Debug("a request to a container cannot be read", "error", err)
@@ -252,10 +254,9 @@ func (p *Passage) carry(ctx context.Context, from net.Conn, now func() time.Time
 		p.logger.Debug("a container is not reached", "container", x.container, "error", err)
 		return
 	}
-	if !x.has(to) {
+	if !x.has(to) || from.SetReadDeadline(time.Time{}) != nil {
 		return
 	}
-	_ = from.SetReadDeadline(time.Time{})
 	if _, err := to.Write(head); err != nil {
 		return
 	}
