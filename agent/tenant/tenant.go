@@ -10,6 +10,7 @@ package tenant
 import (
 	"context"
 	"errors"
+	"maps"
 	"sync"
 	"sync/atomic"
 
@@ -39,6 +40,9 @@ type Tenant struct {
 	version uint64
 	touched bool // something of the organization is on disk, or somebody has asked for it
 	dirty   bool // members were removed since the disk was told
+	// removed are the people who left since the OAuth state was told. What they had ends, though they may be
+	// members again.
+	removed map[id.User]bool
 	gone    bool // it has left, or is here at another epoch
 }
 
@@ -161,8 +165,11 @@ func (t *Tenant) update(body *api.Activate, version uint64) (work bool, err erro
 	if t.gone || version <= t.version {
 		return false, nil
 	}
-	t.body, t.version = body, version
 	v := t.view.Load()
+	if v != nil || t.touched {
+		t.noteRemoved(t.body, body)
+	}
+	t.body, t.version = body, version
 	if v == nil {
 		t.dirty = t.dirty || t.touched
 		return t.dirty, nil
@@ -180,6 +187,39 @@ func (t *Tenant) update(body *api.Activate, version uint64) (work bool, err erro
 	}
 	t.dirty = true
 	return true, err
+}
+
+// noteRemoved notes who is no member any more. mu is held.
+func (t *Tenant) noteRemoved(before, now *api.Activate) {
+	stays := make(map[string]bool, len(now.Members))
+	for _, member := range now.Members {
+		stays[member.UserID] = true
+	}
+	for _, member := range before.Members {
+		if stays[member.UserID] {
+			continue
+		}
+		if t.removed == nil {
+			t.removed = map[id.User]bool{}
+		}
+		t.removed[id.User(member.UserID)] = true
+	}
+}
+
+// keepMembers ends the tokens of whoever is no member or was none in between. editing is held.
+func (t *Tenant) keepMembers(ctx context.Context, store *oauth.Store) error {
+	t.mu.Lock()
+	left := t.removed
+	t.removed = nil
+	t.mu.Unlock()
+	err := store.KeepMembers(ctx, func(user id.User) bool { return t.isMember(user) && !left[user] })
+	if err != nil && len(left) > 0 {
+		t.mu.Lock()
+		defer t.mu.Unlock()
+		maps.Copy(left, t.removed)
+		t.removed = left
+	}
+	return err
 }
 
 // Edit changes the organization's own roles and grants. The change takes effect when it is on disk.
@@ -262,7 +302,7 @@ func (t *Tenant) OAuth(ctx context.Context) (*oauth.Store, error) {
 		return nil, err
 	}
 	// Who was removed while nobody looked must not come back with what the disk still has of him.
-	if err := s.KeepMembers(ctx, t.isMember); err != nil {
+	if err := t.keepMembers(ctx, s); err != nil {
 		return nil, err
 	}
 	t.store.Store(s)
@@ -293,7 +333,7 @@ func (t *Tenant) settle(ctx context.Context) error {
 	if gone || v == nil {
 		return nil
 	}
-	if err = store.KeepMembers(ctx, t.isMember); err == nil {
+	if err = t.keepMembers(ctx, store); err == nil {
 		err = t.reg.writePermissions(t.organization, t.epoch, v.policy.Section())
 	}
 	if err != nil {

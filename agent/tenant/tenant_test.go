@@ -1,6 +1,7 @@
 package tenant_test
 
 import (
+	"context"
 	"errors"
 	"os"
 	"path/filepath"
@@ -85,6 +86,45 @@ func (b *bench) serve(epoch id.Epoch, members ...string) *tenant.Tenant {
 	}
 	b.registry.Serve(a, b.version)
 	return must[*tenant.Tenant](b.t)(b.registry.Get(org, epoch))
+}
+
+// run has the registry work until the test ends.
+func (b *bench) run() {
+	b.t.Helper()
+	ctx, cancel := context.WithCancel(context.Background())
+	var running sync.WaitGroup
+	running.Go(func() { b.registry.Run(ctx) })
+	b.t.Cleanup(func() {
+		cancel()
+		running.Wait()
+	})
+}
+
+// waitFor waits until something is so.
+func waitFor(t testing.TB, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(30 * time.Second); !ok(); time.Sleep(time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("waited in vain: %s", what)
+		}
+	}
+}
+
+// tokenOfBob is an access token that bob has given to a client.
+func (b *bench) tokenOfBob(of *tenant.Tenant) string {
+	t := b.t
+	t.Helper()
+	store := must[*oauth.Store](t)(of.OAuth(t.Context()))
+	const back = "http://127.0.0.1/back"
+	client := must[oauth.Client](t)(oauth.NewClient(of.Hostname(), oauth.Client{Name: "c", Redirects: []string{back}, Scope: []string{"room:read"}}))
+	must[logging.Secret](t)(store.AddClient(t.Context(), client))
+	code := must[logging.Secret](t)(store.IssueCode(t.Context(), oauth.Consented{Client: client.ID, User: "bob", Redirect: back}))
+	given := must[oauth.Issued](t)(store.Redeem(t.Context(), oauth.Redemption{Client: client.ID, Code: code.Reveal(), Redirect: back}))
+	token := given.Access.Reveal()
+	if _, good := store.Check(token); !good {
+		t.Fatal("the token is not good at first")
+	}
+	return token
 }
 
 // onDisk is what lies in the directories.
@@ -217,13 +257,8 @@ func TestP8_ARemovalReachesWhatNobodyHasOpen(t *testing.T) {
 	if err := one.Edit(grantBob); err != nil {
 		t.Fatal(err)
 	}
-	store := must[*oauth.Store](t)(one.OAuth(t.Context()))
-	const back = "http://127.0.0.1/back"
-	client := must[oauth.Client](t)(oauth.NewClient(one.Hostname(), oauth.Client{Name: "c", Redirects: []string{back}, Scope: []string{"room:read"}}))
-	must[logging.Secret](t)(store.AddClient(t.Context(), client))
-	code := must[logging.Secret](t)(store.IssueCode(t.Context(), oauth.Consented{Client: client.ID, User: "bob", Redirect: back}))
-	given := must[oauth.Issued](t)(store.Redeem(t.Context(), oauth.Redemption{Client: client.ID, Code: code.Reveal(), Redirect: back}))
-	if _, good := store.Check(given.Access.Reveal()); !good || !mayBob(t, one) {
+	token := b.tokenOfBob(one)
+	if !mayBob(t, one) {
 		t.Fatal("bob can do nothing at first")
 	}
 	b.serve(7, "ada=owner")
@@ -238,12 +273,50 @@ func TestP8_ARemovalReachesWhatNobodyHasOpen(t *testing.T) {
 		t.Fatal(err)
 	}
 	one = b.serve(7, "ada=owner")
-	if _, good := must[*oauth.Store](t)(one.OAuth(t.Context())).Check(given.Access.Reveal()); good {
+	if _, good := must[*oauth.Store](t)(one.OAuth(t.Context())).Check(token); good {
 		t.Error("his token came back with the disk")
 	}
 	b.serve(7, "ada=owner", "bob=member")
-	if _, good := must[*oauth.Store](t)(one.OAuth(t.Context())).Check(given.Access.Reveal()); good || mayBob(t, one) {
+	if _, good := must[*oauth.Store](t)(one.OAuth(t.Context())).Check(token); good || mayBob(t, one) {
 		t.Error("he came back with what he had before")
+	}
+}
+
+// P8: a member who is removed and comes back before the disk was told has nothing of what he had.
+func TestP8_ComingBackAtOnceBringsNothingBack(t *testing.T) {
+	for _, open := range []bool{true, false} {
+		b := newBench(t)
+		one := b.serve(7, "ada=owner", "bob=member")
+		if err := one.Edit(grantBob); err != nil {
+			t.Fatal(err)
+		}
+		token := b.tokenOfBob(one)
+		if !open { // another agent, in which nobody has asked for anything yet
+			if err := b.oauth.CloseAll(); err != nil {
+				t.Fatal(err)
+			}
+			b.start()
+			if err := b.registry.Retain(map[id.Organization]id.Epoch{org: 7}); err != nil {
+				t.Fatal(err)
+			}
+			one = b.serve(7, "ada=owner", "bob=member")
+		}
+		b.serve(7, "ada=owner")
+		b.serve(7, "ada=owner", "bob=member")
+		b.run()
+		waitFor(t, "the disk is told", func() bool { return !one.Dirty() })
+		if _, good := must[*oauth.Store](t)(one.OAuth(t.Context())).Check(token); good {
+			t.Errorf("open %t: his token is good again", open)
+		}
+		if open && mayBob(t, one) {
+			t.Error("what he was granted is his again")
+		}
+		again := b.tokenOfBob(one)
+		b.serve(7, "ada=owner", "bob=member", "eve=member")
+		waitFor(t, "the disk is told", func() bool { return !one.Dirty() })
+		if _, good := must[*oauth.Store](t)(one.OAuth(t.Context())).Check(again); !good {
+			t.Errorf("open %t: what he got after he came back has ended with the change of somebody else", open)
+		}
 	}
 }
 
