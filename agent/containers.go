@@ -78,19 +78,21 @@ func openContainers(c *Config, files fsx.FS, now func() time.Time, log hclog.Log
 	})
 }
 
-// ownAddresses are those of this host. When they cannot be told nothing is known to be no container's.
-func ownAddresses() []netip.Addr {
+// ownAddresses are those of this host.
+func ownAddresses() ([]netip.Addr, error) {
 	all, err := net.InterfaceAddrs()
 	if err != nil {
-		return nil
+		return nil, err
 	}
 	var out []netip.Addr
 	for _, a := range all {
-		if p, err := netip.ParsePrefix(a.String()); err == nil {
-			out = append(out, p.Addr().Unmap())
+		p, err := netip.ParsePrefix(a.String())
+		if err != nil {
+			return nil, err
 		}
+		out = append(out, p.Addr().Unmap())
 	}
-	return out
+	return out, nil
 }
 
 // accessSocket is where nginx asks about requests to user containers.

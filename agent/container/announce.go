@@ -92,7 +92,14 @@ func (o *Options) reachable(a netip.Addr) error {
 		if !n.Contains(a) || a.IsLoopback() && !n.Addr().IsLoopback() {
 			continue
 		}
-		if !n.IsSingleIP() && !a.IsLoopback() && slices.Contains(o.Own(), a) {
+		if n.IsSingleIP() || a.IsLoopback() {
+			return nil
+		}
+		own, err := o.Own()
+		switch {
+		case err != nil:
+			return refused("this host cannot tell its own addresses at the moment; try again")
+		case slices.Contains(own, a):
 			return refused("that is this host itself")
 		}
 		return nil

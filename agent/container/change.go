@@ -169,7 +169,7 @@ func (r *Registry) addClient(ctx context.Context, rec *record, a steps.Action, q
 
 // made gives a container that is whole its first token.
 func (r *Registry) made(c ID, secrets map[string]logging.Secret, q keyed.Request) (Made, error) {
-	hosting, err := r.issue(c, false, q)
+	hosting, err := r.issue(c, q, func(*record, time.Time) error { return nil })
 	if err != nil {
 		return Made{}, err
 	}
@@ -322,7 +322,12 @@ func (r *Registry) orphan(p *permission.Policy) {
 // Issue gives a container another hosting token. Without alone those before it stay good until they expire,
 // as long as there are not too many.
 func (r *Registry) Issue(c ID, alone bool) (Hosting, error) {
-	return r.issue(c, alone, keyed.Request{})
+	return r.issue(c, keyed.Request{}, func(next *record, _ time.Time) error {
+		if alone {
+			next.Tokens = nil
+		}
+		return nil
+	})
 }
 
 // Renew gives a container another hosting token for one that is good.
@@ -330,11 +335,20 @@ func (r *Registry) Renew(c ID, token string) (Hosting, error) {
 	if err := r.authenticate(c, token); err != nil {
 		return Hosting{}, err
 	}
-	return r.issue(c, false, keyed.Request{})
+	return r.issue(c, keyed.Request{}, func(next *record, now time.Time) error {
+		// It may have been taken back since.
+		if claims, ok := unseal(r.signing, token, "https://"+r.hostname, r.organization, now); !ok || !next.knows(claims.ID, now) {
+			return errHosting
+		}
+		return nil
+	})
 }
 
-// issue gives a container a hosting token; with the call that makes the container, the first one.
-func (r *Registry) issue(c ID, alone bool, q keyed.Request) (Hosting, error) {
+var errHosting = fault.New(fault.Unauthenticated, "the hosting token is not good for this container: it may have expired or been taken back; ask for another one")
+
+// issue gives a container a hosting token, if what the caller knows of it still holds; with the call that makes the
+// container, the first one.
+func (r *Registry) issue(c ID, q keyed.Request, holds func(next *record, now time.Time) error) (Hosting, error) {
 	now := r.opts.Now()
 	tokenID, expires := r.tokenID(c, q), now.Add(r.opts.TokenLife).Truncate(time.Second).UTC()
 	rec, err := r.change(c, false, func(next *record) error {
@@ -344,8 +358,8 @@ func (r *Registry) issue(c ID, alone bool, q keyed.Request) (Hosting, error) {
 		if q.Given() {
 			next.Request = next.Request.answered(hostingMark{Digest: digestOf(tokenID), Expires: expires}, now)
 		}
-		if alone {
-			next.Tokens = nil
+		if err := holds(next, now); err != nil {
+			return err
 		}
 		next.Tokens = withToken(next.Tokens, hostingMark{Digest: digestOf(tokenID), Expires: expires}, now)
 		return nil
@@ -366,15 +380,14 @@ func (r *Registry) hosting(rec *record, tokenID string, issued, expires time.Tim
 // authenticate reports whether a hosting token speaks for a container now.
 func (r *Registry) authenticate(c ID, token string) error {
 	now := r.opts.Now()
-	bad := fault.New(fault.Unauthenticated, "the hosting token is not good for this container: it may have expired or been taken back; ask for another one")
 	claims, ok := unseal(r.signing, token, "https://"+r.hostname, r.organization, now)
 	if !ok || claims.Subject != c {
-		return bad
+		return errHosting
 	}
 	r.mu.RLock()
 	defer r.mu.RUnlock()
 	if e := r.containers[c]; e == nil || r.closed || !e.good() || e.Project != claims.Project || !e.knows(claims.ID, now) {
-		return bad
+		return errHosting
 	}
 	return nil
 }

@@ -39,8 +39,9 @@ type Options struct {
 	Scheme   string // in which people reach this host's nginx: https (also when empty), or http on one machine
 	Port     int    // at which; zero: that of the scheme
 	Networks []netip.Prefix
-	// Own lists the addresses of this host, at which no container is. Nil: none.
-	Own         func() []netip.Addr
+	// Own lists the addresses of this host, at which no container is. Nil: none. While they cannot be told, none
+	// is reached.
+	Own         func() ([]netip.Addr, error)
 	Passage     string        // unix socket where Carry listens; nginx sends there what the Door lets in
 	Limits      Limits        // zero fields have their default
 	TokenLife   time.Duration // of hosting tokens; zero: one hour
@@ -74,7 +75,7 @@ func (o Options) withDefaults() (Options, error) {
 		o.Port = map[string]int{"https": 443, "http": 80}[o.Scheme]
 	}
 	if o.Own == nil {
-		o.Own = func() []netip.Addr { return nil }
+		o.Own = func() ([]netip.Addr, error) { return nil, nil }
 	}
 	if o.Now == nil {
 		o.Now = time.Now

@@ -115,6 +115,32 @@ func TestP2HostingTokensAreShortAndTakenBack(t *testing.T) {
 	}
 }
 
+// P2: a token that is taken back while it is being renewed gives no other one.
+func TestP2ATokenThatIsTakenBackMeanwhileIsNotRenewed(t *testing.T) {
+	f := newFixture(t)
+	calls, takeBack := 0, func() {}
+	f.opts.Now = func() time.Time {
+		if calls++; calls == 2 { // Renew looks at the clock to check the token, and again to make the next
+			takeBack()
+		}
+		return f.now()
+	}
+	f.start()
+	r := f.open(ourOrg)
+	made := create(t, r)
+	var alone Hosting
+	takeBack = func() {
+		var err error
+		alone, err = r.Issue(made.Container.ID, true)
+		ok(t, err)
+	}
+	calls = 0
+	if got, err := r.Renew(made.Container.ID, made.Hosting.Token.Reveal()); !fault.Is(err, fault.Unauthenticated) {
+		t.Errorf("it was renewed: %v, %v", got.Expires, err)
+	}
+	ok(t, r.authenticate(made.Container.ID, alone.Token.Reveal()))
+}
+
 // P8: removal of a member never reaches what runs.
 func TestP8ARemovedMemberIsRefusedAtOnce(t *testing.T) {
 	f := newFixture(t)
@@ -366,6 +392,41 @@ func TestP17OnlyAddressesOfTheNetworksForContainers(t *testing.T) {
 		if _, err := r.Announce(made.Container.ID, made.Hosting.Token.Reveal(), a); !fault.Is(err, fault.InvalidRequest) {
 			t.Errorf("ports %s: %v", name, err)
 		}
+	}
+}
+
+// P17: an address that the operator has taken out of the networks is reached no more, also not for the time in which
+// a container may announce itself after the restart.
+func TestP17AnAddressThatIsNotAllowedAnyMoreIsNotReached(t *testing.T) {
+	f := newFixture(t)
+	r := f.open(ourOrg)
+	made := create(t, r)
+	announce(t, r, made, "10.1.0.5")
+	for what, change := range map[string]func(){
+		"taken out of the networks": func() { f.opts.Networks = []netip.Prefix{netip.MustParsePrefix("10.2.0.0/16")} },
+		"the host's own": func() {
+			f.opts.Own = func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("10.1.0.5")}, nil }
+		},
+		"own ones that cannot be told": func() { f.opts.Own = func() ([]netip.Addr, error) { return nil, errRefused } },
+	} {
+		before := f.opts
+		change()
+		f.start()
+		r = f.open(ourOrg)
+		if s := state(t, r, made.Container.ID); s != Down {
+			t.Errorf("%s: the container is %s", what, s)
+		}
+		if d := r.Access(made.Container.ID, Caller{Subject: owner}, Asked{}); d.Answer != Away {
+			t.Errorf("%s: a request is %s to %s", what, d.Answer, d.Upstream)
+		}
+		if _, err := r.Announce(made.Container.ID, made.Hosting.Token.Reveal(), at("10.1.0.5")); !fault.Is(err, fault.InvalidRequest) {
+			t.Errorf("%s: %v", what, err)
+		}
+		f.opts = before
+	}
+	f.start()
+	if s := state(t, f.open(ourOrg), made.Container.ID); s != Up {
+		t.Errorf("without a change of the networks it is %s after a restart", s)
 	}
 }
 

@@ -337,8 +337,8 @@ func (r *record) verify(key string) error {
 	return nil
 }
 
-// settle ends the reading: what was half made or half ended is ended, and who was up has to announce itself
-// once more within the patience.
+// settle ends the reading: what was half made or half ended is ended, and who was up, where containers may be, has to
+// announce itself once more within the patience.
 func (r *Registry) settle() {
 	now := r.opts.Now()
 	r.tidy(now)
@@ -348,7 +348,7 @@ func (r *Registry) settle() {
 			next.Change.TakeBack() // whoever asked for it was not answered
 			e.record = next
 		}
-		if e.Place != nil {
+		if e.Place != nil && r.opts.reachable(e.Place.Address) == nil { // the networks may be others than when it said so
 			e.deadline = now.Add(r.opts.Patience)
 			r.host.await(r, e)
 		}
