@@ -28,6 +28,7 @@ type Engine struct {
 	web    *listenerClient
 	wake   chan struct{} // holds one token when the apply loop has something to look at
 	close  func()        // gives files and locks back, once
+	waits  sync.Once     // to say that old workers cannot be told to end
 
 	mu sync.Mutex // guards st; never held during I/O
 	st state

@@ -207,6 +207,8 @@ func (e *Engine) push(ctx context.Context, a *attempt) error {
 	if err != nil {
 		return transient(err, "cannot set a fence")
 	}
+	old := hold(a.master) // before nginx can have read the new pointer, whoever tells it to
+	defer old.release()
 	if err := e.point(a.n); err != nil {
 		return transient(err, "cannot move the pointer")
 	}
@@ -218,7 +220,7 @@ func (e *Engine) push(ctx context.Context, a *attempt) error {
 	if err := a.master.signal(syscall.SIGHUP); err != nil {
 		return transient(err, "cannot signal nginx")
 	}
-	if err := e.prove(ctx, a, fences, tail); err != nil {
+	if err := e.prove(ctx, a, fences, old, tail); err != nil {
 		return err
 	}
 	a.proven = true
@@ -275,8 +277,9 @@ func (e *Engine) deadline() time.Duration {
 }
 
 // prove waits until the new generation answers on its own socket and nobody listens on the others any
-// more. The first answer alone proves nothing: old and new workers accept side by side for a while.
-func (e *Engine) prove(ctx context.Context, a *attempt, fences []string, tail logTail) error {
+// more. The first answer alone proves nothing: old and new workers accept side by side until the old ones are
+// told to end, here or by the master.
+func (e *Engine) prove(ctx context.Context, a *attempt, fences []string, old *predecessors, tail logTail) error {
 	ctx, cancel := context.WithTimeout(ctx, e.deadline())
 	defer cancel()
 	explain := func(err error, what string) error {
@@ -314,11 +317,13 @@ func (e *Engine) prove(ctx context.Context, a *attempt, fences []string, tail lo
 	if err := e.fs.Step("nginx.fence.refuse"); err != nil {
 		return transient(err, "cannot ask the predecessor of generation %d", a.n)
 	}
+	retired := old == nil
 	for _, fence := range fences {
 		err := poll(ctx, func() (bool, error) {
 			if !a.master.alive() {
 				return false, errNoMaster
 			}
+			retired = retired || e.retire(old)
 			return refuses(ctx, fence), nil
 		})
 		if err != nil {

@@ -133,7 +133,7 @@ func (p process) draining() int {
 	n := 0
 	for _, pid := range children(p.pid) {
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err == nil && bytes.Contains(title, []byte("is shutting down")) {
+		if err == nil && bytes.Contains(title, []byte(endingTitle)) {
 			n++
 		}
 	}
@@ -198,7 +198,7 @@ func orphans(l layout) []process {
 	var out []process
 	for _, pid := range processes() {
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || !bytes.HasPrefix(title, []byte("nginx: worker process")) || !holds(pid, l.accessLog()) {
+		if err != nil || !bytes.HasPrefix(title, []byte(workerTitle)) || !holds(pid, l.accessLog()) {
 			continue
 		}
 		parent, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", parentOf(pid)))

@@ -147,7 +147,7 @@ func (e *Engine) finish(ctx context.Context, n uint64, master process) error {
 	if err != nil {
 		return err
 	}
-	if err := e.prove(ctx, a, fences, tailFrom(e.l.errorLog())); err != nil {
+	if err := e.prove(ctx, a, fences, nil, tailFrom(e.l.errorLog())); err != nil {
 		return err
 	}
 	return e.commit(a)
