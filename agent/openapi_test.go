@@ -2,13 +2,17 @@ package agent_test
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/json"
 	"flag"
+	"maps"
+	"net/http"
 	"os"
 	"path/filepath"
 	"reflect"
 	"regexp"
 	"slices"
+	"strconv"
 	"strings"
 	"testing"
 
@@ -57,9 +61,11 @@ func openAPI(t *testing.T, rows []tenantapi.Route) *huma.OpenAPI {
 	out := &huma.OpenAPI{
 		OpenAPI: "3.1.0",
 		Info: &huma.Info{Title: "Demiurge: organizations' host names", Version: "1", Description: "What the agent answers on https://org-<uuid>.<domain>. " +
-			"Errors are application/problem+json with a stable code; those of the OAuth endpoints are as RFC 6749 says."},
+			"Errors are application/problem+json with a stable code; those of the OAuth endpoints are as RFC 6749 says. While the agent is away nginx answers with 503 and a page."},
 		Components: &huma.Components{Schemas: schemas, SecuritySchemes: map[string]*huma.SecurityScheme{
 			"token":   {Type: "http", Scheme: "bearer", Description: "An access token of the organization, or a token of the platform's user"},
+			"client":  {Type: "http", Scheme: "basic", Description: "The id and the secret of an OAuth client; or in the body"},
+			"hosting": {Type: "http", Scheme: "bearer", Description: "The hosting token of the container in the path"},
 			"session": {Type: "apiKey", In: "cookie", Name: "__Host-demiurge-session", Description: "A browser that has logged in"},
 		}},
 		Paths: map[string]*huma.PathItem{},
@@ -80,33 +86,104 @@ func openAPI(t *testing.T, rows []tenantapi.Route) *huma.OpenAPI {
 				Description: "The same key answers with the first result for 24 h; with another body it is a conflict",
 			})
 		}
-		if row.Doc.Takes != nil {
-			op.RequestBody = &huma.RequestBody{Required: true, Content: body(schemas, row.Doc.Takes, "application/json")}
-		}
-		success := &huma.Response{Description: "Done"}
-		if row.Doc.Gives != nil {
-			success.Content = body(schemas, row.Doc.Gives, "application/json")
-		}
-		op.Responses["2XX"] = success
-		problem := func(status string, codes ...fault.Code) {
-			op.Responses[status] = &huma.Response{Description: "A problem", Content: body(schemas, api.Problem{}, api.ProblemContentType), Extensions: map[string]any{"x-codes": codes}}
-		}
-		problem("400", fault.InvalidRequest)
-		problem("409", fault.StaleEpoch, fault.Conflict)
-		if row.Keyed {
-			problem("409", fault.StaleEpoch, fault.Conflict, fault.Superseded)
-		}
-		problem("503", fault.StorageLow)
-		if row.Caller == tenantapi.Member {
-			op.Extensions["x-action"] = row.Action.String()
-			op.Security = []map[string][]string{{"token": {}}, {"session": {}}}
-			problem("401", fault.Unauthenticated)
-			problem("403", fault.Forbidden)
-			problem("404", fault.NotFound)
-		}
+		describe(schemas, op, row)
 		out.AddOperation(op)
 	}
 	return out
+}
+
+// describe says what a row takes and answers.
+func describe(schemas huma.Registry, op *huma.Operation, row tenantapi.Route) {
+	doc := row.Doc
+	for _, f := range doc.Query {
+		op.Parameters = append(op.Parameters, &huma.Param{Name: f.Name, In: "query", Required: f.Required, Description: f.About, Schema: &huma.Schema{Type: huma.TypeString}})
+	}
+	if len(doc.Form) > 0 {
+		form := &huma.Schema{Type: huma.TypeObject, Properties: map[string]*huma.Schema{}}
+		for _, f := range doc.Form {
+			form.Properties[f.Name] = &huma.Schema{Type: huma.TypeString, Description: f.About}
+			if f.Required {
+				form.Required = append(form.Required, f.Name)
+			}
+		}
+		op.RequestBody = &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{"application/x-www-form-urlencoded": {Schema: form}}}
+	}
+	if doc.Takes != nil {
+		op.RequestBody = &huma.RequestBody{Required: !doc.Optional, Content: body(schemas, doc.Takes, "application/json")}
+	}
+	if row.Caller == tenantapi.Member {
+		op.Extensions["x-action"] = row.Action.String()
+		doc.Shows = append([]string{"token", "session"}, doc.Shows...)
+	}
+	for _, scheme := range doc.Shows {
+		op.Security = append(op.Security, map[string][]string{scheme: {}})
+	}
+	for _, a := range answers(row) {
+		answer(schemas, op, a)
+	}
+	if doc.Leads {
+		op.Responses[strconv.Itoa(status(doc))].Headers = map[string]*huma.Param{"Location": {Schema: &huma.Schema{Type: huma.TypeString}}}
+	}
+}
+
+// status is that of the answer when all is well.
+func status(d tenantapi.Doc) int { return cmp.Or(d.Status, http.StatusOK) }
+
+// answers are all those of a row.
+func answers(row tenantapi.Route) []tenantapi.Answer {
+	problem := func(codes ...fault.Code) (out []tenantapi.Answer) {
+		for _, code := range codes {
+			out = append(out, tenantapi.Answer{Status: fault.Codes()[code], Codes: []fault.Code{code}})
+		}
+		return out
+	}
+	out := []tenantapi.Answer{{Status: status(row.Doc), Body: row.Doc.Gives}}
+	// Of every row: a request that came in another way, for what is not here, or while the agent or its disk is away.
+	out = append(out, problem(fault.Forbidden, fault.NotFound, fault.StaleEpoch, fault.Internal, fault.StorageLow)...)
+	out = append(out, tenantapi.Answer{Status: http.StatusServiceUnavailable, Kind: "text/html"})
+	if row.Caller == tenantapi.Member {
+		out = append(out, problem(fault.Unauthenticated)...)
+	}
+	if row.Doc.Takes != nil || row.Doc.Query != nil || row.Doc.Form != nil || strings.Contains(row.Path, "{") {
+		out = append(out, problem(fault.InvalidRequest)...)
+	}
+	if row.Doc.Takes != nil {
+		out = append(out, problem(fault.TooLarge)...)
+	}
+	if row.Keyed {
+		out = append(out, problem(fault.Conflict, fault.Superseded, fault.RateLimited)...)
+	}
+	return append(out, row.Doc.Also...)
+}
+
+// answer adds one to those of its status.
+func answer(schemas huma.Registry, op *huma.Operation, a tenantapi.Answer) {
+	at := strconv.Itoa(a.Status)
+	r := op.Responses[at]
+	if r == nil {
+		r = &huma.Response{Description: http.StatusText(a.Status)}
+		op.Responses[at] = r
+	}
+	content := map[string]*huma.MediaType{}
+	switch {
+	case len(a.Codes) > 0:
+		content = body(schemas, api.Problem{}, api.ProblemContentType)
+		codes, _ := r.Extensions["x-codes"].([]fault.Code)
+		for _, code := range a.Codes {
+			if !slices.Contains(codes, code) {
+				codes = append(codes, code)
+			}
+		}
+		r.Extensions = map[string]any{"x-codes": codes}
+	case a.Body != nil:
+		content = body(schemas, a.Body, "application/json")
+	case a.Kind != "":
+		content[a.Kind] = &huma.MediaType{}
+	}
+	if len(content) > 0 && r.Content == nil {
+		r.Content = map[string]*huma.MediaType{}
+	}
+	maps.Copy(r.Content, content)
 }
 
 func body(schemas huma.Registry, of any, kind string) map[string]*huma.MediaType {

@@ -14,19 +14,19 @@ func (s *Server) clientRoutes() []Route {
 	return []Route{
 		{
 			Method: http.MethodGet, Path: "/oauth/clients", Caller: Member, Action: readClients, Serve: s.clients,
-			Doc: Doc{"The organization's OAuth clients", nil, api.OAuthClients{}},
+			Doc: Doc{Summary: "The organization's OAuth clients", Gives: api.OAuthClients{}},
 		},
 		{
 			Method: http.MethodPost, Path: "/oauth/clients", Caller: Member, Action: createClients, Keyed: true, Serve: s.createClient,
-			Doc: Doc{"Register a client; its secret is in this answer and its repeats only", api.CreateOAuthClient{}, api.OAuthClient{}},
+			Doc: Doc{Summary: "Register a client; its secret is in this answer and its repeats only", Takes: api.CreateOAuthClient{}, Gives: api.OAuthClient{}, Status: http.StatusCreated},
 		},
 		{
 			Method: http.MethodGet, Path: "/oauth/clients/{client_id}", Caller: Member, Action: readClients, Serve: s.client,
-			Doc: Doc{"One client", nil, api.OAuthClient{}},
+			Doc: Doc{Summary: "One client", Gives: api.OAuthClient{}},
 		},
 		{
 			Method: http.MethodDelete, Path: "/oauth/clients/{client_id}", Caller: Member, Action: deleteClients, Serve: s.deleteClient,
-			Doc: Doc{"Delete a client with all its codes and tokens", nil, nil},
+			Doc: Doc{Summary: "Delete a client with all its codes and tokens", Status: http.StatusNoContent},
 		},
 	}
 }

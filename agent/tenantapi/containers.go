@@ -21,38 +21,49 @@ func (s *Server) containerRoutes() []Route {
 		return nil
 	}
 	const one = "/containers/{container}"
+	service := []Field{{Name: "service", About: "Another service than the first"}}
 	return []Route{
 		{
 			Method: http.MethodGet, Path: "/containers", Caller: Member, Action: canList, Serve: s.listContainers,
-			Doc: Doc{"The containers that the caller may read; of one project with the parameter project_id", nil, api.Containers{}},
+			Doc: Doc{Summary: "The containers that the caller may read", Query: []Field{{Name: "project_id", About: "Those of one project only"}}, Gives: api.Containers{}},
 		},
 		{
 			Method: http.MethodPost, Path: "/containers", Caller: Member, Action: container.CanCreate, Locate: s.newContainer, Keyed: true, Serve: s.createContainer,
-			Doc: Doc{"Create a container; its hosting token and secrets are in this answer and its repeats only", api.CreateContainer{}, api.CreatedContainer{}},
+			Doc: Doc{Summary: "Create a container; its hosting token and secrets are in this answer and its repeats only", Takes: api.CreateContainer{}, Gives: api.CreatedContainer{}, Status: http.StatusCreated, Leads: true},
 		},
 		{
 			Method: http.MethodGet, Path: one, Caller: Member, Action: container.CanRead, Locate: s.findContainer, Serve: s.showContainer,
-			Doc: Doc{"One container", nil, api.Container{}},
+			Doc: Doc{Summary: "One container", Gives: api.Container{}},
 		},
 		{
 			Method: http.MethodDelete, Path: one, Caller: Member, Action: container.CanDelete, Locate: s.findContainer, Serve: s.deleteContainer,
-			Doc: Doc{"Delete a container with its OAuth clients and all that they gave out", nil, nil},
+			Doc: Doc{Summary: "Delete a container with its OAuth clients and all that they gave out", Status: http.StatusNoContent},
 		},
 		{
 			Method: http.MethodPost, Path: one + "/token", Caller: Member, Action: container.CanToken, Locate: s.findContainer, Hosted: true, Serve: s.issueContainerToken,
-			Doc: Doc{"Another hosting token; the container itself renews its own with it", api.IssueContainerToken{}, api.ContainerToken{}},
+			Doc: Doc{Summary: "Another hosting token; the container itself renews its own with it", Takes: api.IssueContainerToken{}, Optional: true, Gives: api.ContainerToken{}, Shows: []string{"hosting"}, Also: notNow},
 		},
 		{
 			Method: http.MethodPost, Path: one + "/announce", Caller: Proven, Serve: s.announceContainer,
-			Doc: Doc{"Say where the container is, as its heartbeat, with its hosting token", api.AnnounceContainer{}, api.AnnouncedContainer{}},
+			Doc: Doc{
+				Summary: "Say where the container is, as its heartbeat, with its hosting token", Takes: api.AnnounceContainer{}, Gives: api.AnnouncedContainer{},
+				Shows: []string{"hosting"}, Also: append([]Answer{{Status: http.StatusUnauthorized, Codes: []fault.Code{fault.Unauthenticated}}}, notNow...),
+			},
 		},
 		{
 			Method: http.MethodGet, Path: one + "/access", Caller: Member, Action: container.CanAccess, Locate: s.findContainer, Serve: s.containerAccess,
-			Doc: Doc{"Whether the caller may reach the container, and where it is, for guards; of another service than the first with the parameter service", nil, api.ContainerAccess{}},
+			Doc: Doc{
+				Summary: "Whether the caller may reach the container, and where it is, for guards", Query: service, Gives: api.ContainerAccess{},
+				Also: []Answer{{Status: http.StatusServiceUnavailable, Codes: []fault.Code{fault.HostLost}}},
+			},
 		},
 		{
 			Method: http.MethodGet, Path: one + "/enter", Caller: Proven, Serve: s.enterContainer,
-			Doc: Doc{Summary: "Where a browser gets a ticket for the name of the container, after the login"},
+			Doc: Doc{
+				Summary: "Where a browser gets a ticket for the name of the container, after the login", Status: http.StatusSeeOther, Leads: true,
+				Query: append([]Field{{Name: "state", About: "As the container's name gave it", Required: true}}, service...), Shows: []string{"session"},
+				Also: append([]Answer{{Status: http.StatusTooManyRequests, Codes: []fault.Code{fault.RateLimited}}}, noLogin...),
+			},
 		},
 	}
 }
@@ -294,7 +305,8 @@ func (s *Server) enterContainer(c *Call) error {
 	if err != nil {
 		return err
 	}
-	http.Redirect(c.W, c.R, r.EnterAddress(e, ticket), http.StatusSeeOther)
+	c.W.Header().Set("Location", r.EnterAddress(e, ticket)) // http.Redirect writes a page with it
+	c.W.WriteHeader(http.StatusSeeOther)
 	return nil
 }
 

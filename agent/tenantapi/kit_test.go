@@ -174,7 +174,9 @@ func (k *kit) do(org id.Organization, method, path, body string, edit ...func(*h
 	if err != nil {
 		k.t.Fatal(err)
 	}
-	return reply{res.StatusCode, res.Header, string(text)}
+	got := reply{res.StatusCode, res.Header, string(text)}
+	k.conform(r.Method, r.URL.Path, got)
+	return got
 }
 
 func bearer(token string) func(*http.Request) {

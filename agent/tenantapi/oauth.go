@@ -6,7 +6,6 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/agent/tenant"
-	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 )
 
@@ -21,26 +20,15 @@ func (s *Server) routes() []Route {
 		rows = append(rows, Route{Method: r.Method, Path: r.Path, Caller: caller, Serve: s.serveOAuth, Doc: oauthDocs[r.Method+" "+r.Path]})
 	}
 	rows = append(rows,
-		Route{Method: http.MethodGet, Path: "/oauth/login", Caller: Anyone, Serve: s.login, Doc: Doc{Summary: "Log in with a browser and come back to the path in the parameter to"}},
-		Route{Method: http.MethodGet, Path: pathCallback, Caller: Proven, Serve: s.callback, Doc: Doc{Summary: "Where the platform's OpenID provider sends people back"}},
-		Route{Method: http.MethodPost, Path: "/oauth/logout", Caller: Proven, Serve: s.logout, Doc: Doc{Summary: "End the session of the browser"}},
-		Route{Method: http.MethodPost, Path: pathConsent, Caller: Proven, Serve: s.consent, Doc: Doc{Summary: "A person's answer on the page of consent"}},
+		Route{Method: http.MethodGet, Path: "/oauth/login", Caller: Anyone, Serve: s.login, Doc: loginDoc},
+		Route{Method: http.MethodGet, Path: pathCallback, Caller: Proven, Serve: s.callback, Doc: callbackDoc},
+		Route{Method: http.MethodPost, Path: "/oauth/logout", Caller: Proven, Serve: s.logout, Doc: logoutDoc},
+		Route{Method: http.MethodPost, Path: pathConsent, Caller: Proven, Serve: s.consent, Doc: consentDoc},
+		Route{Method: http.MethodGet, Path: "/oauth/openapi.json", Caller: Anyone, Serve: s.openAPI, Doc: Doc{Summary: "This document", Also: []Answer{{Status: http.StatusOK, Kind: documentType}}}},
 	)
-	rows = append(rows, Route{Method: http.MethodGet, Path: "/oauth/openapi.json", Caller: Anyone, Serve: s.openAPI, Doc: Doc{Summary: "This document"}})
 	rows = append(rows, s.clientRoutes()...)
 	rows = append(rows, s.containerRoutes()...)
 	return append(rows, s.permissionRoutes()...)
-}
-
-// oauthDocs is what the document says of the authorization server's endpoints.
-var oauthDocs = map[string]Doc{
-	"GET /.well-known/oauth-authorization-server": {Summary: "What this authorization server can do (RFC 8414)"},
-	"GET /oauth/authorize":                        {Summary: "Ask a person for an authorization code (RFC 6749, RFC 7636, RFC 9207)"},
-	"POST /oauth/token":                           {Summary: "Exchange a code or a refresh token, or ask for a token of the client itself (RFC 6749)"},
-	"GET /oauth/authenticate":                     {Summary: "What an access token stands for", Gives: api.Authentication{}},
-	"POST /oauth/authenticate":                    {Summary: "What an access token stands for", Gives: api.Authentication{}},
-	"POST /oauth/revoke":                          {Summary: "End a token (RFC 7009)"},
-	"POST /oauth/introspect":                      {Summary: "What a token stands for, for clients with a secret (RFC 7662)"},
 }
 
 // serveOAuth hands a request to the organization's authorization server.

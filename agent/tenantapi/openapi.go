@@ -10,9 +10,11 @@ import (
 //go:embed openapi.json
 var document []byte
 
+const documentType = "application/openapi+json"
+
 // openAPI answers with the document.
 func (s *Server) openAPI(c *Call) error {
-	c.W.Header().Set("Content-Type", "application/openapi+json")
+	c.W.Header().Set("Content-Type", documentType)
 	c.W.Header().Set("Cache-Control", "public, max-age=300")
 	c.W.WriteHeader(http.StatusOK)
 	_, _ = c.W.Write(document) // the caller is gone: nobody is left to tell

@@ -28,47 +28,47 @@ func (s *Server) permissionRoutes() []Route {
 	return []Route{
 		{
 			Method: http.MethodGet, Path: "/permissions", Caller: Member, Action: readOrganization, Serve: s.ownPermissions,
-			Doc: Doc{"What the caller may do here", nil, api.Permissions{}},
+			Doc: Doc{Summary: "What the caller may do here", Gives: api.Permissions{}},
 		},
 		{
 			Method: http.MethodGet, Path: "/permissions/check/{permission}", Caller: Member, Action: readOrganization, Serve: s.check,
-			Doc: Doc{"Whether the caller may do something in the whole organization", nil, api.Allowed{}},
+			Doc: Doc{Summary: "Whether the caller may do something in the whole organization", Gives: api.Allowed{}},
 		},
 		{
 			Method: http.MethodGet, Path: "/permissions/projects/{project_id}/check/{permission}", Caller: Member, Action: readOrganization, Serve: s.check,
-			Doc: Doc{"Whether the caller may do something in a project", nil, api.Allowed{}},
+			Doc: Doc{Summary: "Whether the caller may do something in a project", Gives: api.Allowed{}},
 		},
 		{
 			Method: http.MethodGet, Path: "/permissions/users/{user_id}/grants", Caller: Member, Action: readGrants, Serve: s.grants,
-			Doc: Doc{"What a member was granted beside the membership", nil, api.RoleGrants{}},
+			Doc: Doc{Summary: "What a member was granted beside the membership", Gives: api.RoleGrants{}},
 		},
 		{
 			Method: http.MethodPut, Path: grant, Caller: Member, Action: writeGrants, Serve: s.grant,
-			Doc: Doc{"Grant a role in the whole organization", nil, api.RoleGrants{}},
+			Doc: Doc{Summary: "Grant a role in the whole organization", Gives: api.RoleGrants{}, Also: noRoom},
 		},
 		{
 			Method: http.MethodDelete, Path: grant, Caller: Member, Action: writeGrants, Serve: s.revoke,
-			Doc: Doc{"Take a role of the organization from a member", nil, api.RoleGrants{}},
+			Doc: Doc{Summary: "Take a role of the organization from a member", Gives: api.RoleGrants{}, Also: notNow},
 		},
 		{
 			Method: http.MethodPut, Path: projectGrant, Caller: Member, Action: writeGrants, Project: "project_id", Serve: s.grant,
-			Doc: Doc{"Grant a role in a project", nil, api.RoleGrants{}},
+			Doc: Doc{Summary: "Grant a role in a project", Gives: api.RoleGrants{}, Also: noRoom},
 		},
 		{
 			Method: http.MethodDelete, Path: projectGrant, Caller: Member, Action: writeGrants, Project: "project_id", Serve: s.revoke,
-			Doc: Doc{"Take a role of a project from a member", nil, api.RoleGrants{}},
+			Doc: Doc{Summary: "Take a role of a project from a member", Gives: api.RoleGrants{}, Also: notNow},
 		},
 		{
 			Method: http.MethodGet, Path: "/roles", Caller: Member, Action: readRoles, Serve: s.roles,
-			Doc: Doc{"The roles of the organization", nil, api.Roles{}},
+			Doc: Doc{Summary: "The roles of the organization", Gives: api.Roles{}},
 		},
 		{
 			Method: http.MethodPut, Path: "/roles/{role}", Caller: Member, Action: writeRoles, Serve: s.putRole,
-			Doc: Doc{"Make or change a role of the organization's own", api.PutRole{}, api.Role{}},
+			Doc: Doc{Summary: "Make or change a role of the organization's own", Takes: api.PutRole{}, Gives: api.Role{}, Also: noRoom},
 		},
 		{
 			Method: http.MethodDelete, Path: "/roles/{role}", Caller: Member, Action: writeRoles, Serve: s.deleteRole,
-			Doc: Doc{"Forget a role that nobody holds", nil, nil},
+			Doc: Doc{Summary: "Forget a role that nobody holds", Status: http.StatusNoContent, Also: notNow},
 		},
 	}
 }

@@ -51,13 +51,6 @@ type Route struct {
 	Doc   Doc
 }
 
-// Doc is what the OpenAPI document says of a row.
-type Doc struct {
-	Summary string
-	Takes   any // body; nil: none
-	Gives   any // body of the answer; nil: none
-}
-
 // Call is one request that the table let through.
 type Call struct {
 	W        http.ResponseWriter

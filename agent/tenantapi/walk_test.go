@@ -38,29 +38,7 @@ var parameters = strings.NewReplacer(
 
 func TestP3_EveryRowAsEveryCaller(t *testing.T) {
 	k := newKit(t)
-	whole, refresh := k.tokens(ours, "ada", "*:*")
-	narrow, _ := k.tokens(ours, "ada", "organization:read")
-	service, _ := k.tokens(ours, "", "*:*")
-	foreign, _ := k.tokens(theirs, "mallory", "*:*")
-	callers := map[string]func(*http.Request){
-		"owner": k.session(ours, "ada"), "admin": k.session(ours, "eve"), "member": bearer(k.jwt("bob")),
-		"owner by token": bearer(whole), "reader by token": bearer(narrow),
-		// Nobody below may do anything that is for members.
-		"anonymous":               func(*http.Request) {},
-		"a client for itself":     bearer(service),
-		"a refresh token":         bearer(refresh),
-		"another organization":    bearer(foreign),
-		"a foreign session":       k.session(theirs, "mallory"),
-		"a stranger with a token": bearer(k.jwt("mallory")),
-		"garbage":                 bearer("garbage"),
-		"two credentials":         func(r *http.Request) { r.Header["Authorization"] = []string{"Bearer " + whole, "Bearer " + whole} },
-		"Basic":                   func(r *http.Request) { r.SetBasicAuth("ada", "x") },
-		"another page": func(r *http.Request) {
-			k.session(ours, "ada")(r)
-			r.Header.Set("Origin", "https://evil.example")
-			r.Header.Set("Sec-Fetch-Site", "same-site")
-		},
-	}
+	callers := k.everybody()
 	for _, row := range k.server.Routes() {
 		key := row.Method + " " + row.Path
 		if row.Caller != Member {
@@ -83,6 +61,64 @@ func TestP3_EveryRowAsEveryCaller(t *testing.T) {
 				continue // the row let him in; that he hands on more than he holds is refused by the policy
 			}
 			if let != want {
+				t.Errorf("%s as %s: %d %s", key, name, got.status, got.body)
+			}
+		}
+	}
+}
+
+// everybody is all kinds of callers.
+func (k *kit) everybody() map[string]func(*http.Request) {
+	whole, refresh := k.tokens(ours, "ada", "*:*")
+	narrow, _ := k.tokens(ours, "ada", "organization:read")
+	service, _ := k.tokens(ours, "", "*:*")
+	foreign, _ := k.tokens(theirs, "mallory", "*:*")
+	return map[string]func(*http.Request){
+		"owner": k.session(ours, "ada"), "admin": k.session(ours, "eve"), "member": bearer(k.jwt("bob")),
+		"owner by token": bearer(whole), "reader by token": bearer(narrow),
+		// Nobody below may do anything that is for members.
+		"anonymous":               func(*http.Request) {},
+		"a client for itself":     bearer(service),
+		"a refresh token":         bearer(refresh),
+		"another organization":    bearer(foreign),
+		"a foreign session":       k.session(theirs, "mallory"),
+		"a stranger with a token": bearer(k.jwt("mallory")),
+		"garbage":                 bearer("garbage"),
+		"two credentials":         func(r *http.Request) { r.Header["Authorization"] = []string{"Bearer " + whole, "Bearer " + whole} },
+		"Basic":                   func(r *http.Request) { r.SetBasicAuth("ada", "x") },
+		"another page": func(r *http.Request) {
+			k.session(ours, "ada")(r)
+			r.Header.Set("Origin", "https://evil.example")
+			r.Header.Set("Sec-Fetch-Site", "same-site")
+		},
+	}
+}
+
+// The rows whose handlers have their callers prove who they are let nobody further than this, by what he shows alone.
+func TestP3_EveryOtherRowAsEveryCaller(t *testing.T) {
+	k := newKit(t)
+	tokens := []string{"owner by token", "reader by token", "a client for itself"}
+	further := map[string][]string{
+		"GET /oauth/authenticate": tokens, "POST /oauth/authenticate": tokens,
+		"POST /oauth/logout":   {"owner", "admin", "a foreign session"}, // which ends nothing
+		"GET /oauth/authorize": nil, "POST /oauth/token": nil, "POST /oauth/revoke": nil, "POST /oauth/introspect": nil, "GET /oauth/callback": nil,
+		"POST /oauth/consent": nil, "POST /containers/{container}/announce": nil, "GET /containers/{container}/enter": nil,
+	}
+	open := map[string]bool{"GET /.well-known/oauth-authorization-server": true, "GET /oauth/openapi.json": true, "GET /oauth/login": false} // no provider here
+	of := string(k.container(ours).Container.ID)
+	for _, row := range k.server.Routes() {
+		key := row.Method + " " + row.Path
+		allowed, known := further[key]
+		_, anyone := open[key]
+		if row.Caller == Member {
+			continue
+		}
+		if known == anyone || anyone != (row.Caller == Anyone) {
+			t.Errorf("%s: the test does not know who may call it", key)
+		}
+		for name, as := range k.everybody() {
+			got := k.do(ours, row.Method, strings.Replace(row.Path, "{container}", of, 1), "", as)
+			if let := got.status < 400; let != (open[key] || slices.Contains(allowed, name)) {
 				t.Errorf("%s as %s: %d %s", key, name, got.status, got.body)
 			}
 		}

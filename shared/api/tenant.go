@@ -83,3 +83,47 @@ type Authentication struct {
 	ClientID  string    `json:"client_id"`
 	ExpiresAt time.Time `json:"expires_at"`
 }
+
+// OAuthToken is the answer of /oauth/token (RFC 6749, section 5.1).
+type OAuthToken struct {
+	AccessToken  string `json:"access_token"`
+	TokenType    string `json:"token_type" doc:"Bearer"`
+	ExpiresIn    int64  `json:"expires_in" doc:"Seconds"`
+	Scope        string `json:"scope"`
+	RefreshToken string `json:"refresh_token,omitempty" doc:"None for a client that acts for itself"`
+}
+
+// OAuthIntrospection is the answer of /oauth/introspect (RFC 7662). Of a token that is not active nothing more is said.
+type OAuthIntrospection struct {
+	Active    bool   `json:"active"`
+	Scope     string `json:"scope,omitempty"`
+	ClientID  string `json:"client_id,omitempty"`
+	Expires   int64  `json:"exp,omitempty"`
+	Issuer    string `json:"iss,omitempty"`
+	TokenType string `json:"token_type,omitempty" doc:"Bearer or refresh_token"`
+	Subject   string `json:"sub,omitempty" doc:"None of a client that acts for itself"`
+	Username  string `json:"username,omitempty"`
+}
+
+// OAuthError is why an OAuth endpoint refuses a request (RFC 6749, section 5.2).
+type OAuthError struct {
+	Error       string `json:"error"`
+	Description string `json:"error_description,omitempty"`
+}
+
+// OAuthMetadata is what an authorization server says of itself (RFC 8414).
+type OAuthMetadata struct {
+	Issuer                    string   `json:"issuer"`
+	AuthorizationEndpoint     string   `json:"authorization_endpoint"`
+	TokenEndpoint             string   `json:"token_endpoint"`
+	RevocationEndpoint        string   `json:"revocation_endpoint"`
+	IntrospectionEndpoint     string   `json:"introspection_endpoint"`
+	ResponseTypes             []string `json:"response_types_supported"`
+	ResponseModes             []string `json:"response_modes_supported"`
+	GrantTypes                []string `json:"grant_types_supported"`
+	TokenAuthMethods          []string `json:"token_endpoint_auth_methods_supported"`
+	RevocationAuthMethods     []string `json:"revocation_endpoint_auth_methods_supported"`
+	IntrospectionAuthMethods  []string `json:"introspection_endpoint_auth_methods_supported"`
+	CodeChallengeMethods      []string `json:"code_challenge_methods_supported"`
+	IssuerInAuthorizationBack bool     `json:"authorization_response_iss_parameter_supported"`
+}
