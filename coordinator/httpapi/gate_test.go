@@ -149,6 +149,43 @@ func TestRefusalsAreRecordedAtABoundedRate(t *testing.T) {
 	}
 }
 
+// What a coordinator refuses while nobody leads is an event as soon as somebody does; what is too old is let go.
+func TestARefusalWithoutLeaderIsRecordedLater(t *testing.T) {
+	k := newKit(t)
+	k.cluster.leader.Store(false)
+	rf := newRefusals(k.server)
+	rf.add(refusal{code: fault.Forbidden, route: "GET /v1/pools", actor: "tk-late", address: "192.0.2.1"})
+	recorded := func() int {
+		rf.record(t.Context())
+		events, _, _ := k.store.Events(state.EventID{}, state.KeptEvents)
+		n := 0
+		for _, e := range events {
+			if e.Type == eventRefused && e.Actor == "tk-late" {
+				n++
+			}
+		}
+		return n
+	}
+	if recorded() != 0 {
+		t.Fatal("recorded without a leader")
+	}
+	k.cluster.leader.Store(true)
+	if recorded() != 1 || recorded() != 1 {
+		t.Errorf("recorded %d times", recorded())
+	}
+	k.cluster.leader.Store(false)
+	for range 10 * keptRefusals {
+		rf.keep(command.RecordEvents{Meta: command.Meta{At: time.Now()}}, time.Now())
+	}
+	if rf.keep(command.RecordEvents{}, time.Now()); len(rf.kept) != keptRefusals {
+		t.Errorf("%d entries are kept", len(rf.kept))
+	}
+	rf.kept = nil
+	if rf.keep(command.RecordEvents{Meta: command.Meta{At: time.Now().Add(-refusalKept)}}, time.Now()); len(rf.kept) != 0 {
+		t.Error("what is too old is kept")
+	}
+}
+
 func TestAFloodOfKindsIsBounded(t *testing.T) {
 	k := newKit(t)
 	rf := newRefusals(k.server)

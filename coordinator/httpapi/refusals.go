@@ -18,6 +18,10 @@ const (
 	refusalKinds = 50
 	// refusalOrigins bounds how many entries are written for them: an entry of the log has one origin.
 	refusalOrigins = 8
+	// refusalKept is how long an entry that cannot be written is kept: longer than it takes to find another leader.
+	refusalKept = 30 * time.Second
+	// keptRefusals bounds how many such entries are kept.
+	keptRefusals = 4 * refusalOrigins
 	// eventRefused is the type of the events.
 	eventRefused = "token.refused"
 )
@@ -32,6 +36,8 @@ type refusals struct {
 	// seen counts by kind since the last entry; guarded by mu. more counts what had no room in seen.
 	seen map[refusal]int
 	more int
+	// kept could not be written yet; guarded by mu.
+	kept []command.RecordEvents
 }
 
 // refusal is what makes two refusals the same.
@@ -65,10 +71,7 @@ func (rf *refusals) add(k refusal) {
 		rf.more++
 	}
 	rf.mu.Unlock()
-	select {
-	case rf.wake <- struct{}{}:
-	default: // awake already
-	}
+	rf.alarm()
 }
 
 // run records what was added until ctx is done.
@@ -90,20 +93,47 @@ func (rf *refusals) run(ctx context.Context) {
 	}
 }
 
-// record writes one entry for each caller that was refused. What cannot be written is lost: the metric has
-// counted it.
+// record writes one entry for each caller that was refused. What cannot be written, because this coordinator leads no
+// more or not yet, is tried again for a while, and then lost: the metric has counted it.
 func (rf *refusals) record(ctx context.Context) {
 	rf.mu.Lock()
-	seen, more := rf.seen, rf.more
-	rf.seen, rf.more = map[refusal]int{}, 0
+	seen, more, waiting := rf.seen, rf.more, rf.kept
+	rf.seen, rf.more, rf.kept = map[refusal]int{}, 0, nil
 	rf.mu.Unlock()
-	if len(seen) == 0 || !rf.server.opts.Cluster.IsLeader() {
+	now := rf.server.opts.Now()
+	if len(seen) > 0 {
+		waiting = append(waiting, entries(seen, more, now)...)
+	}
+	for _, cmd := range waiting {
+		err := error(noLeader(nil))
+		if rf.server.opts.Cluster.IsLeader() {
+			_, _, err = rf.server.opts.Proposer.Propose(ctx, cmd)
+		}
+		if err != nil {
+			rf.server.log.Debug("cannot record refusals now", "error", err)
+			rf.keep(cmd, now)
+		}
+	}
+}
+
+// keep has an entry written later, if it is not too old or one of too many.
+func (rf *refusals) keep(cmd command.RecordEvents, now time.Time) {
+	if now.Sub(cmd.At) >= refusalKept {
 		return
 	}
-	for _, cmd := range entries(seen, more, rf.server.opts.Now()) {
-		if result, _, err := rf.server.opts.Proposer.Propose(ctx, cmd); err != nil || result.Err != nil {
-			rf.server.log.Debug("cannot record refusals", "error", err, "refused", result.Err)
-		}
+	rf.mu.Lock()
+	defer rf.mu.Unlock()
+	if len(rf.kept) < keptRefusals {
+		rf.kept = append(rf.kept, cmd)
+	}
+	rf.alarm()
+}
+
+// alarm has what there is recorded soon.
+func (rf *refusals) alarm() {
+	select {
+	case rf.wake <- struct{}{}:
+	default: // awake already
 	}
 }
 
