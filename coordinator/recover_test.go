@@ -19,11 +19,10 @@ import (
 func TestRecoverFromLostQuorum(t *testing.T) {
 	t.Parallel()
 	s := coordtest.StartSeveral(t, 3)
-	ctx := within(t)
 	var orgs []string
 	for range 10 {
 		org := string(id.NewOrganization())
-		if _, err := s.Leader().Admin.PutOrganization(ctx, org, api.PutOrganization{Name: "kept"}); err != nil {
+		if _, err := s.Leader().Admin.PutOrganization(within(t), org, api.PutOrganization{Name: "kept"}); err != nil {
 			t.Fatal(err)
 		}
 		orgs = append(orgs, org)
@@ -66,7 +65,7 @@ func TestRecoverFromLostQuorum(t *testing.T) {
 		t.Helper()
 		leader := s.Leader()
 		for _, org := range orgs {
-			if o, err := leader.Admin.Organization(ctx, org); err != nil || o.Name != "kept" {
+			if o, err := leader.Admin.Organization(within(t), org); err != nil || o.Name != "kept" {
 				t.Errorf("%+v, %v", o, err)
 			}
 		}
@@ -78,7 +77,7 @@ func TestRecoverFromLostQuorum(t *testing.T) {
 	s.Add()
 	s.Add()
 	coordtest.Eventually(t, "three vote again", func() bool {
-		peers, err := s.Leader().Admin.RaftPeers(ctx)
+		peers, err := s.Leader().Admin.RaftPeers(within(t))
 		voters := 0
 		for _, p := range peers {
 			if p.Voter {
