@@ -86,7 +86,7 @@ clients: deps-dev ## Run OAuth clients that others wrote (oauth4webapi from npm'
 
 e2e: deps-e2e ## Run what docs/operations.md says, then break a cluster in every way once, under load, and check what it promised (root; SEED=n)
 	$(GO) test -tags e2e -count=1 ./cmd/e2e/lab ./cmd/e2e/operations
-	$(GO) test -tags e2e -count=1 -v -timeout 20m ./cmd/e2e -seed $(SEED)
+	$(GO) test -tags e2e -count=1 -v -timeout 25m ./cmd/e2e -seed $(SEED)
 
 e2e-short: deps-e2e ## The same with one fault of each family, as CI does it (root; SEED=n)
 	$(GO) test -tags e2e -count=1 ./cmd/e2e/lab ./cmd/e2e/operations

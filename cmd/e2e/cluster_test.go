@@ -42,7 +42,8 @@ type cluster struct {
 	t       testing.TB
 	ctx     context.Context // ends when somebody interrupts the run
 	dir     string
-	bin     string // directory of the programs
+	bin     string // directory of today's programs
+	first   string // directory of the programs that all begin with
 	net     *lab.Network
 	clients *lab.Host // where the callers are
 	nodes   []*node
@@ -63,6 +64,7 @@ type node struct {
 	full  string // while this file is there, its log finds the disk full
 	armed string // file that says at which step it is to die
 	trace string // file with the steps that it passed
+	clock clock
 	api   *client.Client
 	http  *http.Client
 }
@@ -75,9 +77,11 @@ type agent struct {
 	run    *coordtest.Agent
 }
 
-// newCluster builds the programs, starts coordinators and hosts, and waits for a full pool.
-func newCluster(ctx context.Context, t testing.TB, dir string) *cluster {
+// newCluster builds the programs, starts coordinators and hosts, and waits for a full pool. All begin with today's
+// programs, or with those of the previous version.
+func newCluster(ctx context.Context, t testing.TB, dir string, clocks, previous bool) *cluster {
 	c := &cluster{t: t, ctx: ctx, dir: dir, bin: filepath.Join(dir, "bin")}
+	c.first = c.bin
 	var err error
 	if c.net, err = lab.Open(); err != nil { // first: it knows whether this machine can do it
 		t.Fatal(err)
@@ -86,10 +90,12 @@ func newCluster(ctx context.Context, t testing.TB, dir string) *cluster {
 	if _, err := exec.LookPath("nginx"); err != nil {
 		t.Fatalf("cannot find nginx: install it (make deps-e2e): %v", err)
 	}
-	build := exec.Command("go", "build", "-tags", "failpoints", "-o", c.bin+"/", "../demiurge-coordinator", "../demiurge-agent", "../demiurge-gateway")
-	build.Env = append(os.Environ(), "GOFLAGS="+strings.TrimSpace(os.Getenv("GOFLAGS")+" -buildvcs=false"))
-	if out, err := build.CombinedOutput(); err != nil {
-		t.Fatalf("cannot build the programs: %v\n%s", err, out)
+	c.must(build("../..", c.bin, clocks))
+	if previous {
+		c.first = filepath.Join(dir, "previous")
+		commit, err := buildPrevious(c.first)
+		c.must(err)
+		t.Logf("all begin with the programs of %s", commit)
 	}
 	c.clients = c.host("clients")
 	key := pki.NewKey()
@@ -154,9 +160,12 @@ func (c *cluster) configure(n *node, key pki.Key) {
 		n.name, n.dir, domain, n.host.Address, dnsPort, coordinators, strings.Join(seeds, ", "))
 	file := filepath.Join(c.dir, n.name+".yaml")
 	c.must(os.WriteFile(file, []byte(text), 0o600))
+	n.clock = clock(filepath.Join(c.dir, n.name+".clock"))
+	c.must(n.clock.set(0))
+	c.must(c.install(n.name, c.first))
 	n.Program = n.host.Program(n.name, filepath.Join(c.dir, n.name+".log"), []string{
-		failpoint.FullVariable + "=" + n.full, failpoint.FileVariable + "=" + n.armed, failpoint.TraceVariable + "=" + n.trace,
-	}, filepath.Join(c.bin, "demiurge-coordinator"), "run", "--config", file)
+		failpoint.FullVariable + "=" + n.full, failpoint.FileVariable + "=" + n.armed, failpoint.TraceVariable + "=" + n.trace, clockVariable + "=" + string(n.clock),
+	}, filepath.Join(c.installed(n.name), "demiurge-coordinator"), "run", "--config", file)
 }
 
 // await polls until a condition holds.

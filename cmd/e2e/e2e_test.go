@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -56,7 +57,8 @@ func TestClusterKeepsItsPromises(t *testing.T) {
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM)
 	defer stop()
 	begun := time.Now()
-	c := newCluster(ctx, t, dir)
+	upgraded := !testing.Short() && strings.Contains(upgrade.name, *only)
+	c := newCluster(ctx, t, dir, !testing.Short(), upgraded)
 	first := check.Run{Begun: begun}
 	c.quiet(&first)
 	last, base := first.After, c.used()
@@ -66,6 +68,9 @@ func TestClusterKeepsItsPromises(t *testing.T) {
 	over := func() bool { return *duration > 0 && time.Since(begun) >= *duration }
 	for round := 0; ctx.Err() == nil && !over() && (round < *rounds || *duration > 0); round++ {
 		order := n.order(*only, testing.Short())
+		if upgraded && round == 0 {
+			order = slices.Insert(order, 0, upgrade)
+		}
 		for i, b := range order {
 			var end bool // of the round, or of the run after its first round
 			for valid, try := false, 1; !valid; try++ {
@@ -75,7 +80,7 @@ func TestClusterKeepsItsPromises(t *testing.T) {
 				}
 				r := check.Run{Seed: seed + piece, Before: last}
 				end = i == len(order)-1 || round > 0 && over()
-				if end {
+				if end && b.name != upgrade.name { // others may use more
 					r.UsedBefore = base
 				}
 				valid = c.piece(&r, n, b, filepath.Join(dir, fmt.Sprintf("history-%04d.jsonl", piece)))
@@ -84,6 +89,9 @@ func TestClusterKeepsItsPromises(t *testing.T) {
 				}
 				last = r.After
 				piece++
+			}
+			if b.name == upgrade.name {
+				base = c.used()
 			}
 			t.Logf("nothing found so far: round %d, %d of %d faults, %s; seed %d", round+1, i+1, len(order), progress(time.Since(begun)), seed)
 			if end {
@@ -129,7 +137,11 @@ func (c *cluster) piece(r *check.Run, n *nemesis, b breakage, path string) (vali
 	at, rate := l.gather()
 	if valid = rate >= check.DefaultLimits().Rate; valid {
 		c.t.Logf("%.0f operations a second", rate)
-		rec.Fault(check.Fault{Name: b.name, At: at})
+		fault := check.Fault{Name: b.name, At: at}
+		if b.clocks {
+			fault.Clocks = steps
+		}
+		rec.Fault(fault)
 		n.strike(c.ctx, b)
 		waitFor(c.ctx, recovery)
 	} else {

@@ -122,4 +122,22 @@ var breakages = []breakage{
 	{family: "a coordinator dies at a step", name: "crash a follower at a step", begin: func(n *nemesis) error { return n.arm(n.follower.armed, n.follower.trace) }},
 	{family: "an agent dies at a step", name: "crash an agent at a step", begin: func(n *nemesis) error { return n.arm(n.victim.armed, n.victim.trace) }},
 	{family: "an agent dies at a step", name: "crash another agent at a step", begin: func(n *nemesis) error { return n.arm(n.victim.armed, n.victim.trace) }},
+	{clocks: true, family: "a clock is set", name: "the leader's clock goes forward", begin: func(n *nemesis) error { return n.leader.clock.set(ahead(n.rng)) }},
+	{clocks: true, family: "a clock is set", name: "the leader's clock goes back", begin: func(n *nemesis) error { return n.leader.clock.set(-ahead(n.rng)) }},
+	{clocks: true, family: "a clock is set", name: "the leader's clock goes to and fro", begin: func(n *nemesis) error { return n.toAndFro(n.leader.clock) }},
+	{clocks: true, family: "a clock is set", name: "a follower's clock goes to and fro", begin: func(n *nemesis) error { return n.toAndFro(n.follower.clock) }},
+	{clocks: true, family: "a clock is set", name: "the next leader's clock is wrong", begin: func(n *nemesis) error {
+		var errs []error
+		by := ahead(n.rng)
+		for _, o := range n.c.nodes {
+			if o != n.leader {
+				errs = append(errs, o.clock.set(by))
+				by = -by
+			}
+		}
+		return errors.Join(append(errs, n.leader.Kill())...)
+	}},
+	{clocks: true, family: "a clock is set", name: "a host's clock goes forward", begin: func(n *nemesis) error { return n.victim.clock.set(ahead(n.rng)) }},
+	{clocks: true, family: "a clock is set", name: "a host's clock goes back", begin: func(n *nemesis) error { return n.victim.clock.set(-ahead(n.rng)) }},
+	{clocks: true, family: "a clock is set", name: "a host's clock goes to and fro", begin: func(n *nemesis) error { return n.toAndFro(n.victim.clock) }},
 }

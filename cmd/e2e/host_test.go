@@ -41,9 +41,10 @@ type realHost struct {
 	host  *lab.Host
 	agent *lab.Program
 	nginx *lab.Program
-	full  string   // while this file is there, the agent finds its disk full, or bad
-	armed string   // file that says at which step the agent is to die
-	trace string   // file with the steps that the agent passed
+	full  string // while this file is there, the agent finds its disk full, or bad
+	armed string // file that says at which step the agent is to die
+	trace string // file with the steps that the agent passed
+	clock clock
 	leave []string // what a shutdown runs before it ends the agent
 	web   *http.Client
 }
@@ -61,15 +62,19 @@ func (c *cluster) addRealHost(name string) {
 	}
 	text := fmt.Sprintf("host_id: %s\ncoordinators: [%s]\ndata_dir: %s/agent\nrun_dir: %[3]s/run\ndomain: %s\naddress: %s\ncapacity: %d\n"+
 		"nginx:\n  data_dir: %[3]s/nginx\n  listen: [\"%[5]s:%[7]s\"]\n  workers: 1\ngateway:\n  program: %[8]s\nmetrics:\n  listen: %[5]s:%[9]s\nlog:\n  level: info\n",
-		name, strings.Join(addresses, ", "), dir, domain, h.host.Address, realCapacity, webPort, filepath.Join(c.bin, "demiurge-gateway"), metricsPort)
+		name, strings.Join(addresses, ", "), dir, domain, h.host.Address, realCapacity, webPort, filepath.Join(c.installed(name), "demiurge-gateway"), metricsPort)
 	c.must(os.WriteFile(file, []byte(text), 0o600))
 
-	program := filepath.Join(c.bin, "demiurge-agent")
+	c.must(c.install(name, c.first))
+	program := filepath.Join(c.installed(name), "demiurge-agent")
 	c.must(h.host.Run(program, "join", "--config", file, "--token", c.joinToken(name)))
 
 	h.full, h.armed, h.trace = filepath.Join(c.dir, name+".full"), filepath.Join(c.dir, name+".armed"), filepath.Join(c.dir, name+".trace")
-	h.agent = h.host.Program(name, filepath.Join(c.dir, name+".log"),
-		[]string{failpoint.FullVariable + "=" + h.full, failpoint.FileVariable + "=" + h.armed, failpoint.TraceVariable + "=" + h.trace}, program, "run", "--config", file)
+	h.clock = clock(filepath.Join(c.dir, name+".clock"))
+	c.must(h.clock.set(0))
+	h.agent = h.host.Program(name, filepath.Join(c.dir, name+".log"), []string{
+		failpoint.FullVariable + "=" + h.full, failpoint.FileVariable + "=" + h.armed, failpoint.TraceVariable + "=" + h.trace, clockVariable + "=" + string(h.clock),
+	}, program, "run", "--config", file)
 	h.leave = []string{program, "leave", "--config", file}
 	h.nginx = h.host.Program(name+" nginx", filepath.Join(c.dir, name+".nginx.log"), nil, "/bin/sh", "-c",
 		fmt.Sprintf("%s nginx-prepare --config %s && exec nginx -e %[3]s/log/error.log -p ./ -c %[3]s/nginx.conf -g 'daemon off;'", program, file, dir+"/nginx"))

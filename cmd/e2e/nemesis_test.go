@@ -22,6 +22,7 @@ type breakage struct {
 	family string // of those that break the same thing in nearly the same way
 	name   string
 	begin  func(*nemesis) error
+	clocks bool // it sets clocks, which only programs that are built for it have: not in the short form
 }
 
 // nemesis breaks the cluster, one thing after the other.
@@ -54,11 +55,11 @@ func (n *nemesis) heal() error {
 	var errs []error
 	for _, o := range n.c.nodes {
 		n.disarm(o.name, o.armed)
-		errs = append(errs, forget(o.full), forget(o.armed), o.host.Heal(), o.Signal(syscall.SIGCONT), o.Start())
+		errs = append(errs, o.clock.set(0), forget(o.full), forget(o.armed), o.host.Heal(), o.Signal(syscall.SIGCONT), o.Start())
 	}
 	for _, h := range n.c.hosts {
 		n.disarm(h.name, h.armed)
-		errs = append(errs, forget(h.full), forget(h.armed), h.host.PowerOn(), h.host.Heal(), h.nginx.Signal(syscall.SIGCONT), h.agent.Signal(syscall.SIGCONT), h.start())
+		errs = append(errs, h.clock.set(0), forget(h.full), forget(h.armed), h.host.PowerOn(), h.host.Heal(), h.nginx.Signal(syscall.SIGCONT), h.agent.Signal(syscall.SIGCONT), h.start())
 	}
 	for _, a := range n.c.agents {
 		errs = append(errs, a.host.Heal())
@@ -109,7 +110,7 @@ func (n *nemesis) order(named string, short bool) []breakage {
 	var out []breakage
 	for _, i := range n.rng.Perm(len(breakages)) {
 		b := breakages[i]
-		if !strings.Contains(b.name, named) || short && slices.ContainsFunc(out, func(o breakage) bool { return o.family == b.family }) {
+		if !strings.Contains(b.name, named) || short && b.clocks || short && slices.ContainsFunc(out, func(o breakage) bool { return o.family == b.family }) {
 			continue
 		}
 		out = append(out, b)
@@ -121,7 +122,9 @@ func (n *nemesis) order(named string, short bool) []breakage {
 func TestShortFormBreaksEveryFamilyOnce(t *testing.T) {
 	families, chosen := map[string]bool{}, map[string]bool{}
 	for _, b := range breakages {
-		families[b.family] = true
+		if !b.clocks {
+			families[b.family] = true
+		}
 	}
 	for seed := range uint64(20) {
 		order := (&nemesis{rng: rand.New(rand.NewPCG(seed, 3))}).order("", true)

@@ -60,6 +60,7 @@ func Check(r Run, l Limits) []Violation {
 	if v := valid(r, l); len(v) > 0 {
 		return v
 	}
+	r = righted(r)
 	out := append(SoFar(r), exactlyOnce(r)...)
 	out = append(out, nothingLeft(r)...)
 	out = append(out, cordoned(r)...)
@@ -74,6 +75,7 @@ func Check(r Run, l Limits) []Violation {
 
 // SoFar lists what was broken in a run that did not come to its end.
 func SoFar(r Run) []Violation {
+	r = righted(r)
 	var out []Violation
 	for _, report := range r.Reports {
 		out = append(out, Violation{Seen, report})

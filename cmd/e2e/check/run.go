@@ -101,6 +101,8 @@ type Usage struct {
 type Fault struct {
 	Name string        `json:"name"`
 	At   time.Duration `json:"at"` // when it began
+	// Clocks are the steps by which it may set the clocks of programs. They differ by more than a run is long.
+	Clocks []time.Duration `json:"clocks,omitempty"`
 }
 
 // Answer is what the web server of a host answered for an organization.

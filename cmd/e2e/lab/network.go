@@ -217,7 +217,7 @@ func (h *Host) Processes(program string) ([]int, error) {
 	all, err := processes(h.namespace)
 	var out []int
 	for _, pid := range all {
-		if file, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && filepath.Base(file) == program {
+		if file, err := os.Readlink(fmt.Sprintf("/proc/%d/exe", pid)); err == nil && strings.TrimSuffix(filepath.Base(file), " (deleted)") == program { // an upgrade deletes it
 			out = append(out, pid)
 		}
 	}
