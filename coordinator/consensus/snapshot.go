@@ -33,6 +33,10 @@ const (
 	snapshotFormat = 1
 	maxHeader      = 64 << 10
 	restoreFile    = "restore.tmp"
+	// restoreLeap is how far indexes leap when a snapshot is restored. The cluster that saved it may have gone on for
+	// long, and this one may be new: hosts and records in the DNS then know indexes as epochs that this cluster has
+	// never reached, and a new epoch must be above them all. No log grows by so much between a snapshot and its loss.
+	restoreLeap = 1 << 32
 )
 
 // snapshotHeader says where a saved snapshot comes from.
@@ -143,7 +147,7 @@ func badSnapshot(err error, why string) error {
 
 // RestoreSnapshot replaces the state of the whole cluster by a saved one. Only the leader can. The file is
 // checked to its end before anything changes. Commands in flight are answered with ErrUnknown. The
-// members stay as they are, and indexes go on above both the cluster's and the snapshot's.
+// members stay as they are, and indexes go on far above both the cluster's and the snapshot's.
 func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	if !n.IsLeader() {
 		return n.noLeader(nil, "this coordinator does not lead")
@@ -178,7 +182,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 	}
 	meta := &raft.SnapshotMeta{
 		Version: raft.SnapshotVersionMax, ID: filepath.Base(f.Name()),
-		Index: header.Index, Term: header.Term, Size: header.Size,
+		Index: max(header.Index, n.raft.LastIndex()) + restoreLeap, Term: header.Term, Size: header.Size,
 	}
 	n.log.Warn("restoring a snapshot over the present state", "saved_by", header.NodeID, "saved_at", header.SavedAt, "index", header.Index)
 	// The library reads f until it answers, so this is waited for whatever ctx says, and for as long as it takes: its

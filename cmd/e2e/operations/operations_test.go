@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -54,6 +55,7 @@ func TestOperationsAsDocumented(t *testing.T) {
 		{"a host is taken out", (*site).takeOut},
 		{"keys", (*site).rotate},
 		{"backup", (*site).backUp},
+		{"all coordinators are lost", (*site).loseAll},
 		{"another coordinator", (*site).replaceCoordinator},
 		{"upgrade", (*site).upgrade},
 		{"a majority is lost", (*site).loseMajority},
@@ -104,9 +106,9 @@ func (s *site) addCoordinator() *machine {
 
 // begin begins a cluster of three.
 func (s *site) begin() {
-	for n := range 3 {
+	for range 3 {
 		c := s.addCoordinator()
-		if n == 0 {
+		if s.key == "" {
 			s.run(c, "demiurge-coordinator keygen | sudo tee /var/lib/demiurge/coordinator/cluster.key >/dev/null")
 			s.key = s.do(c, "cat "+data+"/cluster.key")
 		} else {
@@ -119,9 +121,8 @@ func (s *site) begin() {
 	}
 }
 
-// call gives the operator what callers need.
-func (s *site) call() {
-	var token string
+// firstToken waits for the token that the first leader writes.
+func (s *site) firstToken() (token string) {
 	s.await("the first admin token", func() error {
 		for _, c := range s.coordinators {
 			if said, err := s.try(c, "cat "+data+"/admin.token"); err == nil && strings.TrimSpace(said) != "" {
@@ -131,6 +132,12 @@ func (s *site) call() {
 		}
 		return errors.New("no coordinator has it")
 	})
+	return token
+}
+
+// call gives the operator what callers need.
+func (s *site) call() {
+	token := s.firstToken()
 	s.operator = s.machine("operator", "192.0.2.100")
 	s.do(s.operator, "cat >ca.pem <<<\"$CA\"", "CA="+s.do(s.coordinators[0], "cat "+data+"/ca.pem"))
 	export := "export DEMIURGE_ADDR=https://coordinator-1.example.org:7400 DEMIURGE_CACERT=ca.pem DEMIURGE_TOKEN=…"
@@ -298,6 +305,49 @@ func (s *site) backUp() {
 	}
 	s.active()
 	s.start()
+}
+
+// loseAll loses all coordinators with their data, and goes back to a snapshot with new ones. What is served is served
+// all the time; hosts and callers need not do anything.
+func (s *site) loseAll() {
+	s.run(s.operator, "demiurge operator snapshot save demiurge.snap")
+	before := s.active()
+	alive := func() (names []string) {
+		for _, h := range ask[api.List[api.Host]](s.world, s.operator, "demiurge host list -o json").Items {
+			if h.State == api.HostAlive {
+				names = append(names, h.HostID)
+			}
+		}
+		return names
+	}
+	hosts := alive()
+	for _, c := range s.coordinators {
+		s.must(c.PowerOff())
+	}
+	s.coordinators = nil
+	s.begin()
+	usual := s.operator.prefix
+	s.do(s.operator, "cat >new.pem <<<\"$CA\"", "CA="+s.do(s.coordinators[0], "cat "+data+"/ca.pem"))
+	s.operator.prefix += "export DEMIURGE_CACERT=new.pem DEMIURGE_TOKEN=" + s.firstToken() + "\n"
+	s.until(s.operator, "demiurge operator raft list-peers", "coordinator-1", "coordinator-2", "coordinator-3")
+	s.run(s.operator, "demiurge operator snapshot restore demiurge.snap --yes")
+	s.operator.prefix = usual
+	s.await("the hosts", func() error {
+		if back := alive(); !slices.Equal(back, hosts) {
+			return fmt.Errorf("%v are alive, and there were %v", back, hosts)
+		}
+		return nil
+	})
+	s.start()
+	now := map[string]api.Allocation{}
+	for _, a := range s.active() {
+		now[a.AllocationID] = a
+	}
+	for _, was := range before {
+		if is := now[was.AllocationID]; is.HostID != was.HostID || is.Epoch != was.Epoch {
+			s.t.Errorf("allocation %s was on %s with epoch %d, and is on %s with epoch %d", was.AllocationID, was.HostID, was.Epoch, is.HostID, is.Epoch)
+		}
+	}
 }
 
 // joinCoordinator lets a coordinator into the cluster.

@@ -91,17 +91,23 @@ func (w *world) must(err error) {
 	}
 }
 
-// machine makes a machine with an address that the document has, which knows the names of the document.
+// machine makes a machine with an address that the document has, which knows the names of the document. It may take the
+// place of one of the same name that is lost.
 func (w *world) machine(name, address string, own ...string) *machine {
 	w.t.Helper()
-	h, err := w.net.Add(name)
+	label := name
+	if w.machines[name] != nil {
+		label += "-new"
+	}
+	h, err := w.net.Add(label)
 	w.must(err)
+	h.Name = name
 	w.must(h.Run("ip", "addr", "add", address+"/24", "dev", "eth0"))
 	o := lab.MachineOptions{Own: own, Tools: w.tools}
 	if _, err := os.Stat(w.image); err == nil {
 		o.Image = w.image
 	}
-	m := &machine{t: w.t, logs: filepath.Join(w.dir, name), running: map[string]*lab.Program{}}
+	m := &machine{t: w.t, logs: filepath.Join(w.dir, label), running: map[string]*lab.Program{}}
 	m.Machine, err = h.Machine(o)
 	w.must(err)
 	w.must(os.Mkdir(m.logs, 0o755))
