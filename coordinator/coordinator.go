@@ -241,7 +241,8 @@ func (c *Coordinator) lead(ctx context.Context) {
 		Logger: c.log.Named("hostmonitor"), Now: c.opts.Now,
 	}).Run)
 	loops.Go("relocator", relocator.New(relocator.Options{
-		Store: c.store, Proposer: c.propose, FencedBy: c.fencedBy(c.opts.Now()), Logger: c.log.Named("relocator"), Now: c.opts.Now,
+		Store: c.store, Proposer: c.propose, FencedBy: c.fencedBy(c.opts.Now()), Lease: membership.LeaseSpan(c.opts.Config.Hosts.Lease),
+		Logger: c.log.Named("relocator"), Now: c.opts.Now,
 	}).Run)
 	loops.Go("DNS", dns.NewLoop(dns.LoopOptions{
 		Provider: c.names, Domain: c.opts.Config.Domain, Wanted: c.wantedNames, Current: c.node.VerifyLeader,

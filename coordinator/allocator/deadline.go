@@ -3,6 +3,7 @@ package allocator
 import (
 	"container/heap"
 	"context"
+	"math"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -26,9 +27,9 @@ const (
 func (r *Runner) Run(ctx context.Context) {
 	r.reign(ctx)
 	defer r.reset()
-	var q queue
+	q := newQueue()
 	last := r.opts.Store.LastEvent()
-	r.scan(&q)
+	r.scan(q)
 	slots := make(chan struct{}, maxConcluders)
 	collect := time.NewTicker(collectEvery)
 	defer collect.Stop()
@@ -37,21 +38,21 @@ func (r *Runner) Run(ctx context.Context) {
 	for {
 		events, more, truncated := r.opts.Store.Events(last, eventBatch)
 		if truncated {
-			q = nil
+			q = newQueue()
 			last = r.opts.Store.LastEvent()
-			r.scan(&q)
+			r.scan(q)
 			continue
 		}
 		for _, e := range events {
 			last = state.EventID{Index: e.Index, Seq: e.Seq}
 			if e.Allocation != "" {
-				r.schedule(&q, e.Allocation)
+				r.schedule(q, e.Allocation)
 			}
 		}
 		if len(events) == eventBatch {
 			continue
 		}
-		r.fire(ctx, &q, slots)
+		r.fire(ctx, q, slots)
 		timer.Reset(q.wait(r.opts.Now()))
 		select {
 		case <-ctx.Done():
@@ -60,9 +61,9 @@ func (r *Runner) Run(ctx context.Context) {
 			pause(ctx, settle)
 		case <-timer.C:
 		case <-r.opts.Store.Restored():
-			q = nil
+			q = newQueue()
 			last = r.opts.Store.LastEvent()
-			r.scan(&q)
+			r.scan(q)
 		case <-collect.C:
 			r.collect(ctx)
 		}
@@ -105,36 +106,48 @@ func (r *Runner) scan(q *queue) {
 
 // schedule puts the time at which something is due for an allocation into the queue. Entries are never
 // removed: one whose allocation has moved on is seen to be over when it comes up.
+//
+// The time on record is of the clock of the coordinator that led then. How far away it is is found out when it is first
+// seen, never further than it was when it was set, and from then on counted by the clock that nobody sets: a clock that
+// is wrong for a while neither ends anything early nor keeps it for hours.
 func (r *Runner) schedule(q *queue, a id.Allocation) {
 	rec := r.opts.Store.View().Allocation(nil, a)
 	if rec == nil || !rec.State.Live() {
+		delete(q.seen, a)
 		r.mu.Lock()
 		delete(r.runs, a)
 		delete(r.verified, a)
 		r.mu.Unlock()
 		return
 	}
-	if at := dueAt(rec); !at.IsZero() {
-		heap.Push(q, due{at, a})
+	until, longest := dueAt(rec)
+	if until.IsZero() || q.seen[a].Equal(until) {
+		return
 	}
+	now := r.opts.Now()
+	q.seen[a] = until
+	q.push(due{now.Add(min(until.Sub(now), longest)), until, a})
 }
 
-// dueAt is when an allocation's present state ends by itself; zero: never.
-func dueAt(a *state.Allocation) time.Time {
+// dueAt is when an allocation's present state ends by itself, and how long such a state lasts at most; zero: never.
+func dueAt(a *state.Allocation) (until time.Time, longest time.Duration) {
 	switch a.State {
 	case state.AllocationQueued:
-		return a.QueueUntil
+		return a.QueueUntil, a.QueueUntil.Sub(a.CreatedAt)
 	case state.AllocationActive:
-		return a.ExpiresAt
+		return a.ExpiresAt, math.MaxInt64
 	}
 	grant, pending := a.Pending()
 	switch {
 	case !pending && a.State != state.AllocationRelocating:
-		return time.Time{}
+		return time.Time{}, 0
 	case !pending, expires(a, grant.Deadline):
-		return a.ExpiresAt
+		return a.ExpiresAt, math.MaxInt64
 	}
-	return grant.Deadline
+	if a.ActivationTimeout > 0 {
+		return grant.Deadline, a.ActivationTimeout
+	}
+	return grant.Deadline, grant.Deadline.Sub(grant.ReservedAt)
 }
 
 // expires reports whether an allocation's time to live ends before a deadline.
@@ -145,16 +158,16 @@ func expires(a *state.Allocation, deadline time.Time) bool {
 // fire concludes what is due. Each is looked at again in a second, until it has moved on.
 func (r *Runner) fire(ctx context.Context, q *queue, slots chan struct{}) {
 	now := r.opts.Now()
-	for q.Len() > 0 && !(*q)[0].at.After(now) {
-		d := heap.Pop(q).(due)
+	for len(q.heap) > 0 && !q.heap[0].at.After(now) {
+		d := q.pop()
 		rec := r.opts.Store.View().Allocation(nil, d.allocation)
 		if rec == nil {
 			continue
 		}
-		if at := dueAt(rec); at.IsZero() || at.After(now) {
+		if until, _ := dueAt(rec); !until.Equal(d.until) {
 			continue // it moved on, and its new time is in the queue
 		}
-		heap.Push(q, due{now.Add(retryConclude), d.allocation})
+		q.push(due{now.Add(retryConclude), d.until, d.allocation})
 		select {
 		case slots <- struct{}{}:
 		case <-ctx.Done():
@@ -218,31 +231,43 @@ func (r *Runner) collect(ctx context.Context) {
 	}
 }
 
-// due is the time at which an allocation has to be looked at.
+// due is the moment at which an allocation has to be looked at, and the time on record that this stands for.
 type due struct {
-	at         time.Time
+	at, until  time.Time
 	allocation id.Allocation
 }
 
-// queue is a heap of dues, the earliest first.
-type queue []due
+// queue has what is due, and of each allocation the time on record that was last put into it.
+type queue struct {
+	heap dues
+	seen map[id.Allocation]time.Time
+}
 
-func (q queue) Len() int           { return len(q) }
-func (q queue) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
-func (q queue) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
-func (q *queue) Push(x any)        { *q = append(*q, x.(due)) }
+func newQueue() *queue { return &queue{seen: map[id.Allocation]time.Time{}} }
+
+func (q *queue) push(d due) { heap.Push(&q.heap, d) }
+
+func (q *queue) pop() due { return heap.Pop(&q.heap).(due) }
+
+func (q *queue) wait(now time.Time) time.Duration {
+	if len(q.heap) == 0 {
+		return time.Hour
+	}
+	return max(q.heap[0].at.Sub(now), 0)
+}
+
+// dues is a heap, the earliest first.
+type dues []due
+
+func (q dues) Len() int           { return len(q) }
+func (q dues) Less(i, j int) bool { return q[i].at.Before(q[j].at) }
+func (q dues) Swap(i, j int)      { q[i], q[j] = q[j], q[i] }
+func (q *dues) Push(x any)        { *q = append(*q, x.(due)) }
 
 // Pop removes the last element, as container/heap wants it.
-func (q *queue) Pop() any {
+func (q *dues) Pop() any {
 	old := *q
 	d := old[len(old)-1]
 	*q = old[:len(old)-1]
 	return d
-}
-
-func (q queue) wait(now time.Time) time.Duration {
-	if len(q) == 0 {
-		return time.Hour
-	}
-	return max(q[0].at.Sub(now), 0)
 }

@@ -198,10 +198,7 @@ func place(t *state.Txn, c command.Place) command.Result {
 	return command.Result{Count: n}
 }
 
-const (
-	firstBackOff   = time.Second
-	longestBackOff = 30 * time.Second
-)
+const firstBackOff = time.Second
 
 // failMove takes in that the gateway which a relocating allocation was to be served by did not come to it.
 func failMove(t *state.Txn, a *state.Allocation, pending state.Grant, failure state.Failure, blame bool) {
@@ -220,7 +217,7 @@ func failMove(t *state.Txn, a *state.Allocation, pending state.Grant, failure st
 	m.Failure = failure
 	if m.Attempts > 1 { // another gateway at once, the first time
 		m.Held = state.HeldByBackOff
-		m.HeldUntil = t.Now().Add(min(firstBackOff<<min(m.Attempts-2, 10), longestBackOff))
+		m.HeldUntil = t.Now().Add(min(firstBackOff<<min(m.Attempts-2, 10), state.LongestBackOff))
 	}
 	m.Stranded, m.Served = true, false
 	next.Hold(state.Grant{})

@@ -84,7 +84,8 @@ func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.
 	pool := members.Signals(h.ID)
 	s.Gossip, s.GossipSince, s.Flaps, s.Isolated = pool.Gossip, pool.GossipSince, pool.Flaps, pool.Isolated
 	s.Stranger, s.LeadsSince = members.Stranger(h.ID, place), began
-	v := membership.Judge(s, m.opts.Now(), m.opts.Thresholds)
+	now := m.opts.Now()
+	v := membership.Judge(s, now, m.opts.Thresholds)
 	if v.Ask {
 		m.opts.Agents.Ask(h.ID)
 	}
@@ -92,10 +93,11 @@ func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.
 	if next == h.Status {
 		return
 	}
-	meta := command.Meta{At: m.opts.Now(), Actor: "hostmonitor"}
+	meta := command.Meta{At: now, Actor: "hostmonitor"}
 	var c command.Command = command.SetHostStatus{Meta: meta, Host: h.ID, Status: next, Reason: reason}
 	if next == api.HostLost { // and everything on it goes elsewhere with the same entry
-		c = command.LoseHost{Meta: meta, Host: h.ID, Reason: reason, FencedBy: membership.LeaseEnd(s, m.opts.Lease)}
+		left := membership.LeaseEnd(s, m.opts.Lease).Sub(now) // of the lease: the clock may have been set since the host was heard of
+		c = command.LoseHost{Meta: meta, Host: h.ID, Reason: reason, FencedBy: now.Add(left)}
 	}
 	if _, _, err := m.opts.Proposer.Propose(ctx, c); err != nil && ctx.Err() == nil {
 		m.opts.Logger.Warn("cannot record the status of a host now", "host", h.ID, "status", next, "error", err)

@@ -32,5 +32,8 @@ func LeaseEnd(s Signals, lease time.Duration) time.Time {
 	if s.Heard.After(last) {
 		last = s.Heard
 	}
-	return last.Add(lease + lease/clockDrift + fenceTime)
+	return last.Add(LeaseSpan(lease))
 }
+
+// LeaseSpan is how long a lease may last by this clock, from the word that it counts from to the last closed route.
+func LeaseSpan(lease time.Duration) time.Duration { return lease + lease/clockDrift + fenceTime }

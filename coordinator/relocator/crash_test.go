@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -38,6 +39,7 @@ type world struct {
 	verified int          // guarded by mu
 	lost     id.Host      // a host that is heard of no more
 	fenced   time.Time    // what the leader of now knows of the end of leases; guarded by mu
+	ahead    atomic.Int64 // by how much the leader's clock is
 	leader   *leader      // changed by the goroutine of the test only
 	labels   []string     // of the proposals, in order; guarded by mu
 }
@@ -77,20 +79,23 @@ func newWorld(t *testing.T, isolation string) *world {
 	return w
 }
 
-func (w *world) meta() command.Meta { return command.Meta{At: time.Now(), Actor: "test"} }
+func (w *world) meta() command.Meta { return command.Meta{At: w.now(), Actor: "test"} }
+
+// now is the clock of whoever leads.
+func (w *world) now() time.Time { return time.Now().Add(time.Duration(w.ahead.Load())) }
 
 // reign begins the next leader.
 func (w *world) reign() {
 	l := &leader{w: w}
 	l.ctx, l.end = context.WithCancel(context.Background())
 	log := hclog.NewNullLogger()
-	link := agentlink.New(agentlink.Options{Store: w.store, Proposer: l, Domain: "example.org", Heartbeat: time.Second, Logger: log, Now: time.Now})
+	link := agentlink.New(agentlink.Options{Store: w.store, Proposer: l, Domain: "example.org", Heartbeat: time.Second, Logger: log, Now: w.now})
 	l.runner = allocator.New(allocator.Options{
-		Store: w.store, Proposer: l, Verifier: link, Logger: log, Now: time.Now, RetryAfter: func(id.Pool) time.Duration { return time.Second },
+		Store: w.store, Proposer: l, Verifier: link, Logger: log, Now: w.now, RetryAfter: func(id.Pool) time.Duration { return time.Second },
 	})
 	l.receiver = agentlink.NewReceiver(link, l.runner)
 	moves := relocator.New(relocator.Options{
-		Store: w.store, Proposer: l, Logger: log, Now: time.Now, FencedBy: func(id.Host) time.Time {
+		Store: w.store, Proposer: l, Lease: 9 * time.Second, Logger: log, Now: w.now, FencedBy: func(id.Host) time.Time {
 			w.mu.Lock()
 			defer w.mu.Unlock()
 			return w.fenced

@@ -28,15 +28,24 @@ type Options struct {
 	// FencedBy is when a host that is cut off since now at the latest has stopped serving pools with isolation
 	// stop. It may move on while the host is heard of.
 	FencedBy func(id.Host) time.Time
-	Logger   hclog.Logger
-	Now      func() time.Time
+	// Lease is how long any lease may last from now on.
+	Lease  time.Duration
+	Logger hclog.Logger
+	Now    func() time.Time
 }
 
 // Relocator is the loop of one coordinator while it leads.
-type Relocator struct{ opts Options }
+type Relocator struct {
+	opts  Options
+	holds map[id.Allocation]hold // of what is held; only Run uses it
+}
+
+// hold is how long an allocation is held: the time on record, which is of the clock of the coordinator that led then, and
+// the moment that this is here. It is fixed when the record is first seen, and counted by the clock that nobody sets.
+type hold struct{ record, moment time.Time }
 
 // New makes a Relocator.
-func New(opts Options) *Relocator { return &Relocator{opts} }
+func New(opts Options) *Relocator { return &Relocator{opts: opts} }
 
 const (
 	// idle is how long nothing is looked at, if nothing changes.
@@ -49,10 +58,11 @@ const (
 
 // Run acts on every change, and when a time that Plan waits for has come, until ctx ends.
 func (r *Relocator) Run(ctx context.Context) {
+	r.holds = nil // a former reign saw what this one sees now
 	for ctx.Err() == nil {
 		ws := state.WatchSet{}
 		now := r.opts.Now()
-		actions, again := Plan(look(r.opts.Store.View(), ws, r.opts.FencedBy), now)
+		actions, again := Plan(r.look(r.opts.Store.View(), ws, now), now)
 		for _, c := range actions {
 			if _, _, err := r.opts.Proposer.Propose(ctx, c); err != nil {
 				if ctx.Err() == nil {
@@ -73,8 +83,9 @@ func (r *Relocator) Run(ctx context.Context) {
 }
 
 // look gathers what Plan needs.
-func look(view state.View, ws state.WatchSet, fencedBy func(id.Host) time.Time) View {
+func (r *Relocator) look(view state.View, ws state.WatchSet, now time.Time) View {
 	var out View
+	holds := map[id.Allocation]hold{}
 	for h := range view.Hosts(ws) {
 		switch {
 		case h.Lost():
@@ -90,7 +101,7 @@ func look(view state.View, ws state.WatchSet, fencedBy func(id.Host) time.Time) 
 			left = left || a != nil && a.State == state.AllocationActive && a.Gateway == g.ID
 		}
 		if left {
-			out.Lost = append(out.Lost, Lost{Host: h.ID, Reason: h.Reason, FencedBy: fencedBy(h.ID)})
+			out.Lost = append(out.Lost, Lost{Host: h.ID, Reason: h.Reason, FencedBy: now.Add(r.opts.FencedBy(h.ID).Sub(now))})
 		}
 	}
 	if len(out.Draining) > 0 {
@@ -98,14 +109,23 @@ func look(view state.View, ws state.WatchSet, fencedBy func(id.Host) time.Time) 
 	}
 	for p := range view.Pools(ws) {
 		for a := range view.Held(ws, p.Name) {
-			held := Held{Allocation: a.ID, Until: a.Move.HeldUntil}
+			h, longest := r.holds[a.ID], state.LongestBackOff
+			if a.Move.Held == state.HeldByLease {
+				longest = r.opts.Lease
+			}
+			if !h.record.Equal(a.Move.HeldUntil) {
+				h = hold{a.Move.HeldUntil, now.Add(min(a.Move.HeldUntil.Sub(now), longest))}
+			}
+			holds[a.ID] = h
+			held := Held{Allocation: a.ID, Until: h.moment}
 			if a.Move.Held == state.HeldByLease && a.Host != "" {
 				// The leader of now knows best: an earlier one may have heard of the host later than it wrote.
-				held.Until = later(held.Until, fencedBy(a.Host))
+				held.Until = later(held.Until, r.opts.FencedBy(a.Host))
 			}
 			out.Held = append(out.Held, held)
 		}
 	}
+	r.holds = holds
 	return out
 }
 

@@ -30,6 +30,9 @@ const (
 	HeldByBackOff = "backoff" // the last gateway did not come to serve it
 )
 
+// LongestBackOff bounds how long an allocation is held by HeldByBackOff.
+const LongestBackOff = 30 * time.Second
+
 // Move is the way of a relocating allocation to another gateway. It is in one of three places:
 //
 //   - stranded: it waits for a gateway. It may still have the one on its lost host, which it keeps when that
