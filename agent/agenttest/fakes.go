@@ -431,6 +431,9 @@ func (c control) Activate(ctx context.Context, p driver.Process, body *api.Activ
 	return nil
 }
 
+// Forget implements reconcile.Control.
+func (control) Forget(id.Gateway) {}
+
 // Deactivate implements reconcile.Control.
 func (c control) Deactivate(ctx context.Context, p driver.Process, body api.Deactivate) error {
 	if err := c.enter(ctx, "deactivate"); err != nil {

@@ -128,6 +128,7 @@ func (a *actor) report() (api.GatewayReport, bool) {
 // run acts until ctx ends or nothing of the gateway is left. It starts with adopting what runs.
 func (a *actor) run(ctx context.Context) {
 	defer a.wg.Wait()
+	defer a.o.Control.Forget(a.id)
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	a.watchSlot(ctx)

@@ -23,19 +23,25 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// HTTPControl is the Control over the gateways' unix sockets. Every call dials anew, because who listens is
-// part of the question: the kernel tells which process it was. A call is one connection and no goroutine,
-// because hundreds of gateways are asked for their health all the time: net/http's client takes three.
+// HTTPControl is the Control over the gateways' unix sockets. Who listens is part of the question: the kernel
+// tells which process it was when a connection is made. A question for health makes a new one, because whether the
+// gateway takes connections is part of that question too; an organization is handed over on the one that the last
+// answer came on, because a caller waits for it. A call takes no goroutine, because hundreds of gateways are asked
+// for their health all the time: net/http's client takes three.
 type HTTPControl struct {
 	socket func(id.Gateway) string
+	kept   kept
 }
 
 // NewHTTPControl makes the Control for the sockets that a function names.
-func NewHTTPControl(socket func(id.Gateway) string) *HTTPControl { return &HTTPControl{socket: socket} }
+func NewHTTPControl(socket func(id.Gateway) string) *HTTPControl {
+	return &HTTPControl{socket: socket, kept: kept{conns: map[id.Gateway]keptConn{}}}
+}
 
 // Health implements Control.
 func (c *HTTPControl) Health(ctx context.Context, p driver.Process) (api.GatewayHealth, error) {
 	var h api.GatewayHealth
+	c.kept.drop(p.Gateway)
 	b, err := c.call(ctx, p, http.MethodGet, "/healthz", nil)
 	if err != nil {
 		return h, err
@@ -58,44 +64,75 @@ func (c *HTTPControl) Deactivate(ctx context.Context, p driver.Process, body api
 	return err
 }
 
+// Forget implements Control.
+func (c *HTTPControl) Forget(g id.Gateway) { c.kept.drop(g) }
+
 // maxAnswer bounds what is read of a gateway's answer.
 const maxAnswer = 1 << 20
 
+// call asks and reads the whole answer. What is asked may be asked twice: a gateway may close a connection that is
+// kept at the moment at which it is used, and then a new one is made.
 func (c *HTTPControl) call(ctx context.Context, p driver.Process, method, path string, body any) ([]byte, error) {
-	var r io.Reader
+	var raw []byte
 	if body != nil {
-		b, err := json.Marshal(body)
-		if err != nil {
+		var err error
+		if raw, err = json.Marshal(body); err != nil {
 			return nil, err
 		}
-		r = bytes.NewReader(b)
 	}
-	req, err := http.NewRequestWithContext(ctx, method, "http://"+string(p.Gateway)+path, r)
+	a, err := c.ask(ctx, c.kept.take(p), p, method, path, raw)
 	if err != nil {
 		return nil, err
 	}
-	req.Close = true
+	if a.status/100 != 2 {
+		return nil, refused(a.status, a.body)
+	}
+	return a.body, nil
+}
+
+// answer is what a gateway answers.
+type answer struct {
+	status int
+	body   []byte
+	last   bool // nothing more comes over its connection
+}
+
+// ask sends the request over a connection that is kept, nil for none, and else over a new one.
+func (c *HTTPControl) ask(ctx context.Context, conn net.Conn, p driver.Process, method, path string, body []byte) (answer, error) {
+	old := conn != nil
+	if !old {
+		var err error
+		if conn, err = c.dial(ctx, p); err != nil {
+			return answer{}, err
+		}
+	}
+	req, err := http.NewRequestWithContext(ctx, method, "http://"+string(p.Gateway)+path, bytes.NewReader(body))
+	if err != nil {
+		_ = conn.Close()
+		return answer{}, err
+	}
 	if body != nil {
 		req.Header.Set("Content-Type", "application/json")
 	}
-	conn, err := c.dial(ctx, p)
-	if err != nil {
-		return nil, err
-	}
-	defer func() { _ = conn.Close() }()
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
-	defer stop()
-	status, b, err := roundTrip(conn, req)
-	if err != nil {
-		if ctx.Err() != nil {
-			err = ctx.Err()
-		}
-		return nil, fmt.Errorf("cannot %s %s: %w", method, path, err)
+	a, err := roundTrip(conn, req)
+	switch {
+	case err == nil && stop() && !a.last:
+		c.kept.keep(p, conn)
+		return a, nil
+	case err == nil:
+		_ = conn.Close()
+		return a, nil
 	}
-	if status/100 != 2 {
-		return nil, refused(status, b)
+	stop()
+	_ = conn.Close()
+	switch {
+	case ctx.Err() != nil:
+		err = ctx.Err()
+	case old:
+		return c.ask(ctx, nil, p, method, path, body)
 	}
-	return b, nil
+	return answer{}, fmt.Errorf("cannot %s %s: %w", method, path, err)
 }
 
 // dial connects to the gateway's socket and makes sure that it is the process's.
@@ -117,7 +154,7 @@ func (c *HTTPControl) dial(ctx context.Context, p driver.Process) (net.Conn, err
 
 // roundTrip sends the request and reads the whole answer. A redirect is an answer like any other. A gateway
 // may refuse before it has read everything: then it is its answer that counts.
-func roundTrip(conn net.Conn, req *http.Request) (status int, body []byte, err error) {
+func roundTrip(conn net.Conn, req *http.Request) (answer, error) {
 	w := bufio.NewWriterSize(conn, 2<<10)
 	sent := errors.Join(req.Write(w), w.Flush())
 	r := bufio.NewReaderSize(io.LimitReader(conn, maxAnswer), 2<<10)
@@ -126,11 +163,12 @@ func roundTrip(conn net.Conn, req *http.Request) (status int, body []byte, err e
 		resp, err = http.ReadResponse(r, req)
 	}
 	if err != nil {
-		return 0, nil, errors.Join(sent, err)
+		return answer{}, errors.Join(sent, err)
 	}
 	defer func() { _ = resp.Body.Close() }()
-	body, err = io.ReadAll(resp.Body)
-	return resp.StatusCode, body, err
+	body, err := io.ReadAll(resp.Body)
+	last := sent != nil || resp.Close || resp.StatusCode == http.StatusSwitchingProtocols || r.Buffered() > 0
+	return answer{resp.StatusCode, body, last}, err
 }
 
 // refused keeps the stable code of a gateway's refusal, when it gives one.

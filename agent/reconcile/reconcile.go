@@ -53,6 +53,8 @@ type Control interface {
 	Health(ctx context.Context, p driver.Process) (api.GatewayHealth, error)
 	Activate(ctx context.Context, p driver.Process, body *api.Activate) error
 	Deactivate(ctx context.Context, p driver.Process, body api.Deactivate) error
+	// Forget lets go of what is kept of a gateway that is not asked any more.
+	Forget(g id.Gateway)
 }
 
 // Services are what the agent itself does for organizations, beside their gateways.
