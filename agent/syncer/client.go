@@ -21,7 +21,7 @@ type Credentials interface {
 // because the stream is held open: every request brings a context.
 func NewClient(c Credentials) (*http.Client, error) {
 	r := &renewing{credentials: c}
-	if _, err := r.transport(); err != nil {
+	if _, err := r.links(); err != nil {
 		return nil, err
 	}
 	return &http.Client{Transport: r, CheckRedirect: func(*http.Request, []*http.Request) error {
@@ -35,27 +35,44 @@ type renewing struct {
 	credentials Credentials
 
 	mu      sync.Mutex // guards what follows
-	current *http.Transport
+	current *links
 	changed <-chan struct{} // closed: current has an old certificate
+}
+
+// links are the connections that were made with one certificate.
+type links struct {
+	streams *http.Transport
+	reports *lines
+}
+
+func (l *links) close() {
+	l.streams.CloseIdleConnections()
+	l.reports.close()
 }
 
 // RoundTrip implements http.RoundTripper.
 func (r *renewing) RoundTrip(req *http.Request) (*http.Response, error) {
-	t, err := r.transport()
+	l, err := r.links()
 	if err != nil {
 		return nil, err
 	}
-	return t.RoundTrip(req)
+	if req.Method == http.MethodPost && req.GetBody != nil && req.URL.Port() != "" {
+		return l.reports.RoundTrip(req)
+	}
+	return l.streams.RoundTrip(req)
 }
 
 // CloseIdleConnections is found by http.Client.
 func (r *renewing) CloseIdleConnections() {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.current.CloseIdleConnections()
+	if r.current != nil {
+		r.current.close()
+		r.current = nil // what is asked after this makes its own
+	}
 }
 
-func (r *renewing) transport() (*http.Transport, error) {
+func (r *renewing) links() (*links, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if r.current != nil {
@@ -71,16 +88,20 @@ func (r *renewing) transport() (*http.Transport, error) {
 		return nil, err
 	}
 	if r.current != nil {
-		r.current.CloseIdleConnections()
+		r.current.close()
 	}
 	r.changed = changed
-	r.current = &http.Transport{
-		TLSClientConfig:     conf,
-		DialContext:         (&net.Dialer{Timeout: 2 * time.Second, KeepAlive: 5 * time.Second}).DialContext,
-		TLSHandshakeTimeout: 3 * time.Second,
-		MaxIdleConnsPerHost: 2,
-		IdleConnTimeout:     30 * time.Second,
-		WriteBufferSize:     16 << 10,
+	dial := (&net.Dialer{Timeout: dialTimeout, KeepAlive: 5 * time.Second}).DialContext
+	r.current = &links{
+		streams: &http.Transport{
+			TLSClientConfig:     conf,
+			DialContext:         dial,
+			TLSHandshakeTimeout: handshakeTimeout,
+			MaxIdleConnsPerHost: 2,
+			IdleConnTimeout:     30 * time.Second,
+			WriteBufferSize:     16 << 10,
+		},
+		reports: &lines{conf: conf, dial: dial},
 	}
 	return r.current, nil
 }
