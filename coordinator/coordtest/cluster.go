@@ -25,10 +25,6 @@ import (
 // Patience bounds every wait: far above what anything takes, so that only a hang ends it.
 const Patience = 60 * time.Second
 
-// calm is how long a host may say nothing before a test sees it as silent, unless the test wants it otherwise: longer
-// than by default, because many agents share this process and its processors.
-const calm = 10 * time.Second
-
 // Cluster is a coordinator under test.
 type Cluster struct {
 	Admin *client.Client // with the first admin token
@@ -48,7 +44,6 @@ func Start(t testing.TB, tune ...func(*coordinator.Config)) *Cluster {
 	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = "c1", t.TempDir(), "example.org", "http://{hostname}"
 	cfg.API.Listen, cfg.Raft.Listen, cfg.Gossip.Listen = FreeAddr(t), FreeAddr(t), FreeAddr(t)
 	cfg.API.RateLimit, cfg.API.RateBurst, cfg.API.Plain = 1e9, 1e9, true
-	cfg.Hosts.SilentAfter = calm
 	for _, f := range tune {
 		f(cfg)
 	}

@@ -88,7 +88,6 @@ func (s *Several) add(expect int) *Node {
 	cfg.NodeID, cfg.DataDir, cfg.Domain, cfg.PublicURL = fmt.Sprintf("c%d", len(s.Nodes)+1), s.t.TempDir(), "example.org", "http://{hostname}"
 	cfg.API.Listen, cfg.Raft.Listen, cfg.Gossip.Listen = FreeAddr(s.t), FreeAddr(s.t), FreeAddr(s.t)
 	cfg.API.RateLimit, cfg.API.RateBurst, cfg.API.Plain = 1e9, 1e9, true
-	cfg.Hosts.SilentAfter = calm
 	cfg.Cluster.BootstrapExpect = expect
 	if err := os.WriteFile(filepath.Join(cfg.DataDir, "cluster.key"), []byte(s.key.Reveal()), 0o600); err != nil {
 		s.t.Fatal(err)

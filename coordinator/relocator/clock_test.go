@@ -19,6 +19,38 @@ func (w *world) right() {
 	w.hosts()
 }
 
+// A clock that goes forward ends no lease early: the host that is cut off counts it by its own. This takes real time, for
+// only that is counted by a clock that nobody sets.
+func TestALeaseIsNotEndedByAClock(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, "stop")
+	begun := time.Now()
+	fenced := begun.Add(2 * time.Second)
+	w.mu.Lock()
+	w.fenced = fenced
+	w.mu.Unlock()
+	w.lost = "h1"
+	w.untilHeard(command.LoseHost{Meta: w.meta(), Host: "h1", Reason: "test", FencedBy: fenced})
+	w.hosts()
+	w.ahead.Store(int64(wrong))
+	if now := w.now(); now.Sub(begun) > time.Hour || now.Round(0).Sub(begun.Round(0)) < wrong {
+		t.Fatalf("the clock cannot be set in this way any more: it is %s, after %s", now, begun)
+	}
+	w.settle("a clock went forward", "h1")
+	moved := 0
+	for a := range w.store.View().LiveAllocations(nil) {
+		if len(a.Moves) == 0 {
+			continue
+		}
+		if moved++; a.ReservedAt.Add(-wrong).Before(fenced.Round(0)) {
+			t.Errorf("granted again %v before the end of the lease: %+v", fenced.Round(0).Sub(a.ReservedAt.Add(-wrong)), a)
+		}
+	}
+	if moved == 0 {
+		t.Error("nothing moved")
+	}
+}
+
 // The end of a lease that a leader with a wrong clock wrote keeps no organization waiting for hours.
 func TestALeaseOfAWrongClockEnds(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
