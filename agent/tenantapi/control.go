@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"net"
 	"net/http"
@@ -41,22 +42,33 @@ type doors struct {
 
 	mu   sync.Mutex
 	open map[id.Gateway]*door
-	at   map[string]*door // by socket
+	at   map[string]*door         // by socket
+	used map[string]chan struct{} // by socket; closed when who has it, or had it last, is done with it
 	over bool
 	wg   sync.WaitGroup // of the listeners' goroutines
 }
 
 type door struct {
 	Door
-	listener net.Listener // nil: not yet, or not any more
-	shut     bool
+	listener net.Listener  // nil: not yet, or not any more
+	shut     chan struct{} // closed when it is
+}
+
+// isShut reports whether a door is.
+func (d *door) isShut() bool {
+	select {
+	case <-d.shut:
+		return true
+	default:
+		return false
+	}
 }
 
 // doorKey is the key of a connection's context under which its door is.
 type doorKey struct{}
 
 func newDoors(s *Server) *doors {
-	d := &doors{server: s, open: map[id.Gateway]*door{}, at: map[string]*door{}}
+	d := &doors{server: s, open: map[id.Gateway]*door{}, at: map[string]*door{}, used: map[string]chan struct{}{}}
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /v1/check", d.check)
 	mux.HandleFunc("GET /v1/changes", d.changes)
@@ -85,9 +97,22 @@ func (s *Server) Open(d Door) {
 	if all.over {
 		return
 	}
-	made := &door{Door: d}
+	made := &door{Door: d, shut: make(chan struct{})}
 	all.open[d.Gateway], all.at[d.Socket] = made, made
-	all.wg.Go(func() { all.listen(made) }) // ended by end, waited for by close
+	before, done := all.used[d.Socket], make(chan struct{})
+	all.used[d.Socket] = done
+	all.wg.Go(func() { // ended by end, waited for by close
+		if before != nil {
+			<-before // it is shut; two at one socket would take it from each other
+		}
+		all.keep(made)
+		all.mu.Lock()
+		defer all.mu.Unlock()
+		close(done)
+		if all.used[d.Socket] == done {
+			delete(all.used, d.Socket)
+		}
+	})
 }
 
 // Shut ends the answers to a gateway.
@@ -103,38 +128,54 @@ func (s *Server) Shut(g id.Gateway) {
 
 // end closes a door. The mu of doors is held.
 func (d *door) end() {
-	d.shut = true
+	if d.isShut() {
+		return
+	}
+	close(d.shut)
 	if d.listener != nil {
 		_ = d.listener.Close() // its goroutine sees it, and who asks meanwhile is refused by the epoch
 	}
 }
 
-// listen serves one door until it is shut.
-func (d *doors) listen(one *door) {
+// keep serves one door until it is shut. While its socket cannot be made nobody is let in, so that is tried again.
+func (d *doors) keep(one *door) {
+	const first, longest = 50 * time.Millisecond, 5 * time.Second
+	for pause := first; ; pause = min(2*pause, longest) {
+		err := d.listen(one)
+		if one.isShut() {
+			return
+		}
+		d.server.opts.Logger.Error("a gateway's socket cannot be made; it is tried again", "gateway", one.Gateway, "error", err)
+		timer := time.NewTimer(pause)
+		select {
+		case <-one.shut:
+		case <-timer.C:
+		}
+		timer.Stop()
+	}
+}
+
+// listen serves one door until it is shut, or something fails.
+func (d *doors) listen(one *door) error {
 	// What is there is of an earlier agent: the directory is this gateway's, and this agent's alone.
 	if err := os.Remove(one.Socket); err != nil && !errors.Is(err, fs.ErrNotExist) {
-		d.server.opts.Logger.Error("a gateway's socket cannot be made", "gateway", one.Gateway, "error", err)
-		return
+		return err
 	}
 	l, err := net.ListenUnix("unix", &net.UnixAddr{Name: one.Socket, Net: "unix"})
 	if err != nil {
-		d.server.opts.Logger.Error("a gateway's socket cannot be made", "gateway", one.Gateway, "error", err)
-		return
+		return err
 	}
 	d.mu.Lock()
-	if one.shut {
-		d.mu.Unlock()
-		_ = l.Close()
-		return
-	}
 	one.listener = l
+	shut := one.isShut()
 	d.mu.Unlock()
-	if err := os.Chmod(one.Socket, 0o600); err != nil {
-		d.server.opts.Logger.Error("a gateway's socket cannot be protected", "gateway", one.Gateway, "error", err)
-		_ = l.Close()
-		return
+	if shut {
+		return l.Close()
 	}
-	_ = d.http.Serve(l) // ends with the listener
+	if err := os.Chmod(one.Socket, 0o600); err != nil {
+		return errors.Join(fmt.Errorf("it cannot be protected: %w", err), l.Close())
+	}
+	return d.http.Serve(l) // ends with the listener
 }
 
 // close ends all doors.
@@ -154,7 +195,7 @@ func (d *doors) of(r *http.Request) (Door, bool) {
 	path, _ := r.Context().Value(doorKey{}).(string)
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if one := d.at[path]; one != nil && !one.shut {
+	if one := d.at[path]; one != nil && !one.isShut() {
 		return one.Door, true
 	}
 	return Door{}, false

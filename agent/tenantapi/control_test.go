@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"testing"
 	"time"
 
@@ -146,6 +147,46 @@ func TestP1_AGatewayCanAskAndNothingElse(t *testing.T) {
 		_, err := net.Dial("unix", b.socket)
 		return err != nil
 	})
+}
+
+// A gateway that is granted again and again at once has its door in the end: of two that make the same socket the
+// first must not take away what the second made.
+func TestADoorThatIsOpenedAgainAtOnceStaysOpen(t *testing.T) {
+	k := newKit(t)
+	a := k.door("gw-aaaaaaaaaa", ours, epoch)
+	for n := range 300 {
+		if n%3 == 2 {
+			k.server.Shut("gw-aaaaaaaaaa")
+		}
+		k.server.Open(Door{Gateway: "gw-aaaaaaaaaa", Socket: a.socket, Organization: ours, Epoch: epoch + id.Epoch(n%2)})
+	}
+	k.server.Open(Door{Gateway: "gw-aaaaaaaaaa", Socket: a.socket, Organization: ours, Epoch: epoch})
+	ada := k.jwt("ada")
+	if !a.may(ada, "room:read", "").Allowed {
+		t.Error("the owner may not")
+	}
+	a.web.CloseIdleConnections() // what comes next finds who listens now
+	if !a.may(ada, "room:read", "").Allowed {
+		t.Error("the owner may not, on another connection")
+	}
+}
+
+// A socket that cannot be made now is made when it can be.
+func TestADoorIsMadeWhenItCanBe(t *testing.T) {
+	k := newKit(t)
+	dir := filepath.Join(k.dir, "gw-aaaaaaaaaa")
+	inTheWay := filepath.Join(dir, "control.sock", "x")
+	if err := os.MkdirAll(inTheWay, 0o700); err != nil { // a directory with something in it is not removed
+		t.Fatal(err)
+	}
+	a := k.door("gw-aaaaaaaaaa", ours, epoch)
+	eventually(t, "it is said", func() bool { return strings.Contains(k.log.String(), "a gateway's socket cannot be made") })
+	if err := os.Remove(inTheWay); err != nil {
+		t.Fatal(err)
+	}
+	if !a.may(k.jwt("ada"), "room:read", "").Allowed {
+		t.Error("the owner may not")
+	}
 }
 
 func TestP16_TriesAreCountedByTheCallersOwnAddress(t *testing.T) {
