@@ -142,6 +142,8 @@ func (s *Store) putToken(g *grant, r *record) {
 	g.count++
 	if g.user == nil {
 		g.client.services++
+	} else {
+		g.user.tokens++
 	}
 	s.tokens.put(t)
 	s.due.push(t)
@@ -167,6 +169,8 @@ func (s *Store) removeToken(t *token, counter *Counts) {
 	g.count--
 	if g.user == nil {
 		g.client.services--
+	} else {
+		g.user.tokens--
 	}
 	s.stats.Live[t.kind]--
 	counter[t.kind]++

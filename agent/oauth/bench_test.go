@@ -49,7 +49,7 @@ func heap() int64 {
 // mixed expires so many tokens over a day and reports what the memory did.
 func mixed(t testing.TB, tokens int) (perToken, left float64, longest time.Duration) {
 	f := newFixture(t)
-	f.opts.Limits.Tokens, f.opts.Limits.PerUser = 2*tokens, 2*tokens
+	f.opts.Limits.Tokens, f.opts.Limits.PerUser, f.opts.Limits.PerPerson = 2*tokens, 2*tokens, 2*tokens
 	f.start()
 	s := f.open(ourOrg)
 	s.opts.lifetimes.Refresh = 5 * time.Hour
@@ -103,7 +103,7 @@ func BenchmarkExpiry(b *testing.B) {
 	for b.Loop() {
 		f := newFixture(b)
 		s := f.open(ourOrg)
-		s.opts.limits.PerUser = 1_000_000
+		s.opts.limits.PerUser, s.opts.limits.PerPerson = 1_000_000, 1_000_000
 		c := publicClient(b, s)
 		fill(b, s, c, 100_000, time.Millisecond)
 		good := login(b, s, c, "bob").Access.Reveal()
@@ -197,7 +197,7 @@ func perSecond(b *testing.B, callers int, do func() error) {
 
 func benchStore(b *testing.B) (*Store, ClientID) {
 	f := newFixture(b)
-	f.opts.Limits = Limits{Clients: 10, Codes: 10_000_000, Tokens: 10_000_000, PerUser: 10_000_000, PerService: 10_000_000, PerFamily: 10_000_000}
+	f.opts.Limits = Limits{Clients: 10, Codes: 10_000_000, Tokens: 10_000_000, PerUser: 10_000_000, PerPerson: 10_000_000, PerService: 10_000_000, PerFamily: 10_000_000}
 	f.opts.Now = time.Now
 	f.start()
 	s := f.open(ourOrg)
@@ -305,7 +305,7 @@ func benchServer(b *testing.B, s *Store) *Server {
 func BenchmarkRestore(b *testing.B) {
 	f := newFixture(b)
 	s := f.open(ourOrg)
-	s.opts.limits.PerUser = 1_000_000
+	s.opts.limits.PerUser, s.opts.limits.PerPerson = 1_000_000, 1_000_000
 	c := publicClient(b, s)
 	fill(b, s, c, 200_000, time.Millisecond)
 	section, _ := s.Section()

@@ -2,6 +2,7 @@ package oauth
 
 import (
 	"bytes"
+	"math"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -92,6 +93,28 @@ func FuzzSection(f *testing.F) {
 			t.Fatal("the section is not stable")
 		}
 	})
+}
+
+// A section whose numbers are at the end of what there is does not make the next grants collide.
+func TestASectionWithTheLastNumberIsRefused(t *testing.T) {
+	f := newFixture(t)
+	s := f.open(ourOrg)
+	c := publicClient(t, s)
+	login(t, s, c, "ada")
+	for _, g := range s.users["ada"].all() {
+		g.number = math.MaxUint64
+	}
+	section, _ := s.Section()
+	if _, err := f.all.Open(otherOrg, 7, section); err == nil {
+		t.Error("it was taken")
+	}
+}
+
+func (h *holder) all() (out []*grant) {
+	for g := h.first; g != nil; g = g.links[byUser].next {
+		out = append(out, g)
+	}
+	return out
 }
 
 // FuzzRedirect: what is accepted as a redirect leads to the organization or to the person's own machine, as a

@@ -95,8 +95,17 @@ func (j *journal) begin(walk func(sink func(form []byte) error) error) error {
 // codes were used is worse than none.
 func (s *Store) recover() (found bool, err error) {
 	files, err := s.journal.files()
-	if err != nil || len(files.bases) == 0 {
-		return false, err // a log without a base: the crash came while the first one was written
+	if err != nil {
+		return false, err
+	}
+	if len(files.bases) == 0 {
+		// The first log without a base: the crash came while that was written. A later one had a base.
+		for n := range files.logs {
+			if n > 1 {
+				return false, fmt.Errorf("cannot use the OAuth journal %s: its base is missing; restore it, or move the directory away", s.opts.dir)
+			}
+		}
+		return false, nil
 	}
 	s.restoring = make(map[uint64]*grant)
 	newest := slices.Max(slices.Collect(maps.Keys(files.bases)))

@@ -49,17 +49,18 @@ type Limits struct {
 	Codes      int
 	Tokens     int // access and refresh tokens, the exchanged ones that are remembered included
 	PerUser    int // logins of one person
+	PerPerson  int // tokens of all logins of one person
 	PerService int // tokens of one client for itself
 	PerFamily  int // tokens that come from one login
 }
 
 // DefaultLimits are those that are used when nothing is configured. A section holds some 500,000 tokens.
 func DefaultLimits() Limits {
-	return Limits{Clients: 1000, Codes: 10_000, Tokens: 200_000, PerUser: 1000, PerService: 10_000, PerFamily: 10_000}
+	return Limits{Clients: 1000, Codes: 10_000, Tokens: 200_000, PerUser: 1000, PerPerson: 20_000, PerService: 10_000, PerFamily: 10_000}
 }
 
 func (l Limits) check() error {
-	for _, n := range []int{l.Clients, l.Codes, l.Tokens, l.PerUser, l.PerService, l.PerFamily} {
+	for _, n := range []int{l.Clients, l.Codes, l.Tokens, l.PerUser, l.PerPerson, l.PerService, l.PerFamily} {
 		if n < 1 || n > math.MaxInt32/4 {
 			return fmt.Errorf("cannot use %d as a limit of OAuth objects: choose a positive number", n)
 		}
@@ -120,6 +121,7 @@ type holder struct {
 	user   id.User
 	first  *grant
 	grants int
+	tokens int  // of a person, codes included, until they are removed
 	gone   bool // the client was deleted or the member removed: nothing here is good any more
 }
 

@@ -320,7 +320,7 @@ func TestRevoking(t *testing.T) {
 
 func TestLimits(t *testing.T) {
 	f := newFixture(t)
-	f.opts.Limits = Limits{Clients: 2, Codes: 3, Tokens: 9, PerUser: 2, PerService: 1, PerFamily: 6}
+	f.opts.Limits = Limits{Clients: 2, Codes: 3, Tokens: 9, PerUser: 2, PerPerson: 9, PerService: 1, PerFamily: 6}
 	f.start()
 	s := f.open(ourOrg)
 	c := publicClient(t, s)
@@ -358,4 +358,39 @@ func TestLimits(t *testing.T) {
 		}
 	}
 	t.Fatal("there is no end of codes")
+}
+
+// One person's program that asks for tokens without end takes none from the others of the organization.
+func TestOnePersonDoesNotTakeAllTokens(t *testing.T) {
+	f := newFixture(t)
+	f.opts.Limits = Limits{Clients: 2, Codes: 100, Tokens: 100, PerUser: 100, PerPerson: 16, PerService: 1, PerFamily: 100}
+	f.start()
+	s := f.open(ourOrg)
+	c := publicClient(t, s)
+	last := login(t, s, c, "ada")
+	for range 3 {
+		login(t, s, c, "ada")
+	}
+	for range 2 {
+		var err error
+		last, err = refresh(s, c, last.Refresh)
+		must(t, err)
+	}
+	_, err := refresh(s, c, last.Refresh)
+	wantRefusal(t, err, "temporarily_unavailable")
+	_, err = redeem(s, c, code(t, s, c, "ada"))
+	wantRefusal(t, err, "temporarily_unavailable")
+	bob := login(t, s, c, "bob")
+	must(t, s.Revoke(ctx, c, last.Refresh.Reveal()))
+	sweepAll(t, s)
+	login(t, s, c, "ada")
+	if _, err := refresh(s, c, bob.Refresh); err != nil {
+		t.Error(err)
+	}
+	must(t, f.all.CloseAll())
+	f.start()
+	if _, good := f.open(ourOrg).Check(bob.Access.Reveal()); !good {
+		t.Error("after a restart")
+	}
+	s.check(t)
 }

@@ -223,6 +223,9 @@ func (x *tx) room(g *grant, more int) *Refusal {
 	if g != nil && int(g.count)+more > limits.PerFamily {
 		return full("%d tokens came of this login, as many as are allowed: ask for a new one only when the old one expires", g.count)
 	}
+	if g != nil && g.user.tokens+more > limits.PerPerson {
+		return full("you have %d tokens, as many as one person may have: end some or wait until they expire", g.user.tokens)
+	}
 	return nil
 }
 

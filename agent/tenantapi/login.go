@@ -57,10 +57,26 @@ const pauseAfterFailure = 2 * time.Second
 
 func newProvider(l Login) *provider {
 	return &provider{login: l, client: &http.Client{
-		Timeout: answerWithin,
+		Timeout:   answerWithin,
+		Transport: bounded{http.DefaultTransport},
 		// What the issuer says of itself is believed, and not what somebody redirects to.
 		CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse },
 	}}
+}
+
+// maxAnswer bounds what is read of one answer of the provider.
+const maxAnswer = 1 << 20
+
+// bounded ends answers that are too long: those who read them read to the end.
+type bounded struct{ http.RoundTripper }
+
+// RoundTrip implements http.RoundTripper.
+func (b bounded) RoundTrip(r *http.Request) (*http.Response, error) {
+	res, err := b.RoundTripper.RoundTrip(r)
+	if err == nil {
+		res.Body = http.MaxBytesReader(nil, res.Body, maxAnswer)
+	}
+	return res, err
 }
 
 // get asks the issuer once.

@@ -260,3 +260,23 @@ func TestSessionsAreBounded(t *testing.T) {
 		t.Errorf("%d sessions are kept after their time", s.count()-1)
 	}
 }
+
+// A provider that sends without end, by mistake or in bad faith, does not fill this host's memory.
+func TestAProviderThatSendsWithoutEndIsCutOff(t *testing.T) {
+	const much = 64 << 20
+	var sent atomic.Int64
+	issuer := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		for piece := make([]byte, 64<<10); sent.Load() < much; sent.Add(int64(len(piece))) {
+			if _, err := w.Write(piece); err != nil {
+				return
+			}
+		}
+	}))
+	defer issuer.Close()
+	if _, err := newProvider(Login{Issuer: issuer.URL, ClientID: "x", UserClaim: "sub"}).get(); err == nil {
+		t.Error("that is no provider")
+	}
+	if n := sent.Load(); n >= much { // what the sockets take on the way is some MiB
+		t.Errorf("%d bytes were read", n)
+	}
+}
