@@ -35,6 +35,8 @@ type Options struct {
 	Lease    Lease  // nil: nothing that is assigned with a lease is served
 	Timing   Timing
 	Now      func() time.Time // nil: time.Now
+
+	born time.Time // of the engine; what the common moments of questions for health are counted from
 }
 
 // Engine holds the actors of a host's gateways.
@@ -63,6 +65,7 @@ func New(o Options) (*Engine, error) {
 	if o.Now == nil {
 		o.Now = time.Now
 	}
+	o.born = o.Now()
 	if o.Services == nil {
 		o.Services = noServices{}
 	}

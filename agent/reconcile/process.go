@@ -251,20 +251,28 @@ func (a *actor) well(now time.Time, bootID string) {
 	}
 	a.ob.healthy, a.ob.everUp, a.bootID = true, true, bootID
 	a.misses, a.probes = 0, 0
-	a.ob.probeAt = now.Add(a.nextLook())
+	a.ob.probeAt = now.Add(a.nextLook(now))
 	if a.ob.failures > 0 && now.Sub(a.upSince) >= a.o.Timing.Stable {
 		a.ob.failures = 0
 	}
 }
 
-// nextLook is when a healthy process is asked again. Gateways that were started or granted together are not
-// asked together for ever: the answers of hundreds at one moment would hold up everything else.
-func (a *actor) nextLook() time.Duration {
+// looks is the time between the moments at which healthy processes are asked. On a host at rest most of what a question
+// costs is waking the agent for it, so a few share that; many more would hold up everything else.
+const looks = 50 * time.Millisecond
+
+// nextLook is how long after a moment a healthy process is asked again. Gateways that were started or granted together
+// are not asked together for ever: the answers of hundreds at one moment would hold up everything else.
+func (a *actor) nextLook(now time.Time) time.Duration {
 	every := a.o.Timing.IdleEvery
 	if a.ob.Grant != nil {
 		every = a.o.Timing.HealthEvery
 	}
-	return every - every/4 + rand.N(every/2+1)
+	wait := every - every/4 + rand.N(every/2+1)
+	if every < 10*looks {
+		return wait
+	}
+	return wait - now.Add(wait).Sub(a.o.born)%looks
 }
 
 // recycle ends the process and wipes what it left, and looks again whether it is gone.

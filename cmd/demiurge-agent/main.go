@@ -3,6 +3,7 @@
 package main
 
 import (
+	"context"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -11,9 +12,13 @@ import (
 	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/config"
 	"github.com/demiurge-platform/demiurge/shared/logging"
+	"github.com/demiurge-platform/demiurge/shared/processors"
 )
 
 const defaultConfig = "/etc/demiurge/agent.yaml"
+
+// maxProcs is the variable by which somebody else decides how many processors this process uses.
+const maxProcs = "GOMAXPROCS"
 
 func main() {
 	root := program.Command(program.Options{
@@ -21,7 +26,7 @@ func main() {
 		Short:    "Runs the gateways of one host and applies its nginx configuration",
 		RunShort: "Run the agent until SIGINT or SIGTERM; gateways outlive it. SIGHUP or a changed file reloads what can be reloaded",
 		Config:   defaultConfig,
-		Run:      agent.Run,
+		Run:      run,
 		Validate: func(path string, environ []string) error {
 			_, err := load(path, environ)
 			return err
@@ -58,6 +63,23 @@ func main() {
 		return agent.Leave(cfg)
 	}))
 	program.Main(root)
+}
+
+// run runs the agent. The host's processors are there for the gateways: one is enough for it, until it has much to do.
+func run(ctx context.Context, path string, environ []string, hup <-chan os.Signal) error {
+	if os.Getenv(maxProcs) == "" {
+		ctx, stop := context.WithCancel(ctx)
+		done := make(chan struct{})
+		go func() { // waited for below
+			defer close(done)
+			processors.Govern(ctx)
+		}()
+		defer func() {
+			stop()
+			<-done
+		}()
+	}
+	return agent.Run(ctx, path, environ, hup)
 }
 
 // joinCommand lets this host into a cluster.

@@ -6,6 +6,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"testing"
@@ -44,6 +45,8 @@ const (
 	crashing   flavor = "failpoints" // can be killed at a label
 	plain      flavor = "plain"      // as users have them, to measure
 	goFlagsEnv        = "GOFLAGS"
+
+	asUsersHave = "-trimpath" // and without C
 )
 
 // programs are built once, when a test first wants them.
@@ -79,7 +82,7 @@ func (b *builds) build(f flavor) (string, error) {
 	case crashing:
 		return dir, goBuild(dir, all, "-tags", string(crashing))
 	case plain:
-		return dir, goBuild(dir, all)
+		return dir, goBuild(dir, all, asUsersHave)
 	case crowded:
 		return dir, errors.Join(goBuild(dir, all[:3], "-race"), goBuild(dir, all[3:]))
 	}
@@ -94,6 +97,9 @@ func goBuild(dir string, names []string, flags ...string) error {
 	cmd := exec.Command("go", args...)
 	// A checkout may belong to another user, and then its revision cannot be read. Nothing here needs it.
 	cmd.Env = append(os.Environ(), goFlagsEnv+"="+strings.TrimSpace(os.Getenv(goFlagsEnv)+" -buildvcs=false"))
+	if slices.Contains(flags, asUsersHave) {
+		cmd.Env = append(cmd.Env, "CGO_ENABLED=0") // as make build has it
+	}
 	if out, err := cmd.CombinedOutput(); err != nil {
 		return fmt.Errorf("cannot build the programs: %w\n%s", err, out)
 	}

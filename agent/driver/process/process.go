@@ -188,14 +188,24 @@ func (d *Driver) Wait(ctx context.Context, p driver.Process) (driver.Exit, error
 		err  error
 	}
 	ended := make(chan result, 1)
-	go func() { // waited for below: it ends with the process or the context
-		exit, err := d.gone(ctx, p)
-		ended <- result{exit, err}
-	}()
+	var reaped, over <-chan struct{}
+	own := d.child(p)
+	if own != nil { // then there is a goroutine that waits for it already
+		reaped, over = own.done, ctx.Done()
+	} else {
+		go func() { // waited for below: it ends with the process or the context
+			exit, err := d.gone(ctx, p)
+			ended <- result{exit, err}
+		}()
+	}
 	logs := time.NewTicker(d.opts.LogCheck)
 	defer logs.Stop()
 	for {
 		select {
+		case <-reaped:
+			return own.exit, nil
+		case <-over:
+			return driver.Exit{}, fmt.Errorf("cannot wait for gateway %s: %w", p.Gateway, ctx.Err())
 		case r := <-ended:
 			if r.err != nil {
 				return r.exit, fmt.Errorf("cannot wait for gateway %s: %w", p.Gateway, r.err)
@@ -238,12 +248,16 @@ func (d *Driver) Stop(ctx context.Context, p driver.Process, grace time.Duration
 	return nil
 }
 
+// child is a process that this driver has started; nil: it has not.
+func (d *Driver) child(p driver.Process) *child {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return d.children[p]
+}
+
 // gone waits until the process has ended, whoever its parent is, and ends what is left of its session.
 func (d *Driver) gone(ctx context.Context, p driver.Process) (driver.Exit, error) {
-	d.mu.Lock()
-	c := d.children[p]
-	d.mu.Unlock()
-	if c != nil {
+	if c := d.child(p); c != nil {
 		select {
 		case <-c.done:
 			return c.exit, nil

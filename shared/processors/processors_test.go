@@ -1,0 +1,85 @@
+package processors
+
+import (
+	"context"
+	"runtime"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+func TestTheGovernorFollowsTheLoad(t *testing.T) {
+	const one, all = false, true
+	var g governor
+	for i, look := range []struct {
+		load float64
+		want bool
+	}{
+		{0, one},
+		{0.59, one},
+		{0.61, all}, // at once
+		{0.1, all},
+		{0.1, all},
+		{0.1, all},
+		{0.1, all},
+		{0.5, all}, // not calm enough to count
+		{0.1, all},
+		{0.1, all},
+		{0.1, all},
+		{0.1, all},
+		{0.44, one}, // the fifth in a row
+		{0.6, one},
+		{1.9, all},
+	} {
+		if g.next(look.load); g.all != look.want {
+			t.Fatalf("look %d, load %v: all processors: %t, want %t", i, look.load, g.all, look.want)
+		}
+	}
+}
+
+func TestAProcessGetsTheProcessorsThatItsLoadTakes(t *testing.T) {
+	runtime.SetDefaultGOMAXPROCS()
+	most := runtime.GOMAXPROCS(0)
+	var load, used atomic.Int64 // load is in percent of a processor
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { // waited for below
+		defer close(done)
+		at := time.Now()
+		govern(ctx, func() time.Duration {
+			now := time.Now()
+			used.Add(now.Sub(at).Nanoseconds() * load.Load() / 100)
+			at = now
+			return time.Duration(used.Load())
+		})
+	}()
+	is := func(n int) {
+		t.Helper()
+		tick := time.NewTicker(10 * time.Millisecond)
+		defer tick.Stop()
+		for limit := time.Now().Add(time.Minute); runtime.GOMAXPROCS(0) != n; <-tick.C {
+			if time.Now().After(limit) {
+				t.Fatalf("%d processors, want %d", runtime.GOMAXPROCS(0), n)
+			}
+		}
+	}
+	is(1)
+	load.Store(150)
+	is(most)
+	load.Store(20)
+	is(1)
+	cancel()
+	<-done
+	if n := runtime.GOMAXPROCS(0); n != most {
+		t.Errorf("%d processors are left behind, want %d", n, most)
+	}
+}
+
+func TestProcessorTimeIsWhatThisProcessUses(t *testing.T) {
+	before := processorTime()
+	for limit := time.Now().Add(time.Minute); processorTime() < before+20*time.Millisecond; {
+		if time.Now().After(limit) {
+			t.Fatalf("after a minute of work it is %s, before it was %s", processorTime(), before)
+		}
+	}
+}
