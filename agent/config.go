@@ -254,7 +254,7 @@ func (c *Config) nginxOptions(log hclog.Logger) (nginx.Options, error) {
 	return nginx.Options{
 		DataDir: dir, RunDir: filepath.Join(c.RunDir, "nginx"), Binary: c.Nginx.Binary, Domain: c.Domain,
 		Listen: listen, ListenTLS: listenTLS, CertificateFile: c.Nginx.CertificateFile,
-		SocketDir: layoutOf(c).sockets, AgentSocket: tenantSocket(c), AccessSocket: accessSocket(c), TrustedProxies: proxies, Workers: c.Nginx.Workers, Logger: log,
+		SocketDir: layoutOf(c).sockets, AgentSocket: tenantSocket(c), AccessSocket: accessSocket(c), PassSocket: passSocket(c), TrustedProxies: proxies, Workers: c.Nginx.Workers, Logger: log,
 	}, nil
 }
 

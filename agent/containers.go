@@ -73,7 +73,7 @@ func openContainers(c *Config, files fsx.FS, now func() time.Time, log hclog.Log
 	reached := c.public()
 	return container.New(container.Options{
 		Dir: dir, FS: files, Domain: c.Domain, Scheme: reached.Scheme, Port: reached.Port, Networks: networks, Own: ownAddresses,
-		Passage: passSocket(c), Limits: limits, TokenLife: c.Containers.TokenLifetime, SessionLife: c.Containers.SessionLifetime, Patience: c.Containers.Patience,
+		Limits: limits, TokenLife: c.Containers.TokenLifetime, SessionLife: c.Containers.SessionLifetime, Patience: c.Containers.Patience,
 		Now: now, Logger: log,
 	})
 }
@@ -98,7 +98,7 @@ func ownAddresses() ([]netip.Addr, error) {
 // accessSocket is where nginx asks about requests to user containers.
 func accessSocket(c *Config) string { return filepath.Join(c.RunDir, "access.sock") }
 
-// passSocket is where nginx brings the requests to user containers that were let in.
+// passSocket is where nginx brings requests to user containers that the agent carries or answers.
 func passSocket(c *Config) string { return filepath.Join(c.RunDir, "pass.sock") }
 
 // listenPrivate listens on a socket for nginx. The directory belongs to this agent alone, so what is there is a

@@ -28,7 +28,7 @@ type layout struct {
 	containers  string // <data_dir>/containers/<organization>.<epoch>: journals of user containers
 	tenant      string // <run_dir>/tenant.sock, which nginx asks
 	access      string // <run_dir>/access.sock, which nginx asks about requests to user containers
-	pass        string // <run_dir>/pass.sock, where it brings those that were let in
+	pass        string // <run_dir>/pass.sock, where it brings those that the agent carries or answers
 }
 
 func layoutOf(c *Config) layout {

@@ -118,7 +118,7 @@ func (t *tenants) start(a *Agent) {
 	door := container.NewDoor(t.containers, t.api.Containers)
 	a.stack.Go("user containers", t.containers.Run)
 	a.stack.Go("requests to containers", func(ctx context.Context) {
-		a.must(ctx, "the passage to containers", func(ctx context.Context) error { return t.containers.Carry(ctx, t.pass) })
+		a.must(ctx, "the passage to containers", func(ctx context.Context) error { return door.Carry(ctx, t.pass) })
 	})
 	a.stack.Go("questions about containers", func(ctx context.Context) {
 		a.must(ctx, "the questions about containers", func(ctx context.Context) error { return serveAccess(ctx, t.access, door) })

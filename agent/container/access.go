@@ -150,9 +150,11 @@ func (r *Registry) target(c ID) *target {
 // Access decides about a request to a container. Every answer is counted.
 func (r *Registry) Access(c ID, who Caller, ask Asked) Decision {
 	d := decide(r.people.Policy(), who, r.target(c), ask)
-	r.host.access[d.Answer].Add(1)
+	r.count(d.Answer)
 	return d
 }
+
+func (r *Registry) count(a Answer) { r.host.access[a].Add(1) }
 
 // Err is the decision as an error, for those who answer with one; nil when it passed.
 func (d Decision) Err() error {

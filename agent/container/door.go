@@ -13,8 +13,8 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// The headers in which nginx tells of a request (Ask…) and is told what to do with it (Tell…). nginx sets all
-// of them itself; what a client sends under these names goes nowhere.
+// The headers in which nginx tells of a request (Ask…), and in which it or the container is told of it (Tell…). What a
+// client sends under these names goes nowhere.
 const (
 	AskOrganization = "X-Demiurge-Organization"
 	AskLabel        = "X-Demiurge-Label" // what stands behind uc- in the host name
@@ -23,8 +23,7 @@ const (
 	AskScheme       = "X-Forwarded-Proto"
 	AskUpgrade      = "X-Demiurge-Upgrade"
 
-	TellUpstream      = "X-Demiurge-Upstream" // where nginx sends the request: the container, or the passage
-	TellPass          = "X-Demiurge-Pass"     // which it shows at the passage, once
+	TellUpstream      = "X-Demiurge-Upstream" // where nginx sends the request
 	TellUser          = "X-Demiurge-User"
 	TellUsername      = "X-Demiurge-Username"
 	TellProject       = "X-Demiurge-Project"
@@ -32,9 +31,12 @@ const (
 	TellService       = "X-Demiurge-Service"
 	TellCookie        = "X-Demiurge-Cookie"        // the client's, without those of this package
 	TellAuthorization = "X-Demiurge-Authorization" // the client's, unless it is good elsewhere too
-	TellAnswer        = "X-Demiurge-Answer"
-	TellLogin         = "X-Demiurge-Login"        // where a browser goes to log in
-	TellLoginCookie   = "X-Demiurge-Login-Cookie" // that it keeps meanwhile
+)
+
+// The names under which other programs look for the person.
+const (
+	forwardedUser     = "X-Forwarded-User"
+	forwardedUsername = "X-Forwarded-Preferred-Username"
 )
 
 // The paths that nginx asks at the door. Both are nginx's own on the names of containers.
@@ -64,7 +66,8 @@ const enterLife = 10 * time.Minute
 // largestReturn bounds the address that a person comes back to after the login.
 const largestReturn = 2000
 
-// Door answers nginx: may this request pass, and where to. It listens where only nginx reaches it.
+// Door answers nginx: may this request pass, and where to (ServeHTTP); and it carries what may last, and answers what
+// does not pass (Carry). It listens where only nginx reaches it.
 type Door struct {
 	opts    *Options
 	logger  hclog.Logger
@@ -82,12 +85,12 @@ func (d *Door) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	h := w.Header()
 	h.Set("Cache-Control", "no-store")
 	h.Set("X-Content-Type-Options", "nosniff")
-	q, ok := d.question(r)
+	q, ok := d.question(r.Context(), r.Header)
 	switch {
 	case r.URL.Path == PathCheck && ok:
 		d.check(w, q)
 	case r.URL.Path == PathCheck:
-		d.tell(w, Missing)
+		w.WriteHeader(http.StatusForbidden)
 	case r.URL.Path == PathEnter && ok && r.Method == http.MethodGet:
 		d.enter(w, r, q)
 	default:
@@ -104,16 +107,16 @@ type question struct {
 	origin    string // of the container's name
 }
 
-func (d *Door) question(r *http.Request) (question, bool) {
-	q := question{header: r.Header}
-	org, err := id.ParseOrganization(r.Header.Get(AskOrganization))
+func (d *Door) question(ctx context.Context, h http.Header) (question, bool) {
+	q := question{header: h}
+	org, err := id.ParseOrganization(h.Get(AskOrganization))
 	if err != nil {
 		return q, false
 	}
-	if q.container, q.service, err = ParseLabel(r.Header.Get(AskLabel)); err != nil {
+	if q.container, q.service, err = ParseLabel(h.Get(AskLabel)); err != nil {
 		return q, false
 	}
-	if q.registry, err = d.open(r.Context(), org); err != nil {
+	if q.registry, err = d.open(ctx, org); err != nil {
 		d.logger.Debug("a request to a container of an organization that is not served", "organization", org, "error", err)
 		return q, false
 	}
@@ -121,74 +124,72 @@ func (d *Door) question(r *http.Request) (question, bool) {
 	return q, true
 }
 
-// check answers the question of every single request.
-func (d *Door) check(w http.ResponseWriter, q question) {
+// overheard reports whether a request came in clear where it must not, so that everybody on the way has seen it.
+func (d *Door) overheard(q question) bool { return q.header.Get(AskScheme) != d.opts.Scheme }
+
+// visit is a question with who asks.
+type visit struct {
+	asked         Asked
+	who           Caller
+	again         func() (Caller, bool) // finds him again; nil: nobody is known
+	container     ID
+	cookie        string // the client's, without those of this package
+	authorization string // the client's, unless it is good elsewhere too
+}
+
+func (d *Door) visit(q question) visit {
 	h := q.header
-	if h.Get(AskScheme) != d.opts.Scheme {
-		d.logger.Debug("a request to a container is refused: it has been seen by everybody on the way", "container", q.container)
-		d.tell(w, Refused)
-		return
-	}
 	cookies := h.Get("Cookie")
+	v := visit{container: q.container, cookie: d.opts.withoutOurs(cookies), asked: Asked{
+		Service: q.service, Method: h.Get(AskMethod), Upgrade: h.Get(AskUpgrade) != "", Own: q.origin, Origin: h.Get("Origin"), Site: h.Get("Sec-Fetch-Site"),
+	}}
 	token, isBearer := bearerOf(h.Get("Authorization"))
 	var bearer Bearer
 	if isBearer {
 		bearer, isBearer = q.registry.people.Bearer(token)
 	}
-	who, again := q.registry.visitor(cookieOf(cookies, d.opts.cookieName(sessionCookie)), q.container, q.service)
-	if again == nil && isBearer {
-		who, again = q.registry.program(token, bearer)
+	v.who, v.again = q.registry.visitor(cookieOf(cookies, d.opts.cookieName(sessionCookie)), q.container, q.service)
+	if v.again == nil && isBearer {
+		v.who, v.again = q.registry.program(token, bearer)
 	}
-	asked := Asked{
-		Service: q.service, Method: h.Get(AskMethod), Upgrade: h.Get(AskUpgrade) != "", Own: q.origin, Origin: h.Get("Origin"), Site: h.Get("Sec-Fetch-Site"),
+	if !isBearer || q.registry.owns(q.container, bearer.Client) {
+		v.authorization = h.Get("Authorization")
 	}
-	decision := q.registry.Access(q.container, who, asked)
-	out := w.Header()
-	switch decision.Answer {
-	case Passed:
-		out.Set(TellUpstream, decision.Upstream.String())
-		if lasts(h) {
-			pass, ok := d.passage.expect(&crossing{registry: q.registry, container: q.container, asked: asked, who: again}, d.opts.Now())
-			if !ok {
-				w.WriteHeader(http.StatusInternalServerError)
-				return
-			}
-			out.Set(TellUpstream, "unix:"+d.opts.Passage)
-			out.Set(TellPass, pass)
-		}
-		out.Set(TellUser, string(decision.User))
-		out.Set(TellUsername, url.PathEscape(decision.Username))
-		out.Set(TellProject, string(decision.Project))
-		out.Set(TellContainer, string(q.container))
-		out.Set(TellService, string(decision.Service))
-		out.Set(TellCookie, d.opts.withoutOurs(cookies))
-		if !isBearer || q.registry.owns(q.container, bearer.Client) {
-			out.Set(TellAuthorization, h.Get("Authorization"))
-		}
-	case Anonymous:
-		if navigates(h) {
-			d.sendToLogin(out, q)
-		} else {
-			out.Set("WWW-Authenticate", `Bearer realm="`+q.origin+`"`)
-		}
-	default:
-		d.logger.Debug("a request to a container is refused", "container", q.container, "answer", decision.Answer, "reason", decision.Reason)
-	}
-	d.tell(w, decision.Answer)
+	return v
 }
 
-// tell answers in the three ways that nginx knows: 2xx is yes, 401 and 403 are no with the reason beside, and
-// all else is an error, which is no too.
-func (d *Door) tell(w http.ResponseWriter, a Answer) {
-	w.Header().Set(TellAnswer, a.String())
-	switch a {
-	case Passed:
-		w.WriteHeader(http.StatusNoContent)
-	case Anonymous:
-		w.WriteHeader(http.StatusUnauthorized)
-	default:
-		w.WriteHeader(http.StatusForbidden)
+// told is what a container is told of a request that passed, and what it gets of the client's own.
+type told struct{ user, username, project, container, service, cookie, authorization string }
+
+func (v *visit) told(d Decision) told {
+	return told{
+		user: string(d.User), username: url.PathEscape(d.Username), project: string(d.Project), container: string(v.container), service: string(d.Service),
+		cookie: v.cookie, authorization: v.authorization,
 	}
+}
+
+// check answers whether nginx may bring a request to its container by itself, and where that is. nginx brings all
+// others to Carry, which answers and counts them.
+func (d *Door) check(w http.ResponseWriter, q question) {
+	if lasts(q.header) || d.overheard(q) {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	v := d.visit(q)
+	decision := decide(q.registry.people.Policy(), v.who, q.registry.target(q.container), v.asked)
+	if decision.Answer != Passed {
+		w.WriteHeader(http.StatusForbidden)
+		return
+	}
+	q.registry.count(Passed)
+	t, out := v.told(decision), w.Header()
+	for name, value := range map[string]string{
+		TellUpstream: decision.Upstream.String(), TellUser: t.user, TellUsername: t.username, TellProject: t.project, TellContainer: t.container,
+		TellService: t.service, TellCookie: t.cookie, TellAuthorization: t.authorization,
+	} {
+		out.Set(name, value)
+	}
+	w.WriteHeader(http.StatusNoContent)
 }
 
 // navigates reports whether a person opens a page, who can be sent to log in. Anything else is told.
@@ -204,7 +205,8 @@ func navigates(h http.Header) bool {
 
 // lasts reports whether a request may go on for long, so that somebody must be able to end it. What only asks for a
 // part of a page, and what a program gets that did not ask for a stream, goes straight to the container: that is
-// faster, and whatever it is, it was asked for by who might have it then.
+// faster, and whatever it is, it was asked for by who might have it then. nginx looks at the same headers and brings
+// what lasts to Carry without a question before; where it is mistaken, the answer to that is no.
 func lasts(h http.Header) bool {
 	if m := h.Get(AskMethod); m != http.MethodGet && m != http.MethodHead || h.Get(AskUpgrade) != "" {
 		return true
@@ -214,25 +216,6 @@ func lasts(h http.Header) bool {
 		return strings.Contains(strings.ToLower(h.Get("Accept")), "text/event-stream")
 	}
 	return true
-}
-
-// sendToLogin sends a browser to the organization's name, with a cookie that says on return where it wanted to
-// go, and that proves that it is the same browser.
-func (d *Door) sendToLogin(out http.Header, q question) {
-	nonce, _, _ := strings.Cut(cookieOf(q.header.Get("Cookie"), d.opts.cookieName(enterCookie)), ".")
-	if len(nonce) != len(newNonce()) {
-		nonce = newNonce() // else another window of the same browser is on its way too
-	}
-	to := q.header.Get(AskURI)
-	if len(to) > largestReturn || !ownAddress(to) {
-		to = "/"
-	}
-	query := url.Values{"state": {digestOf(nonce)}}
-	if q.service != "" {
-		query.Set("service", string(q.service))
-	}
-	out.Set(TellLogin, d.opts.origin(q.registry.hostname)+"/containers/"+string(q.container)+"/enter?"+query.Encode())
-	out.Set(TellLoginCookie, d.opts.cookie(enterCookie, nonce+"."+coding.EncodeToString([]byte(to)), enterLife))
 }
 
 // enter takes the ticket that a browser brings back.
@@ -300,13 +283,4 @@ func (o *Options) cookie(what, value string, life time.Duration) string {
 		c.MaxAge = -1
 	}
 	return c.String()
-}
-
-// page writes a small page. What stands in it is of this program alone.
-func page(w http.ResponseWriter, status int, title, text string) {
-	h := w.Header()
-	h.Set("Content-Type", "text/html; charset=utf-8")
-	h.Set("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
-	w.WriteHeader(status)
-	_, _ = w.Write([]byte("<!doctype html><html lang=\"en\"><meta charset=\"utf-8\"><title>" + title + "</title><h1>" + title + "</h1><p>" + text + "</p></html>\n"))
 }

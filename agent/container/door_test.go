@@ -1,122 +1,15 @@
 package container
 
 import (
-	"context"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
-	"net/url"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/agent/permission"
 	"github.com/demiurge-platform/demiurge/shared/fault"
-	"github.com/demiurge-platform/demiurge/shared/id"
 )
-
-// doorTest asks the door as nginx does.
-type doorTest struct {
-	t    testing.TB
-	door *Door
-}
-
-func newDoorTest(t testing.TB, f *fixture) *doorTest {
-	return &doorTest{t, NewDoor(f.all, func(_ context.Context, org id.Organization) (*Registry, error) {
-		if r, open := f.all.Get(org); open {
-			return r, nil
-		}
-		return nil, notFound("")
-	})}
-}
-
-// told is what nginx is told.
-type told struct {
-	status                               int
-	answer, upstream, login, loginCookie string
-	header                               http.Header
-}
-
-func label(c ID, s ServiceName) string {
-	return strings.TrimSuffix(strings.TrimPrefix(Hostname("x", c, s), "uc-"), ".x")
-}
-
-func (d *doorTest) request(path string, c ID, s ServiceName, headers ...string) *httptest.ResponseRecorder {
-	r := httptest.NewRequest(http.MethodGet, path, nil)
-	r.Header.Set(AskOrganization, string(ourOrg))
-	r.Header.Set(AskLabel, label(c, s))
-	r.Header.Set(AskMethod, http.MethodGet)
-	r.Header.Set(AskURI, "/")
-	r.Header.Set(AskScheme, "https")
-	for i := 0; i+1 < len(headers); i += 2 {
-		r.Header.Set(headers[i], headers[i+1])
-	}
-	w := httptest.NewRecorder()
-	d.door.ServeHTTP(w, r)
-	return w
-}
-
-func (d *doorTest) ask(c ID, s ServiceName, headers ...string) told {
-	w := d.request(PathCheck, c, s, headers...)
-	h := w.Header()
-	out := told{w.Code, h.Get(TellAnswer), h.Get(TellUpstream), h.Get(TellLogin), h.Get(TellLoginCookie), h}
-	if pass := h.Get(TellPass); (out.upstream != "") != (out.answer == "passed") || (pass != "") != strings.HasPrefix(out.upstream, "unix:") {
-		d.t.Errorf("%s comes with the pass %q to %q", out.answer, pass, out.upstream)
-	} else if pass != "" {
-		out.upstream = d.leads(out.upstream, pass)
-	}
-	if want := map[string]int{"passed": 204, "anonymous": 401}[out.answer]; out.status != want && (want != 0 || out.status != 403) {
-		d.t.Errorf("%s has the status %d", out.answer, out.status)
-	}
-	return out
-}
-
-// leads is where a pass leads to, which nginx uses at the passage.
-func (d *doorTest) leads(upstream, pass string) string {
-	if upstream != "unix:"+d.door.opts.Passage {
-		d.t.Errorf("nginx is sent to %q", upstream)
-	}
-	x, good := d.door.passage.enter(pass, d.door.opts.Now())
-	if !good {
-		d.t.Fatal("the pass is not good")
-	}
-	defer d.door.passage.leave(x)
-	return x.decide().Upstream.String()
-}
-
-// enter brings a ticket to the name of a container, and returns the session that it gave.
-func (d *doorTest) enter(c ID, s ServiceName, ticket, cookie string) (status int, location, session string) {
-	w := d.request(PathEnter+"?ticket="+url.QueryEscape(ticket), c, s, "Cookie", cookie)
-	for _, k := range w.Result().Cookies() {
-		if k.Name == "__Host-demiurge-container" {
-			if !k.Secure || !k.HttpOnly || k.Path != "/" || k.Domain != "" || k.SameSite != http.SameSiteLaxMode {
-				d.t.Errorf("the cookie is %v", k)
-			}
-			session = k.Name + "=" + k.Value
-		}
-	}
-	return w.Code, w.Header().Get("Location"), session
-}
-
-// login is the way of a browser to a container.
-func (d *doorTest) login(r *Registry, user id.User, c ID) (session string) {
-	d.t.Helper()
-	a := d.ask(c, "", "Accept", "text/html")
-	secret, err := r.Ticket(person(user), Entry{Container: c, State: stateOf(d.t, a.login), Session: "session of " + string(user)})
-	ok(d.t, err)
-	status, _, session := d.enter(c, "", secret.Reveal(), strings.Split(a.loginCookie, ";")[0])
-	if status != http.StatusSeeOther {
-		d.t.Fatalf("entering: %d", status)
-	}
-	return session
-}
-
-func stateOf(t testing.TB, login string) string {
-	t.Helper()
-	u, err := url.Parse(login)
-	ok(t, err)
-	return u.Query().Get("state")
-}
 
 func TestWhatAContainerIsTold(t *testing.T) {
 	f := newFixture(t)
@@ -129,7 +22,7 @@ func TestWhatAContainerIsTold(t *testing.T) {
 	a := d.ask(c, "", "Cookie", "theme=dark; "+session+"; "+"__Host-demiurge-enter=x.y;lang=de", "Authorization", "Basic eDp5")
 	for name, want := range map[string]string{
 		TellUser: "paul", TellUsername: "the%20user%20paul", TellProject: "one", TellContainer: string(c), TellService: "web",
-		TellCookie: "theme=dark; lang=de", TellAuthorization: "Basic eDp5", "Cache-Control": "no-store",
+		TellCookie: "theme=dark; lang=de", TellAuthorization: "Basic eDp5",
 	} {
 		if got := a.header.Get(name); got != want {
 			t.Errorf("%s is %q, want %q", name, got, want)
@@ -180,8 +73,8 @@ func TestWhatMayLastIsCarried(t *testing.T) {
 				ask = append(ask, name, value)
 			}
 		}
-		if a := d.ask(c, "", ask...); a.answer != "passed" || a.upstream != "10.1.0.5:8080" || (a.header.Get(TellPass) != "") != carried {
-			t.Errorf("%q: %s to %s, carried: %t", headers, a.answer, a.upstream, !carried)
+		if a := d.ask(c, "", ask...); a.answer != "passed" || a.upstream != "10.1.0.5:8080" || a.carried != carried {
+			t.Errorf("%q: %s to %s, carried: %t", headers, a.answer, a.upstream, a.carried)
 		}
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"sync"
@@ -173,8 +172,8 @@ func newFixture(t testing.TB) *fixture {
 	f.ms.Store(time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC).UnixMilli())
 	f.opts = Options{
 		Dir: dir, FS: disk(t, dir), Domain: "example.test", Networks: []netip.Prefix{netip.MustParsePrefix("10.1.0.0/16")},
-		Own:     func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("10.1.0.1")}, nil },
-		Passage: filepath.Join(dir, "pass.sock"), Now: f.now, Logger: hclog.NewNullLogger(),
+		Own: func() ([]netip.Addr, error) { return []netip.Addr{netip.MustParseAddr("10.1.0.1")}, nil },
+		Now: f.now, Logger: hclog.NewNullLogger(),
 	}
 	for _, org := range []id.Organization{ourOrg, otherOrg} {
 		f.clients[org], f.people[org] = newClients(), newPeople(t, org)

@@ -1,9 +1,15 @@
 package container
 
 import (
+	"bufio"
+	"bytes"
+	"io"
+	"net"
+	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 
@@ -30,8 +36,8 @@ func FuzzHostingToken(f *testing.F) {
 	})
 }
 
-// FuzzDoor: without a good credential nothing passes the door, whatever else a request says; and what nginx is told
-// breaks no header and leads a browser nowhere but to the organization's own name.
+// FuzzDoor: without a good credential nothing passes the door or the passage, whatever else a request says; and what
+// a browser is told breaks no header and leads it nowhere but to the organization's own name.
 func FuzzDoor(f *testing.F) {
 	fix := newFixture(f)
 	r := fix.open(ourOrg)
@@ -43,28 +49,133 @@ func FuzzDoor(f *testing.F) {
 	f.Add(of, "__Host-demiurge-enter=x.Lw; a=b", "Basic x", "//evil.test/", "*/*", "")
 	f.Add("x--y--z", ";=;", "", "", "", "%zz")
 	f.Fuzz(func(t *testing.T, label, cookie, authorization, uri, accept, ticket string) {
-		for _, path := range []string{PathCheck, PathEnter + "?ticket=" + url.QueryEscape(ticket)} {
-			q := httptest.NewRequest("GET", path, nil)
+		for _, path := range []string{PathCheck, PathEnter + "?ticket=" + url.QueryEscape(ticket), ""} {
+			header := http.Header{}
 			for name, value := range map[string]string{
 				AskOrganization: string(ourOrg), AskLabel: strings.ReplaceAll(label, "LABEL", of), AskMethod: "GET", AskURI: uri, AskScheme: "https",
 				"Cookie": cookie, "Authorization": authorization, "Accept": accept,
 			} {
-				q.Header[name] = []string{value}
+				header[name] = []string{value}
 			}
+			if path == "" {
+				passageRefuses(t, d, headOf(header))
+				continue
+			}
+			q := httptest.NewRequest("GET", path, nil)
+			q.Header = header
 			w := httptest.NewRecorder()
 			d.door.ServeHTTP(w, q)
-			h := w.Header()
-			if w.Code < 400 || h.Get(TellUpstream) != "" || h.Get(TellUser) != "" || h.Get("Location") != "" {
+			if h := w.Header(); w.Code < 400 || h.Get(TellUpstream) != "" || h.Get(TellUser) != "" || h.Get("Location") != "" {
 				t.Fatalf("it passed: %d %v", w.Code, h)
 			}
-			if to := h.Get(TellLogin); to != "" && !strings.HasPrefix(to, "https://"+id.Hostname(ourOrg, "example.test")+"/containers/") {
-				t.Fatalf("a browser is sent to %q", to)
+		}
+	})
+}
+
+// passageRefuses sends a head, which may be none, and looks at the answer.
+func passageRefuses(t *testing.T, d *doorTest, head string) {
+	t.Helper()
+	here, there := connected(t)
+	defer func() { _ = here.Close() }()
+	done := make(chan struct{})
+	go func() { defer close(done); d.door.carry(ctx, there) }() // received below
+	_, _ = io.WriteString(here, head)                           // it may be closed before
+	_ = here.(*net.UnixConn).CloseWrite()
+	res, err := http.ReadResponse(bufio.NewReader(here), nil)
+	<-done
+	select {
+	case at := <-d.at:
+		t.Fatalf("it passed to %s", at)
+	default:
+	}
+	if err != nil {
+		return // it was not a request
+	}
+	if to := res.Header.Get("Location"); res.StatusCode != http.StatusSeeOther && res.StatusCode < 400 || (to != "") != (res.StatusCode == http.StatusSeeOther) ||
+		to != "" && !strings.HasPrefix(to, "https://"+id.Hostname(ourOrg, "example.test")+"/containers/") {
+		t.Fatalf("it is answered %d %v", res.StatusCode, res.Header)
+	}
+	for name := range res.Header {
+		if !slices.Contains([]string{"Cache-Control", "Connection", "Content-Length", "Content-Security-Policy", "Content-Type", "Location", "Set-Cookie", "Www-Authenticate", "X-Content-Type-Options"}, name) {
+			t.Fatalf("there is the header %q", name)
+		}
+	}
+}
+
+// FuzzRequestHead: whatever is taken for a request is one to the container too, which is told who makes it by us alone.
+func FuzzRequestHead(f *testing.F) {
+	for _, s := range []string{
+		"", "GET / HTTP/1.1\r\nHost: x\r\n\r\n", "POST /a b HTTP/1.1\r\nHost: x\r\nX-Demiurge-User: eve\r\ncookie: a\r\nA:\r\n\r\nbody",
+		"GET / HTTP/1.1\r\nx-demiurge-user:\teve\r\nX-Demiurge-User : eve\r\n\r\n", "GET / HTTP/1.1\r\nA: b\n\r\n\r\n", "GET / HTTP/1.1\r\n\r\n",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, head string) {
+		r, err := readRequest(strings.NewReader(head))
+		if err != nil {
+			return
+		}
+		sent := r.as(told{user: "paul", cookie: "c=d\r\nX: y"})
+		if !bytes.HasSuffix(sent, r.body) || !strings.HasSuffix(head, string(r.body)) {
+			t.Fatalf("the body is %q", r.body)
+		}
+		lines := strings.Split(string(sent[:len(sent)-len(r.body)]), "\r\n")
+		if n := len(lines); n < 5 || lines[n-1] != "" || lines[n-2] != "" || strings.Contains(strings.Join(lines, ""), "\n") {
+			t.Fatalf("it is sent %q", sent)
+		}
+		seen := map[string][]string{}
+		for _, line := range lines[1 : len(lines)-2] {
+			name, value, is := strings.Cut(line, ":")
+			if !is || name == "" || strings.ContainsAny(name, " \t") {
+				t.Fatalf("it is sent the line %q", line)
 			}
-			for name, values := range h {
-				if strings.ContainsAny(strings.Join(values, ""), "\r\n\x00") {
-					t.Fatalf("%s is %q", name, values)
+			name = http.CanonicalHeaderKey(name)
+			seen[name] = append(seen[name], strings.TrimSpace(value))
+		}
+		for name, want := range map[string][]string{TellUser: {"paul"}, forwardedUser: {"paul"}, "Cookie": {"c=d  X: y"}, "Authorization": nil, AskLabel: nil, TellProject: nil} {
+			if !slices.Equal(seen[name], want) {
+				t.Fatalf("%s is %q", name, seen[name])
+			}
+		}
+	})
+}
+
+// FuzzAnswer: whatever a container answers, in whatever pieces, only we say in it whom it was for.
+func FuzzAnswer(f *testing.F) {
+	f.Add("HTTP/1.1 200 OK\r\nX-Demiurge-User: eve\r\n\r\nbody", uint8(7))
+	f.Add("HTTP/1.1 100 \n\nHTTP/1.1 200\nX_Demiurge-User:eve\n\r\n\n", uint8(1))
+	f.Fuzz(func(t *testing.T, said string, size uint8) {
+		here, there := connected(t)
+		defer func() { _ = here.Close() }()
+		a := answer{to: there, user: "paul"}
+		for part := range slices.Chunk([]byte(said[:min(len(said), 10_000)]), int(size)+1) {
+			_, err := a.Write(part)
+			ok(t, err)
+		}
+		ok(t, there.Close())
+		got, err := io.ReadAll(here)
+		ok(t, err)
+		if !a.past {
+			return
+		}
+		for head := got; ; {
+			end := headEnd(head)
+			if end < 0 {
+				t.Fatalf("%q has no end", got)
+			}
+			users := 0
+			for line := range bytes.Lines(head[:end]) {
+				if name, _, is := strings.Cut(string(line), ":"); is && strings.EqualFold(strings.TrimSpace(strings.ReplaceAll(name, "_", "-")), TellUser) {
+					users++
 				}
 			}
+			if users != 1 || !bytes.HasPrefix(head[bytes.IndexByte(head, '\n')+1:], []byte(TellUser+": paul\r\n")) {
+				t.Fatalf("%q says it %d times", head, users)
+			}
+			if !informs(head) {
+				return
+			}
+			head = head[end:]
 		}
 	})
 }

@@ -42,7 +42,6 @@ type Options struct {
 	// Own lists the addresses of this host, at which no container is. Nil: none. While they cannot be told, none
 	// is reached.
 	Own         func() ([]netip.Addr, error)
-	Passage     string        // unix socket where Carry listens; nginx sends there what the Door lets in
 	Limits      Limits        // zero fields have their default
 	TokenLife   time.Duration // of hosting tokens; zero: one hour
 	SessionLife time.Duration // of sessions at containers; zero: eight hours
@@ -84,8 +83,6 @@ func (o Options) withDefaults() (Options, error) {
 	switch {
 	case o.Scheme != "https" && o.Scheme != "http" || o.Port < 1 || o.Port > 65535:
 		return o, fmt.Errorf("cannot be reached by %q at port %d: choose https or http", o.Scheme, o.Port)
-	case !filepath.IsAbs(o.Passage) || strings.Contains(o.Passage, ":"):
-		return o, fmt.Errorf("cannot carry requests through %q: want the absolute path of a socket, without a colon", o.Passage)
 	case o.Limits.Containers < 1 || o.Limits.Tickets < 1:
 		return o, errors.New("cannot use a limit of containers below one")
 	case o.TokenLife < time.Minute || o.TokenLife > longest:

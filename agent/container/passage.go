@@ -1,12 +1,11 @@
 package container
 
 import (
-	"bytes"
 	"context"
-	"crypto/rand"
 	"errors"
 	"io"
 	"net"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"syscall"
@@ -15,61 +14,58 @@ import (
 	"github.com/hashicorp/go-hclog"
 )
 
-// Passage carries requests that the Door has let in, and that may go on for long, to their containers and back what
-// these answer, as bytes on one connection for each. It is there to end them: the same question is put again for
-// everything that is open, and what would be refused now is cut off. nginx alone would keep a WebSocket of somebody
-// who was removed.
+// Passage has the requests that the Door carries to their containers and back what these answer, as bytes on one
+// connection for each. It is there to end them: the same question is put again for everything that is open, and what
+// would be refused now is cut off. nginx alone would keep a WebSocket of somebody who was removed.
 type Passage struct {
-	logger hclog.Logger
-	dialer net.Dialer
-	wake   chan struct{} // something may have to end, or the first has begun
-	most   int           // of those that wait
+	logger   hclog.Logger
+	dial     func(context.Context, netip.AddrPort) (net.Conn, error)
+	headLife time.Duration
+	wake     chan struct{} // something may have to end
 
-	mu      sync.Mutex // guards what follows
-	waiting map[string]*crossing
-	order   []*crossing // those that wait or waited, oldest first
-	open    map[*crossing]struct{}
+	mu   sync.Mutex // guards what follows
+	open map[*crossing]struct{}
 
 	ended atomic.Uint64
 }
 
 // Bounds of the passage.
 const (
-	passLife    = 10 * time.Second       // between the Door's answer and nginx's coming
-	maxWaiting  = 50_000                 // requests that may be between the two
-	headLife    = 10 * time.Second       // of the head of a request on its way from nginx
+	headLife    = 10 * time.Second       // of the head of a request on its way from nginx, and of the end of one that is refused
 	reviewEvery = 500 * time.Millisecond // all that is open is looked at, whether or not something has changed
 	dialLife    = 5 * time.Second
 	bufferSize  = 32 << 10
-	largestHead = 256 << 10 // four times what nginx takes from a client, with what it adds
 )
 
 func newPassage(log hclog.Logger) *Passage {
+	dialer := net.Dialer{Timeout: dialLife}
 	return &Passage{
-		logger: log, dialer: net.Dialer{Timeout: dialLife}, wake: make(chan struct{}, 1), most: maxWaiting,
-		waiting: map[string]*crossing{}, open: map[*crossing]struct{}{},
+		logger: log, headLife: headLife, wake: make(chan struct{}, 1), open: map[*crossing]struct{}{},
+		dial: func(ctx context.Context, at netip.AddrPort) (net.Conn, error) {
+			return dialer.DialTCP(ctx, "tcp", netip.AddrPort{}, at)
+		},
 	}
 }
 
-// crossing is one request that was let in.
+// crossing is one request that somebody makes.
 type crossing struct {
-	key       string
-	expires   time.Time // while it waits for nginx
 	registry  *Registry
 	container ID
 	asked     Asked
-	who       func() (Caller, bool) // finds the caller again
+	who       func() (Caller, bool) // finds the caller again; nil: nobody is known
 
 	mu    sync.Mutex // guards what follows
 	over  bool
 	conns []net.Conn
 }
 
-// decide puts the question of the Door again. The answer is not counted.
+// decide puts the question. The answer is not counted.
 func (x *crossing) decide() Decision {
-	who, known := x.who()
-	if !known {
-		who = Caller{}
+	var who Caller
+	if x.who != nil {
+		if found, known := x.who(); known {
+			who = found
+		}
 	}
 	return decide(x.registry.people.Policy(), who, x.registry.target(x.container), x.asked)
 }
@@ -108,46 +104,15 @@ func (x *crossing) end() bool {
 	return true
 }
 
-// expect makes a request known that nginx is about to bring. The key that it brings is good once.
-func (p *Passage) expect(x *crossing, now time.Time) (key string, ok bool) {
-	x.key, x.expires = rand.Text(), now.Add(passLife)
+// enter makes a request known. It is open from then on, so whatever changes later is seen by the review, and what has
+// changed before by who decides after this.
+func (p *Passage) enter(x *crossing) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for len(p.order) > 0 {
-		first := p.order[0]
-		if p.waiting[first.key] == first && now.Before(first.expires) {
-			break
-		}
-		delete(p.waiting, first.key)
-		p.order[0], p.order = nil, p.order[1:]
-	}
-	if len(p.order) >= p.most {
-		return "", false
-	}
-	p.waiting[x.key] = x
-	p.order = append(p.order, x)
-	return x.key, true
-}
-
-// enter takes the request that a key is for. It is open from then on, so whatever changes later is seen by the
-// review, and what has changed before by who asks once more after this.
-func (p *Passage) enter(key string, now time.Time) (*crossing, bool) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	x := p.waiting[key]
-	delete(p.waiting, key)
-	if x == nil || !now.Before(x.expires) {
-		return nil, false
-	}
 	p.open[x] = struct{}{}
-	if len(p.open) == 1 {
-		signal(p.wake)
-	}
-	return x, true
 }
 
 func (p *Passage) leave(x *crossing) {
-	x.end()
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	delete(p.open, x)
@@ -163,45 +128,34 @@ func (p *Passage) list() []*crossing {
 	return out
 }
 
-// review ends what may not go on: whenever somebody says that something has changed, and twice a second while
-// anything is open, because logins and tokens also end by themselves.
+// review ends what may not go on: whenever somebody says that something has changed, and twice a second, because
+// logins and tokens also end by themselves.
 func (p *Passage) review(ctx context.Context) {
-	timer := time.NewTimer(reviewEvery)
-	defer timer.Stop()
+	ticker := time.NewTicker(reviewEvery)
+	defer ticker.Stop()
 	for {
-		open := p.list()
-		for _, x := range open {
+		select {
+		case <-ctx.Done():
+			return
+		case <-p.wake:
+		case <-ticker.C:
+		}
+		for _, x := range p.list() {
 			if !x.holds() && x.end() {
 				p.ended.Add(1)
 				p.logger.Debug("a request to a container is ended: it would be refused now", "container", x.container)
 			}
 		}
-		timer.Stop()
-		if len(open) > 0 {
-			timer.Reset(reviewEvery)
-		}
-		select {
-		case <-ctx.Done():
-			return
-		case <-p.wake:
-		case <-timer.C:
-		}
 	}
 }
 
-// Carry serves the connections of nginx until ctx ends, and ends all of them then.
-func (o *Organizations) Carry(ctx context.Context, l net.Listener) error {
-	p := o.passage
+// Carry serves the connections on which nginx brings requests, until ctx ends, and ends all of them then.
+func (d *Door) Carry(ctx context.Context, l net.Listener) error {
 	ctx, cancel := context.WithCancel(ctx)
 	var all sync.WaitGroup
 	defer all.Wait()
 	defer cancel()
-	stop := context.AfterFunc(ctx, func() {
-		_ = l.Close()
-		for _, x := range p.list() {
-			x.end()
-		}
-	})
+	stop := context.AfterFunc(ctx, func() { _ = l.Close() })
 	defer stop()
 	for {
 		c, err := l.Accept()
@@ -212,7 +166,7 @@ func (o *Organizations) Carry(ctx context.Context, l net.Listener) error {
 			return nil
 		}
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
-			p.logger.Error("a request to a container is not carried: too many files are open", "error", err)
+			d.logger.Error("a request to a container is not carried: too many files are open", "error", err)
 			select {
 			case <-ctx.Done():
 			case <-time.After(100 * time.Millisecond):
@@ -222,48 +176,73 @@ func (o *Organizations) Carry(ctx context.Context, l net.Listener) error {
 		if err != nil {
 			return err
 		}
-		all.Go(func() { p.carry(ctx, c, o.opts.Now) })
+		all.Go(func() { d.carry(ctx, c) })
 	}
 }
 
-// carry brings one request to its container. Whatever fails, nginx sees the connection end and says so.
-func (p *Passage) carry(ctx context.Context, from net.Conn, now func() time.Time) {
-	defer func() { _ = from.Close() }()
-	undo := context.AfterFunc(ctx, func() { _ = from.Close() }) // also before it is known what it is
+// carry decides about one request and brings it to its container, or says why not. Whatever else fails, nginx sees
+// the connection end.
+func (d *Door) carry(ctx context.Context, from net.Conn) {
+	x := &crossing{conns: []net.Conn{from}}
+	defer x.end()
+	undo := context.AfterFunc(ctx, func() { x.end() })
 	defer undo()
-	if from.SetReadDeadline(time.Now().Add(headLife)) != nil {
+	p := d.passage
+	if from.SetReadDeadline(time.Now().Add(p.headLife)) != nil {
 		return // it is closed already
 	}
-	key, head, err := readHead(from)
+	r, err := readRequest(from)
 	if err != nil {
-		p.logger.Debug("a request to a container cannot be read", "error", err)
+		d.logger.Debug("a request to a container cannot be read", "error", err)
 		return
 	}
-	x, ok := p.enter(key, now())
-	if !ok {
-		p.logger.Debug("a request to a container comes without a pass")
+	q, ok := d.question(ctx, r.asked)
+	switch {
+	case !ok:
+		p.say(from, r.method, noticeOf(Missing))
+		return
+	case d.overheard(q):
+		p.say(from, r.method, noticeOf(Refused))
 		return
 	}
+	v := d.visit(q)
+	x.registry, x.container, x.asked, x.who = q.registry, q.container, v.asked, v.again
+	p.enter(x)
 	defer p.leave(x)
-	d := x.decide()
-	if d.Answer != Passed || !x.has(from) {
+	decision := x.decide()
+	q.registry.count(decision.Answer)
+	if decision.Answer != Passed {
+		p.leave(x) // nobody ended it
+		d.logger.Debug("a request to a container is refused", "container", q.container, "answer", decision.Answer, "reason", decision.Reason)
+		p.say(from, r.method, d.refusal(q, decision.Answer))
 		return
 	}
-	to, err := p.dialer.DialContext(ctx, "tcp", d.Upstream.String())
+	p.through(ctx, x, from, r, v.told(decision), decision.Upstream)
+}
+
+// through brings a request to its container and back what that answers.
+func (p *Passage) through(ctx context.Context, x *crossing, from net.Conn, r request, t told, at netip.AddrPort) {
+	to, err := p.dial(ctx, at)
 	if err != nil {
 		p.logger.Debug("a container is not reached", "container", x.container, "error", err)
+		p.say(from, r.method, silent)
 		return
 	}
 	if !x.has(to) || from.SetReadDeadline(time.Time{}) != nil {
 		return
 	}
-	if _, err := to.Write(head); err != nil {
+	if _, err := to.Write(r.as(t)); err != nil {
 		return
 	}
 	var down sync.WaitGroup
 	down.Go(func() {
 		// The container's end of its answer is told to nginx, which then ends the connection.
-		if half, can := from.(interface{ CloseWrite() error }); pump(from, to) != nil || !can || half.CloseWrite() != nil {
+		back := &answer{to: from, user: t.user}
+		err := pump(back, to)
+		if !back.past {
+			err = silent.send(from, r.method)
+		}
+		if err != nil || closeWrite(from) != nil {
 			x.end()
 		}
 	})
@@ -272,44 +251,27 @@ func (p *Passage) carry(ctx context.Context, from net.Conn, now func() time.Time
 	down.Wait()
 }
 
-// passLine is how nginx writes the header with the key.
-const passLine = "\r\n" + TellPass + ": "
-
-// readHead reads a request's head and gives it without the header with the key, along with what came behind it.
-func readHead(from io.Reader) (key string, head []byte, err error) {
-	buf := make([]byte, 0, 4<<10)
-	for at := 0; ; {
-		if len(buf) == cap(buf) {
-			if len(buf) >= largestHead {
-				return "", nil, errors.New("its head is too large")
-			}
-			buf = append(make([]byte, 0, 4*cap(buf)), buf...)
-		}
-		n, err := from.Read(buf[len(buf):cap(buf)])
-		buf = buf[:len(buf)+n]
-		if end := bytes.Index(buf[at:], []byte("\r\n\r\n")); end >= 0 {
-			at += end
-			line := bytes.Index(buf[:at], []byte(passLine))
-			if line < 0 {
-				return "", nil, errors.New("it has no pass")
-			}
-			value := buf[line+len(passLine):]
-			length := bytes.Index(value, []byte("\r\n"))
-			key = string(value[:length])
-			return key, append(buf[:line], value[length:]...), nil
-		}
-		if err != nil {
-			return "", nil, err
-		}
-		at = max(0, len(buf)-3)
+// say answers a request that goes nowhere. nginx may still be sending it, and would lose the answer if it could not
+// send on.
+func (p *Passage) say(to net.Conn, method string, n notice) {
+	if n.send(to, method) == nil && closeWrite(to) == nil && to.SetReadDeadline(time.Now().Add(p.headLife)) == nil {
+		_, _ = io.Copy(io.Discard, to)
 	}
+}
+
+func closeWrite(c net.Conn) error {
+	half, can := c.(interface{ CloseWrite() error })
+	if !can {
+		return errors.ErrUnsupported
+	}
+	return half.CloseWrite()
 }
 
 var buffers = sync.Pool{New: func() any { return new([bufferSize]byte) }}
 
 // pump copies until the sender ends (nil) or something fails. It holds a buffer only while there is something to
 // copy: most of what is open for long is silent.
-func pump(to net.Conn, from net.Conn) error {
+func pump(to io.Writer, from net.Conn) error {
 	raw, err := from.(syscall.Conn).SyscallConn()
 	if err != nil {
 		return err

@@ -6,105 +6,10 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"os"
-	"path/filepath"
 	"strings"
-	"sync/atomic"
 	"testing"
-
-	"github.com/demiurge-platform/demiurge/shared/id"
 )
-
-// door is a scripted access check on its socket.
-type door struct {
-	answer atomic.Pointer[http.HandlerFunc]
-	asked  atomic.Pointer[http.Header]
-	count  atomic.Int64
-	server *http.Server
-}
-
-const containerName = "uc-abcdefghijklmnop--web."
-
-// containers is a host with nginx, engine and a door that lets everybody through to the upstream.
-func containers(t *testing.T, upstream string) (*host, *door, id.Organization) {
-	t.Helper()
-	h := newHost(t)
-	h.opts.AccessSocket = filepath.Join(h.opts.RunDir, "access.sock")
-	d := &door{}
-	d.pass(upstream)
-	d.listen(h)
-	h.startNginx()
-	h.startEngine()
-	org := id.NewOrganization()
-	g := h.gateway(nil)
-	h.apply(slots(g))
-	h.route(org, g, 7)
-	return h, d, org
-}
-
-func (d *door) listen(h *host) {
-	h.t.Helper()
-	_ = os.Remove(h.opts.AccessSocket)
-	l, err := net.Listen("unix", h.opts.AccessSocket)
-	if err != nil {
-		h.t.Fatal(err)
-	}
-	d.server = &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		header := r.Header.Clone()
-		header.Set("Method-And-Path", r.Method+" "+r.RequestURI)
-		d.asked.Store(&header)
-		d.count.Add(1)
-		(*d.answer.Load())(w, r)
-	})}
-	go func() { _ = d.server.Serve(l) }() // ended by Close
-	h.t.Cleanup(func() { _ = d.server.Close() })
-}
-
-func (d *door) say(f http.HandlerFunc) { d.answer.Store(&f) }
-
-func (d *door) pass(upstream string) {
-	d.say(func(w http.ResponseWriter, r *http.Request) {
-		for k, v := range map[string]string{
-			"Upstream": upstream, "User": "paul", "Username": "Paul%20P", "Project": "one", "Container": "abcdefghijklmnop", "Service": "web", "Answer": "passed",
-			"Cookie": "theme=dark", "Authorization": "Basic x", "Pass": "one-time",
-		} {
-			w.Header().Set("X-Demiurge-"+k, v)
-		}
-		w.WriteHeader(http.StatusNoContent)
-	})
-}
-
-func (d *door) refuse(status int, answer string, headers ...string) {
-	d.say(func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("X-Demiurge-Answer", answer)
-		for i := 0; i+1 < len(headers); i += 2 {
-			w.Header().Set(headers[i], headers[i+1])
-		}
-		w.WriteHeader(status)
-	})
-}
-
-// program is a container's own server, which says what it is told.
-func program(t *testing.T, handler http.HandlerFunc) (address string, hits *atomic.Int64) {
-	t.Helper()
-	hits = new(atomic.Int64)
-	s := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		hits.Add(1)
-		handler(w, r)
-	}))
-	t.Cleanup(s.Close)
-	return s.Listener.Addr().String(), hits
-}
-
-func echoHeaders(w http.ResponseWriter, r *http.Request) {
-	w.Header().Set("X-Demiurge-Gateway", "forged")
-	w.Header().Set("Set-Cookie", "app=1")
-	_, _ = fmt.Fprintf(w, "host %s\nuri %s\n", r.Host, r.RequestURI)
-	for name, values := range r.Header {
-		_, _ = fmt.Fprintf(w, "%s: %s\n", name, strings.Join(values, "|"))
-	}
-}
 
 // P13 and P15: what a client says of itself does not reach a container, and its secrets not the log.
 func TestP13_P15_AContainerIsToldWhoComes(t *testing.T) {
@@ -115,20 +20,20 @@ func TestP13_P15_AContainerIsToldWhoComes(t *testing.T) {
 	spoofed := []string{
 		"X-Demiurge-User", "mallory", "X-Demiurge-User", "twice", "x-demiurge-project", "two", "X_Demiurge_User", "mallory", "X-Forwarded-User", "mallory",
 		"X-Forwarded-For", "6.6.6.6", "X-Forwarded-Host", "evil.test", "X-Forwarded-Proto", "https", "Forwarded", "for=6.6.6.6", "X-Demiurge-Organization", "x",
-		"X-Demiurge-Upstream", "127.0.0.1:1", "X-Demiurge-Pass", "mallory", "X-Demiurge-Label", "other", "X-Original-Url", "/admin",
+		"X-Demiurge-Upstream", "127.0.0.1:1", "X-Demiurge-Label", "other", "X-Original-Url", "/admin",
 		"Cookie", "__Host-demiurge-container=secret", "Authorization", "Bearer secret", "Accept", "text/html", "Origin", "https://evil.test",
 	}
 	for _, name := range strippedHeaders {
 		spoofed = append(spoofed, name, "mallory")
 	}
 	status, header, body := h.ask(name+":8443", "/a%2Fb?x=1", spoofed...)
-	if status != 200 || header.Get("X-Demiurge-Gateway") != "" || header.Get("Set-Cookie") != "app=1" {
+	if status != 200 || header.Get("X-Demiurge-Gateway") != "" || header.Get("X-Demiurge-User") != "" || header.Get("Set-Cookie") != "app=1" {
 		t.Fatalf("%d %v %q", status, header, body)
 	}
 	for _, want := range []string{
 		"host " + name + ":8443", "uri /a%2Fb?x=1", "X-Demiurge-User: paul", "X-Demiurge-Username: Paul%20P", "X-Demiurge-Project: one", "X-Demiurge-Container: abcdefghijklmnop",
 		"X-Demiurge-Service: web", "X-Demiurge-Organization: " + string(org), "X-Forwarded-User: paul", "X-Forwarded-Preferred-Username: Paul%20P",
-		"X-Forwarded-For: 127.0.0.1", "X-Real-Ip: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: " + name + ":8443", "Cookie: theme=dark", "Authorization: Basic x", "X-Demiurge-Pass: one-time",
+		"X-Forwarded-For: 127.0.0.1", "X-Real-Ip: 127.0.0.1", "X-Forwarded-Proto: http", "X-Forwarded-Host: " + name + ":8443", "Cookie: theme=dark", "Authorization: Basic x",
 	} {
 		if !strings.Contains(body, want+"\n") {
 			t.Errorf("it is not told %q", want)
@@ -139,7 +44,7 @@ func TestP13_P15_AContainerIsToldWhoComes(t *testing.T) {
 			t.Errorf("%q came through:\n%s", bad, body)
 		}
 	}
-	asked := *d.asked.Load()
+	asked := *d.access.asked.Load()
 	for k, want := range map[string]string{
 		"Method-And-Path": "GET /-/access", "X-Demiurge-Organization": string(org), "X-Demiurge-Label": "abcdefghijklmnop--web", "X-Demiurge-Method": "GET",
 		"X-Demiurge-Uri": "/a%2Fb?x=1", "X-Forwarded-Proto": "http", "Cookie": "__Host-demiurge-container=secret",
@@ -149,9 +54,30 @@ func TestP13_P15_AContainerIsToldWhoComes(t *testing.T) {
 			t.Errorf("the door is asked with %s: %q, want %q", k, asked.Values(k), want)
 		}
 	}
-	eventually(t, "the request is in the log, without its query", func() bool {
+	// The passage is asked about the request itself.
+	status, header, _ = h.ask(name+":8443", "/a%2Fb?x=2", append(spoofed, "Sec-Fetch-Dest", "document")...)
+	if status != 200 || header.Get("X-Demiurge-Gateway") != "" || header.Get("X-Demiurge-User") != "" || header.Get("Set-Cookie") != "app=1" {
+		t.Errorf("%d %v", status, header)
+	}
+	brought := *d.passage.asked.Load()
+	for k, want := range map[string]string{
+		"Method-And-Path": "GET /a%2Fb?x=2", "X-Demiurge-Organization": string(org), "X-Demiurge-Label": "abcdefghijklmnop--web", "X-Demiurge-Upgrade": "",
+		"X-Forwarded-Proto": "http", "Cookie": "__Host-demiurge-container=secret", "Authorization": "Bearer secret", "Accept": "text/html", "Origin": "https://evil.test",
+		"X-Forwarded-For": "127.0.0.1", "X-Real-Ip": "127.0.0.1", "X-Forwarded-Host": name + ":8443", "Sec-Fetch-Dest": "document",
+	} {
+		if got := brought.Get(k); got != want || len(brought.Values(k)) > 1 {
+			t.Errorf("the passage is brought %s: %q, want %q", k, brought.Values(k), want)
+		}
+	}
+	for k, values := range brought {
+		if text := strings.Join(values, " "); strings.Contains(text, "mallory") || strings.Contains(text, "6.6.6.6") {
+			t.Errorf("%s: %q came through", k, text)
+		}
+	}
+	eventually(t, "the requests are in the log, without their queries", func() bool {
 		b, err := os.ReadFile(h.layout().accessLog())
-		return err == nil && strings.Contains(string(b), `"container":"abcdefghijklmnop--web","user":"paul","method":"GET","path":"/a/b"`) && !strings.Contains(string(b), "x=1")
+		return err == nil && strings.Contains(string(b), `"container":"abcdefghijklmnop--web","user":"paul","method":"GET","path":"/a/b"`) &&
+			strings.Contains(string(b), `"container":"abcdefghijklmnop--web","user":"carol","method":"GET","path":"/a/b"`) && !strings.Contains(string(b), "x=")
 	})
 }
 
@@ -170,13 +96,13 @@ func TestOnlyNamesOfContainersAreContainers(t *testing.T) {
 			t.Errorf("%s: %d, reached the container: %t", host, status, reached)
 		}
 	}
-	before := d.count.Load()
+	before := d.access.count.Load()
 	for _, path := range []string{"/-/access", "/-/access?x", "/-/route", "/-/", "/-/x", "/%2d/access", "//-/access"} {
 		if status, _, body := h.ask(containerName+name, path); status != 404 || strings.Contains(body, "uri") {
 			t.Errorf("%s: %d %q", path, status, body)
 		}
 	}
-	if n := d.count.Load(); n != before {
+	if n := d.access.count.Load(); n != before {
 		t.Errorf("the door was asked %d times by clients", n-before)
 	}
 	// What the agent answers on the organization's own name is the container's matter here.
@@ -191,61 +117,127 @@ func TestP13_WithoutADecisionNothingPasses(t *testing.T) {
 	address, hits := program(t, echoHeaders)
 	h, d, org := containers(t, address)
 	name := containerName + orgHost(org)
-	if status, _, _ := h.ask(name, "/"); status != 200 || hits.Load() != 1 {
+	plain, page := []string{"Accept", "*/*"}, []string{"Sec-Fetch-Dest", "document"}
+	if status, _, _ := h.ask(name, "/", plain...); status != 200 || hits.Load() != 1 || d.access.count.Load() != 1 || d.passage.count.Load() != 0 {
+		t.Fatalf("%d", status)
+	}
+	if status, _, _ := h.ask(name, "/", page...); status != 200 || hits.Load() != 2 || d.access.count.Load() != 1 || d.passage.count.Load() != 1 {
 		t.Fatalf("%d", status)
 	}
 	hits.Store(0)
 	login := "https://org.test/containers/x/enter?state=1"
+	odd := func(status int, upstream string) func() {
+		return func() {
+			d.access.say(func(w http.ResponseWriter, _ *http.Request) {
+				w.Header().Set("Location", "/")
+				w.Header().Set("X-Demiurge-Upstream", upstream)
+				w.WriteHeader(status)
+			})
+			d.passage.say(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+		}
+	}
 	for what, tt := range map[string]struct {
 		script func()
 		status int
 		header map[string]string
 	}{
-		"nobody": {func() { d.refuse(401, "anonymous", "WWW-Authenticate", "Bearer") }, 401, map[string]string{"WWW-Authenticate": "Bearer"}},
-		"sent to log": {func() {
-			d.refuse(401, "anonymous", "X-Demiurge-Login", login, "X-Demiurge-Login-Cookie", "k=v; Path=/")
-		}, 303, map[string]string{"Location": login, "Set-Cookie": "k=v; Path=/"}},
-		"refused":    {func() { d.refuse(403, "refused") }, 403, nil},
-		"missing":    {func() { d.refuse(403, "missing") }, 404, nil},
-		"down":       {func() { d.refuse(403, "away") }, 503, map[string]string{"Retry-After": "10"}},
-		"broken":     {func() { d.refuse(500, "") }, 503, map[string]string{"Retry-After": "2"}},
-		"odd":        {func() { d.refuse(302, "passed", "Location", "/", "X-Demiurge-Upstream", address) }, 503, nil},
-		"not found":  {func() { d.refuse(404, "passed", "X-Demiurge-Upstream", address) }, 503, nil},
-		"no address": {func() { d.refuse(204, "passed") }, 503, nil},
-		"a name":     {func() { d.refuse(204, "passed", "X-Demiurge-Upstream", "localhost.invalid:80") }, 502, nil},
+		"nobody":      {func() { d.refuse(401, "WWW-Authenticate", "Bearer") }, 401, map[string]string{"WWW-Authenticate": "Bearer"}},
+		"sent to log": {func() { d.refuse(303, "Location", login, "Set-Cookie", "k=v; Path=/") }, 303, map[string]string{"Location": login, "Set-Cookie": "k=v; Path=/"}},
+		"refused":     {func() { d.refuse(403) }, 403, nil},
+		"missing":     {func() { d.refuse(404) }, 404, nil},
+		"down":        {func() { d.refuse(503, "Retry-After", "10") }, 503, map[string]string{"Retry-After": "10"}},
+		"silent":      {func() { d.refuse(502) }, 502, nil},
+		"broken":      {odd(500, ""), 503, map[string]string{"Retry-After": "2"}},
+		"odd":         {odd(302, address), 503, nil},
+		"not found":   {odd(404, address), 503, nil},
+		"says no":     {odd(401, address), 503, nil},
+		"no address":  {odd(204, ""), 503, nil},
 		"hung up": {func() {
-			d.say(func(http.ResponseWriter, *http.Request) { panic(http.ErrAbortHandler) })
+			odd(0, "")()
+			d.access.say(*d.passage.answer.Load())
 		}, 503, nil},
 	} {
 		tt.script()
-		status, header, body := h.ask(name, "/")
-		if status != tt.status || hits.Load() != 0 {
-			t.Errorf("%s: %d, %d requests passed: %.200q", what, status, hits.Load(), body)
-		}
-		if header.Get("Cache-Control") != "no-store" {
-			t.Errorf("%s: others may keep the answer: %v", what, header)
-		}
-		for k, want := range tt.header {
-			if header.Get(k) != want {
-				t.Errorf("%s: %s is %q, want %q", what, k, header.Get(k), want)
+		for _, headers := range [][]string{plain, page} {
+			status, header, body := h.ask(name, "/", headers...)
+			if status != tt.status || hits.Load() != 0 || body == "" {
+				t.Errorf("%s: %d, %d requests passed: %.200q", what, status, hits.Load(), body)
+			}
+			if header.Get("Cache-Control") != "no-store" {
+				t.Errorf("%s: others may keep the answer: %v", what, header)
+			}
+			for k, want := range tt.header {
+				if header.Get(k) != want {
+					t.Errorf("%s: %s is %q, want %q", what, k, header.Get(k), want)
+				}
 			}
 		}
 	}
-	_ = d.server.Close()
-	if status, header, _ := h.ask(name, "/"); status != 503 || header.Get("Retry-After") == "" || hits.Load() != 0 {
-		t.Errorf("the agent is down: %d %v", status, header)
-	}
-	if status, _, _ := h.ask(name, "/-/enter?ticket=x"); status != 503 {
-		t.Errorf("entering while the agent is down: %d", status)
-	}
-	_ = os.Remove(h.opts.AccessSocket)
-	if status, _, _ := h.ask(name, "/"); status != 503 || hits.Load() != 0 {
-		t.Errorf("its socket is gone: %d", status)
+	d.access.say(func(w http.ResponseWriter, _ *http.Request) {
+		w.Header().Set("X-Demiurge-Upstream", "localhost.invalid:80")
+		w.WriteHeader(http.StatusNoContent)
+	})
+	if status, _, _ := h.ask(name, "/", plain...); status != 502 || hits.Load() != 0 {
+		t.Errorf("a name for an address: %d", status)
 	}
 	d.pass(address)
+	for what, end := range map[string]func(){
+		"the agent is down":    func() { _, _ = d.access.server.Close(), d.passage.server.Close() },
+		"its sockets are gone": func() { _, _ = os.Remove(h.opts.AccessSocket), os.Remove(h.opts.PassSocket) },
+	} {
+		end()
+		for _, headers := range [][]string{plain, page} {
+			if status, header, _ := h.ask(name, "/", headers...); status != 503 || header.Get("Retry-After") == "" || hits.Load() != 0 {
+				t.Errorf("%s: %d %v", what, status, header)
+			}
+		}
+		if status, _, _ := h.ask(name, "/-/enter?ticket=x"); status != 503 {
+			t.Errorf("entering while %s: %d", what, status)
+		}
+	}
 	d.listen(h)
-	if status, _, _ := h.ask(name, "/"); status != 200 {
-		t.Errorf("the agent is back: %d", status)
+	for _, headers := range [][]string{plain, page} {
+		if status, _, _ := h.ask(name, "/", headers...); status != 200 {
+			t.Errorf("the agent is back: %d", status)
+		}
+	}
+}
+
+// nginx brings to the passage at once what lasts, and whatever the door says no to; it never asks the door about the
+// former, nor goes to the container with it by itself.
+func TestWhatMayLastIsBroughtAtOnce(t *testing.T) {
+	t.Parallel()
+	address, hits := program(t, echoHeaders)
+	h, d, org := containers(t, address)
+	d.passage.say(func(w http.ResponseWriter, _ *http.Request) { _, _ = io.WriteString(w, "brought") })
+	for request, brought := range map[string]bool{
+		"GET": false, "HEAD": false, "GET Sec-Fetch-Dest=image": false, "GET Sec-Fetch-Dest=script": false, "GET Sec-Fetch-Dest=style": false, "GET Sec-Fetch-Dest=font": false,
+		"GET Sec-Fetch-Dest=manifest": false, "GET Accept=*/*": false,
+		"POST": true, "PUT": true, "DELETE": true, "GETS": true, "GET Upgrade=websocket": true, "GET Upgrade=x": true, "GET Sec-Fetch-Dest=empty": true,
+		"GET Sec-Fetch-Dest=document": true, "GET Sec-Fetch-Dest=IMAGE": true, "GET Sec-Fetch-Dest=imagescript": true, "GET Accept=text/event-stream": true,
+		"HEAD Sec-Fetch-Dest=video": true, "GET Accept=a/b, TEXT/event-stream;q=1": true, "GET Sec-Fetch-Dest=image\tAccept=text/event-stream": true,
+	} {
+		method, headers, _ := strings.Cut(request, " ")
+		req, err := http.NewRequestWithContext(within(t), method, "http://"+h.opts.Listen[0].String()+"/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = containerName + orgHost(org)
+		for line := range strings.SplitSeq(headers, "\t") {
+			if name, value, ok := strings.Cut(line, "="); ok {
+				req.Header.Set(name, value)
+			}
+		}
+		asked, came, reached := d.access.count.Load(), d.passage.count.Load(), hits.Load()
+		resp, err := http.DefaultTransport.RoundTrip(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_ = resp.Body.Close()
+		asked, came, reached = d.access.count.Load()-asked, d.passage.count.Load()-came, hits.Load()-reached
+		if resp.StatusCode != 200 || brought != (came == 1) || brought == (asked == 1) || brought == (reached == 1) {
+			t.Errorf("%s: %d, the door was asked %d times, it came to the passage %d times and to the container %d times", request, resp.StatusCode, asked, came, reached)
+		}
 	}
 }
 
@@ -263,15 +255,14 @@ func TestADeadContainer(t *testing.T) {
 		t.Errorf("%d %v %q", status, header, body)
 	}
 	// Its own errors are its own.
-	failing, _ := program(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "mine", http.StatusInternalServerError) })
-	d.pass(failing)
-	if status, _, body := h.ask(name, "/"); status != 500 || body != "mine\n" {
-		t.Errorf("%d %q", status, body)
-	}
-	denying, _ := program(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "mine", http.StatusForbidden) })
-	d.pass(denying)
-	if status, _, body := h.ask(name, "/"); status != 403 || body != "mine\n" {
-		t.Errorf("%d %q", status, body)
+	for _, own := range []int{401, 403, 418, 500, 502, 503, 504} {
+		failing, _ := program(t, func(w http.ResponseWriter, _ *http.Request) { http.Error(w, "mine", own) })
+		d.pass(failing)
+		for _, destination := range []string{"image", "document"} {
+			if status, _, body := h.ask(name, "/", "Sec-Fetch-Dest", destination); status != own || body != "mine\n" {
+				t.Errorf("%s: %d %q", destination, status, body)
+			}
+		}
 	}
 	// Nothing was loaded anew for any of this.
 	if n := h.engine.Status().LiveGeneration; n > 2 {
@@ -310,8 +301,8 @@ func TestAContainersWebSocketAndStreams(t *testing.T) {
 	if err := echo("hello"); err != nil {
 		t.Error(err)
 	}
-	if got := (*d.asked.Load()).Get("X-Demiurge-Upgrade"); got != "websocket" {
-		t.Errorf("the door is asked about an upgrade to %q", got)
+	if got := *d.passage.asked.Load(); got.Get("X-Demiurge-Upgrade") != "websocket" || got.Get("Upgrade") != "websocket" {
+		t.Errorf("the passage is asked about an upgrade as %v", got)
 	}
 	do := func(method, path string, body io.Reader) *bufio.Reader {
 		req, err := http.NewRequestWithContext(within(t), method, "http://"+h.opts.Listen[0].String()+path, body)
@@ -345,19 +336,20 @@ func TestAContainersWebSocketAndStreams(t *testing.T) {
 		}
 	}
 	_ = write.Close()
-	if n := d.count.Load(); n != 3 {
-		t.Errorf("the door was asked %d times for three requests", n)
+	if asked, brought := d.access.count.Load(), d.passage.count.Load(); asked != 1 || brought != 2 {
+		t.Errorf("the door was asked %d times and the passage %d times for three requests", asked, brought)
 	}
 	if err := echo("still here"); err != nil {
 		t.Error(err)
 	}
 }
 
-// The way to a container is a socket of the agent, with a pass that is in the head as the agent looks for it.
-func TestAContainerBehindASocket(t *testing.T) {
+// What nginx writes to the passage, byte by byte: the passage takes no other heads.
+func TestWhatIsBroughtIsWrittenAsThePassageReadsIt(t *testing.T) {
 	t.Parallel()
-	path := filepath.Join(t.TempDir(), "pass.sock")
-	l, err := net.Listen("unix", path)
+	h, d, org := containers(t, "127.0.0.1:1")
+	_ = d.passage.server.Close()
+	l, err := net.Listen("unix", h.opts.PassSocket)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -372,15 +364,26 @@ func TestAContainerBehindASocket(t *testing.T) {
 			head := make([]byte, 16<<10)
 			n, _ := c.Read(head)
 			heads <- string(head[:n])
-			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nhi")
+			_, _ = io.WriteString(c, "HTTP/1.1 200 OK\r\nX-Demiurge-User: paul\r\nContent-Length: 2\r\n\r\nhi")
 			_ = c.Close()
 		}
 	}()
-	h, _, org := containers(t, "unix:"+path)
-	status, _, body := h.ask(containerName+orgHost(org), "/a%2Fb?x=1", "X-Demiurge-Pass", "mallory", "x-demiurge-pass", "mallory")
+	status, header, body := h.ask(containerName+orgHost(org), "/a%2Fb?x=1", "Sec-Fetch-Dest", "document", "Cookie", "a=b", "Cookie", "c=d", "Authorization", "x")
 	head := <-heads
-	if status != 200 || body != "hi" || !strings.HasPrefix(head, "GET /a%2Fb?x=1 HTTP/1.1\r\n") || strings.Count(head, "\r\nX-Demiurge-Pass: one-time\r\n") != 1 || strings.Contains(head, "mallory") {
-		t.Errorf("%d %q %q", status, body, head)
+	if status != 200 || body != "hi" || header.Get("X-Demiurge-User") != "" || !strings.HasPrefix(head, "GET /a%2Fb?x=1 HTTP/1.1\r\n") || !strings.HasSuffix(head, "\r\n\r\n") {
+		t.Errorf("%d %q %v %q", status, body, header, head)
+	}
+	for _, line := range []string{
+		"X-Demiurge-Organization: " + string(org), "X-Demiurge-Label: abcdefghijklmnop--web", "X-Forwarded-Proto: http", "Cookie: a=b; c=d", "Authorization: x", "Sec-Fetch-Dest: document",
+	} {
+		if strings.Count(head, "\r\n"+line+"\r\n") != 1 {
+			t.Errorf("there is no %q in %q", line, head)
+		}
+	}
+	for _, name := range []string{"X-Demiurge-User", "X-Demiurge-Method", "X-Demiurge-Uri", "X-Demiurge-Upgrade", "X-Forwarded-User", "\r\nConnection"} {
+		if strings.Contains(head, name) {
+			t.Errorf("there is %s in %q", name, head)
+		}
 	}
 }
 
@@ -394,7 +397,7 @@ func TestAContainersLargeBody(t *testing.T) {
 	h, d, org := containers(t, address)
 	for _, passes := range []bool{true, false} {
 		if !passes {
-			d.refuse(403, "refused")
+			d.refuse(403)
 		}
 		req, err := http.NewRequestWithContext(within(t), http.MethodPut, "http://"+h.opts.Listen[0].String()+"/", io.LimitReader(zeros{}, 80<<20))
 		if err != nil {
@@ -423,14 +426,16 @@ func TestTheDoorTakesLongCookies(t *testing.T) {
 	t.Parallel()
 	address, _ := program(t, func(w http.ResponseWriter, r *http.Request) { _, _ = fmt.Fprint(w, len(r.Header.Get("Cookie"))) })
 	h, d, org := containers(t, address)
-	d.say(func(w http.ResponseWriter, r *http.Request) {
+	d.access.say(func(w http.ResponseWriter, r *http.Request) {
 		w.Header().Set("X-Demiurge-Upstream", address)
 		w.Header().Set("X-Demiurge-Cookie", r.Header.Get("Cookie"))
 		w.WriteHeader(http.StatusNoContent)
 	})
 	for _, n := range []int{10, 15_000} {
-		if status, _, body := h.ask(containerName+orgHost(org), "/", "Cookie", "a="+strings.Repeat("x", n-2)); status != 200 || body != fmt.Sprint(n) {
-			t.Errorf("%d bytes: %d %.100q", n, status, body)
+		for _, destination := range []string{"image", "document"} {
+			if status, _, body := h.ask(containerName+orgHost(org), "/", "Sec-Fetch-Dest", destination, "Cookie", "a="+strings.Repeat("x", n-2)); status != 200 || body != fmt.Sprint(n) {
+				t.Errorf("%s, %d bytes: %d %.100q", destination, n, status, body)
+			}
 		}
 	}
 }

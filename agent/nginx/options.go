@@ -30,6 +30,7 @@ type Options struct {
 
 	AgentSocket    string         // unix socket of the agent's tenant HTTP; "": its paths answer 404
 	AccessSocket   string         // unix socket that decides about requests to user containers; "": their names are the gateways'
+	PassSocket     string         // unix socket that carries those that may last, and answers those that do not pass; goes with AccessSocket
 	SocketDir      string         // gateways listen at <SocketDir>/<gateway>/http.sock
 	TrustedProxies []netip.Prefix // whose X-Forwarded-For and X-Forwarded-Proto are believed
 
@@ -110,12 +111,15 @@ func (o *Options) check() error {
 	if len(o.ListenTLS) > 0 && o.CertificateFile == "" {
 		return errors.New("cannot listen for HTTPS without a certificate file")
 	}
+	if (o.AccessSocket == "") != (o.PassSocket == "") {
+		return errors.New("cannot serve user containers with only one of access socket and pass socket: give both or none")
+	}
 	paths := map[string]*string{
 		"data directory": &o.DataDir, "run directory": &o.RunDir, "socket directory": &o.SocketDir,
-		"agent socket": &o.AgentSocket, "access socket": &o.AccessSocket, "certificate file": &o.CertificateFile,
+		"agent socket": &o.AgentSocket, "access socket": &o.AccessSocket, "pass socket": &o.PassSocket, "certificate file": &o.CertificateFile,
 	}
 	for what, path := range paths {
-		if *path == "" && (path == &o.AgentSocket || path == &o.AccessSocket || path == &o.CertificateFile) {
+		if *path == "" && (path == &o.AgentSocket || path == &o.AccessSocket || path == &o.PassSocket || path == &o.CertificateFile) {
 			continue
 		}
 		abs, err := filepath.Abs(*path)
@@ -124,7 +128,7 @@ func (o *Options) check() error {
 		}
 		*path = abs
 	}
-	sockets := []string{o.RunDir + "/gen-000000000.fence", o.SocketDir + "/gw-0123456789/http.sock", o.AgentSocket, o.AccessSocket}
+	sockets := []string{o.RunDir + "/gen-000000000.fence", o.SocketDir + "/gw-0123456789/http.sock", o.AgentSocket, o.AccessSocket, o.PassSocket}
 	for _, socket := range sockets {
 		if len(socket) > socketLimit {
 			return fmt.Errorf("cannot use unix socket %s: its path has %d characters and the system allows %d; choose a shorter directory",

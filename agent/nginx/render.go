@@ -38,7 +38,7 @@ type renderer struct {
 type view struct {
 	Dir, Temp, AccessLog, RoutesPattern, SocketDir string
 	Domain, DomainPattern, Agent, Certificate      string
-	Access                                         string
+	Access, Pass                                   string
 	Listen, Proxies, Own, AgentPaths, Stripped     []string
 	SlotUpstreams, SlotLimits                      string
 	Limits                                         []int64
@@ -59,8 +59,7 @@ var strippedHeaders = []string{
 	"X-Auth-Request-Groups", "X-Auth-Request-Preferred-Username", "X-Auth-Request-Access-Token", "Remote-User", "Remote-Name",
 	"Remote-Email", "Remote-Groups", "X-Remote-User", "X-Remote-Group", "X-Authenticated-User", "X-Webauth-User", "Forwarded",
 	"X-Original-Url", "X-Rewrite-Url", "X-Demiurge-Gateway", "X-Demiurge-Epoch", "X-Demiurge-Label", "X-Demiurge-Method", "X-Demiurge-Uri",
-	"X-Demiurge-Host", "X-Demiurge-Upgrade", "X-Demiurge-Upstream", "X-Demiurge-Cookie", "X-Demiurge-Authorization", "X-Demiurge-Answer",
-	"X-Demiurge-Login", "X-Demiurge-Login-Cookie",
+	"X-Demiurge-Host", "X-Demiurge-Upgrade", "X-Demiurge-Upstream", "X-Demiurge-Cookie", "X-Demiurge-Authorization",
 }
 
 // render writes generation n of a normalized configuration.
@@ -82,6 +81,7 @@ func (r renderer) renderTo(dir string, n uint64, cfg Config) tree {
 	if v.Access != "" {
 		out["containers.conf"] = execute("containers.conf", v)
 		out["asking.conf"] = execute("asking.conf", v)
+		out["reached.conf"] = execute("reached.conf", v)
 	}
 	for _, s := range cfg.Sites {
 		maxBody, certificate := v.MaxBody, ""
@@ -106,7 +106,7 @@ func (r renderer) view(dir string, cfg Config) view {
 	v := view{
 		Dir: dir, Temp: r.l.temp(), AccessLog: r.l.accessLog(),
 		RoutesPattern: regexp.QuoteMeta(r.l.routes()), SocketDir: r.opts.SocketDir, Domain: r.opts.Domain,
-		DomainPattern: regexp.QuoteMeta(r.opts.Domain), Agent: r.opts.AgentSocket, AgentPaths: agentPaths, Access: r.opts.AccessSocket, Stripped: strippedHeaders,
+		DomainPattern: regexp.QuoteMeta(r.opts.Domain), Agent: r.opts.AgentSocket, AgentPaths: agentPaths, Access: r.opts.AccessSocket, Pass: r.opts.PassSocket, Stripped: strippedHeaders,
 		MaxBody: defaultMaxBody, Smallest: defaultMaxBody,
 		NamesHash: hashSize(2 * len(cfg.Sites)), MapHash: hashSize(len(cfg.Slots)),
 	}

@@ -92,7 +92,7 @@ func newKit(t testing.TB) *kit {
 	state := must[*oauth.Organizations](t)(oauth.New(oauth.Options{
 		Dir: filepath.Join(dir, "oauth"), FS: files, Domain: domain, Lifetimes: oauth.DefaultLifetimes(), Limits: oauth.DefaultLimits(), Logger: log,
 	}))
-	k.containers = must[*container.Organizations](t)(container.New(container.Options{Dir: filepath.Join(dir, "containers"), FS: files, Domain: domain, Passage: filepath.Join(dir, "pass.sock"), Logger: log}))
+	k.containers = must[*container.Organizations](t)(container.New(container.Options{Dir: filepath.Join(dir, "containers"), FS: files, Domain: domain, Logger: log}))
 	k.tenants = must[*tenant.Registry](t)(tenant.New(tenant.Options{
 		Dir: filepath.Join(dir, "permissions"), FS: files, Domain: domain, OAuth: state, Keepers: []tenant.Keeper{k.containers}, Logger: log,
 	}))
