@@ -45,6 +45,15 @@ func (m *requestMark) is(q keyed.Request, now time.Time) bool {
 	return !m.over(now) && m.Key == hexOf(q.Key())
 }
 
+// wellFormed reports whether a mark that came from another host can be one.
+func (m *requestMark) wellFormed() bool {
+	digest := func(s string) bool {
+		raw, err := hex.DecodeString(s)
+		return err == nil && len(raw) == len(keyed.Digest{})
+	}
+	return digest(m.Key) && digest(m.Body) && (m.First == nil || digest(m.First.Digest))
+}
+
 func markOf(q keyed.Request, now time.Time) *requestMark {
 	if !q.Given() {
 		return nil

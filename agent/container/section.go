@@ -12,8 +12,8 @@ import (
 )
 
 // A section is the whole registry as another host needs it, in the journal's form: without places, because a
-// container that has a new host has to say there where it is, and without the key of the sessions and what is kept
-// of Idempotency-Keys, which are of this host. Of tokens it has digests alone.
+// container that has a new host has to say there where it is, and without the keys of the sessions and of what is made
+// of Idempotency-Keys, which are of this host. Of tokens and Idempotency-Keys it has digests alone.
 const sectionHeader = "demiurge container section 1\n"
 
 // Section writes the registry as the organization's section "containers", and the version that it has at
@@ -21,11 +21,20 @@ const sectionHeader = "demiurge container section 1\n"
 func (r *Registry) Section() (form []byte, version uint64) {
 	r.mu.RLock()
 	defer r.mu.RUnlock()
+	now := r.opts.Now()
 	form = addEntry([]byte(sectionHeader), signingKey, r.signing)
 	for _, c := range slices.Sorted(maps.Keys(r.containers)) {
 		rec := *r.containers[c].record
-		rec.Place, rec.Request = nil, nil
+		rec.Place = nil
+		if rec.Request.over(now) {
+			rec.Request = nil
+		}
 		form = addEntry(form, containerKey+string(c), rec)
+	}
+	for _, key := range slices.Sorted(maps.Keys(r.gone)) {
+		if mark := r.gone[key]; !mark.over(now) {
+			form = addEntry(form, goneKey+key, mark)
+		}
 	}
 	return form, r.version
 }
@@ -63,14 +72,21 @@ func (r *Registry) readSection(section []byte) error {
 		return fmt.Errorf("byte %d of %d is damaged", whole, len(section))
 	case len(r.journal.values[signingKey]) == 0:
 		return fmt.Errorf("the key of its tokens is missing")
-	case len(r.journal.values) > r.opts.Limits.Containers+1:
-		return fmt.Errorf("there are more than %d containers", r.opts.Limits.Containers)
+	}
+	gone := 0
+	for key := range r.journal.values {
+		if strings.HasPrefix(key, goneKey) {
+			gone++
+		}
+	}
+	if len(r.journal.values)-gone > r.opts.Limits.Containers+1 || gone > maxGone {
+		return fmt.Errorf("there are more than %d containers, or than %d that are gone", r.opts.Limits.Containers, maxGone)
 	}
 	return nil
 }
 
 func (r *Registry) checkEntry(l line) error {
-	if _, twice := r.journal.values[l.Key]; twice || len(l.Value) == 0 || l.Key == cookieKey || l.Key == masterKey || strings.HasPrefix(l.Key, goneKey) {
+	if _, twice := r.journal.values[l.Key]; twice || len(l.Value) == 0 || l.Key == cookieKey || l.Key == masterKey {
 		return fmt.Errorf("the entry %q does not belong into a section, or stands there twice", fault.Shorten(l.Key))
 	}
 	if l.Key == signingKey {
@@ -80,12 +96,19 @@ func (r *Registry) checkEntry(l line) error {
 		}
 		return nil
 	}
+	if name, ok := strings.CutPrefix(l.Key, goneKey); ok {
+		var mark requestMark
+		if err := json.Unmarshal(l.Value, &mark); err != nil || mark.Key != name || !mark.wellFormed() {
+			return fmt.Errorf("the entry %q is no key", fault.Shorten(l.Key))
+		}
+		return nil
+	}
 	var rec record
 	if err := json.Unmarshal(l.Value, &rec); err != nil {
 		return fmt.Errorf("the entry %q cannot be read: %w", fault.Shorten(l.Key), err)
 	}
-	if rec.Place != nil || rec.Request != nil {
-		return fmt.Errorf("container %s has a place or a key of another host", rec.ID)
+	if rec.Place != nil || rec.Request != nil && !rec.Request.wellFormed() {
+		return fmt.Errorf("container %s has a place of another host, or a key that is none", rec.ID)
 	}
 	return nil
 }

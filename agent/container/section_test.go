@@ -92,21 +92,23 @@ func TestWhatIsNoSectionIsRefused(t *testing.T) {
 	f.start()
 	cases := map[string][]byte{
 		"nothing of the kind": []byte("hello"), "cut": good[:len(good)-1], "more": append(bytes.Clone(good), 'x'), "no key": []byte(sectionHeader),
-		"a short key":       addEntry([]byte(sectionHeader), signingKey, []byte("short")),
-		"a key of sessions": addEntry(bytes.Clone(start), cookieKey, r.cookies),
-		"an unknown entry":  addEntry(bytes.Clone(start), "other", 1),
-		"the key twice":     addEntry(bytes.Clone(start), signingKey, r.signing),
-		"no JSON":           records.Append([]byte(sectionHeader), []byte("{")),
-		"too many":          addEntry(addEntry(bytes.Clone(start), containerKey+"a", rec), containerKey+"b", rec),
-		"another id":        with(func(r *record) { r.ID = NewID() }),
-		"no creator":        with(func(r *record) { r.Creator = "" }),
-		"no project":        with(func(r *record) { r.Project = "../x" }),
-		"a path elsewhere":  with(func(r *record) { r.Services[0].Paths = []string{"//evil.test"} }),
-		"no client":         with(func(r *record) { r.Services[0].Client = "" }),
-		"another step":      with(func(r *record) { r.Change = steps.New("a", "b") }),
-		"fewer steps":       with(func(r *record) { r.Change = steps.New("client:web") }),
-		"a place":           with(func(r *record) { r.Place = &place{Address: netip.MustParseAddr("127.0.0.1")} }),
-		"many tokens":       with(func(r *record) { r.Tokens = make([]hostingMark, maxTokens+1) }),
+		"a short key":             addEntry([]byte(sectionHeader), signingKey, []byte("short")),
+		"a key of sessions":       addEntry(bytes.Clone(start), cookieKey, r.cookies),
+		"an unknown entry":        addEntry(bytes.Clone(start), "other", 1),
+		"the key twice":           addEntry(bytes.Clone(start), signingKey, r.signing),
+		"no JSON":                 records.Append([]byte(sectionHeader), []byte("{")),
+		"too many":                addEntry(addEntry(bytes.Clone(start), containerKey+"a", rec), containerKey+"b", rec),
+		"another id":              with(func(r *record) { r.ID = NewID() }),
+		"no creator":              with(func(r *record) { r.Creator = "" }),
+		"no project":              with(func(r *record) { r.Project = "../x" }),
+		"a path elsewhere":        with(func(r *record) { r.Services[0].Paths = []string{"//evil.test"} }),
+		"no client":               with(func(r *record) { r.Services[0].Client = "" }),
+		"another step":            with(func(r *record) { r.Change = steps.New("a", "b") }),
+		"fewer steps":             with(func(r *record) { r.Change = steps.New("client:web") }),
+		"a place":                 with(func(r *record) { r.Place = &place{Address: netip.MustParseAddr("127.0.0.1")} }),
+		"a key that is none":      with(func(r *record) { r.Request = &requestMark{Key: "k", Body: "b"} }),
+		"a gone key that is none": addEntry(bytes.Clone(start), goneKey+"k", requestMark{Key: "k", Body: "b"}),
+		"many tokens":             with(func(r *record) { r.Tokens = make([]hostingMark, maxTokens+1) }),
 	}
 	for name, section := range cases {
 		f.start()
@@ -127,11 +129,13 @@ func FuzzSection(f *testing.F) {
 	fix := newFixture(f)
 	r := fix.open(ourOrg)
 	create(f, r)
+	again(f, r, with(f, "ann", "k"))
+	ok(f, r.Delete(ctx, again(f, r, with(f, "ann", "gone")).Container.ID))
 	good, _ := r.Section()
 	f.Add(good)
 	f.Add([]byte(sectionHeader))
 	f.Fuzz(func(t *testing.T, section []byte) {
-		there := &Registry{opts: &fix.all.opts, containers: map[ID]*entry{}, journal: &journal{values: map[string]json.RawMessage{}}}
+		there := &Registry{opts: &fix.all.opts, containers: map[ID]*entry{}, gone: map[string]*requestMark{}, journal: &journal{values: map[string]json.RawMessage{}}}
 		if there.readSection(section) != nil {
 			return
 		}

@@ -71,6 +71,7 @@ func FuzzSection(f *testing.F) {
 		f.Fatal(err)
 	}
 	code(f, s, c, "bob")
+	mustRegister(f, s, "ada", "k")
 	full, _ := s.Section()
 	f.Add(full)
 	f.Add(full[:len(full)-4])

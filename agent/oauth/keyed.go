@@ -130,17 +130,21 @@ func (s *Store) dropRequests(most int) {
 	}
 }
 
-// requestRecords are the keys as the journal keeps them. They are this host's: what makes the secrets again is in no
-// section.
-func (s *Store) requestRecords() []record {
+// requestRecords are the keys that bind somebody, as they are kept. What makes the secrets again goes with them to the
+// journal of this host (master) and into no section: elsewhere a key is known, and gives no secret.
+func (s *Store) requestRecords(master bool) []record {
+	now := s.now()
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.master == (digest{}) {
-		return nil
+	var out []record
+	if master && s.master != (digest{}) {
+		out = append(out, record{op: putMaster, digest: s.master})
 	}
-	out := []record{{op: putMaster, digest: s.master}}
 	for _, key := range slices.SortedFunc(maps.Keys(s.requests), func(a, b digest) int { return bytes.Compare(a[:], b[:]) }) {
 		q := s.requests[key]
+		if q.over(now) {
+			continue
+		}
 		out = append(out, record{op: putRequest, digest: key, secret: q.body, client: Client{ID: q.client}, expires: q.at})
 	}
 	return out

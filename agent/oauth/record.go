@@ -21,7 +21,7 @@ const (
 	useCode    op = 7
 	dropToken  op = 8
 	rotate     op = 9  // the family's refresh token was exchanged
-	putRequest op = 10 // an Idempotency-Key has made a client; in journals only
+	putRequest op = 10 // an Idempotency-Key has made a client
 	putMaster  op = 11 // what secrets are made of with such keys; in journals only
 )
 

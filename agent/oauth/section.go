@@ -12,8 +12,8 @@ import (
 )
 
 // A section is the whole store without its codes: a section is older than the store, and in it a code that
-// was used meanwhile would be unused. It has clients, then grants, each before its tokens, in the form of
-// the journal.
+// was used meanwhile would be unused. It has clients, what is kept of Idempotency-Keys, then grants, each before its
+// tokens, in the form of the journal.
 const sectionHeader = "demiurge oauth section 1\n"
 
 // Section writes the store as the organization's section "oauth", and the version that it has at least. Equal
@@ -49,9 +49,7 @@ func (s *Store) walk(codes bool, sink func(form []byte) error) error {
 		return err
 	}
 	all := s.clientRecords()
-	if codes {
-		all = append(all, s.requestRecords()...)
-	}
+	all = append(all, s.requestRecords(codes)...)
 	for i := range all {
 		form = all[i].append(form)
 		if err := flush(pieceSize); err != nil {
@@ -158,6 +156,10 @@ func (s *Store) readRecord(r *record) error {
 		}
 		if s.clients[r.client.ID] != nil || len(s.clients) >= limits.Clients {
 			return fmt.Errorf("client %s stands there twice, or is one too many", r.client.ID)
+		}
+	case putRequest:
+		if _, twice := s.requests[r.digest]; twice || !validClientID(string(r.client.ID)) || len(s.requests) >= 2*limits.Clients {
+			return fmt.Errorf("a key of client %q stands there twice, or is one too many", fault.Shorten(string(r.client.ID)))
 		}
 	case putGrant:
 		return s.readGrant(r)
