@@ -14,9 +14,13 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/go-hclog"
+
+	"github.com/demiurge-platform/demiurge/coordinator"
 	"github.com/demiurge-platform/demiurge/coordinator/coordtest"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/config"
 	"github.com/demiurge-platform/demiurge/shared/failpoint"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
@@ -36,6 +40,7 @@ type process struct {
 	id, dir, url string
 	disk         string // while this file is there, writes of the log go as it says
 	cmd          *exec.Cmd
+	here         bool           // it runs in this process
 	admin        *client.Client // asks this one alone, and does not ask again
 }
 
@@ -112,6 +117,32 @@ func (p *processes) start(c *process) {
 	}
 }
 
+// runHere ends one and runs it in this process instead, on its directory and addresses, until the benchmark ends.
+func (p *processes) runHere(c *process) *coordinator.Coordinator {
+	p.kill(c)
+	cfg := coordinator.DefaultConfig()
+	if _, err := config.Load(filepath.Join(c.dir, "c.yaml"), cfg, nil); err != nil {
+		p.b.Fatal(err)
+	}
+	run, err := coordinator.New(coordinator.Options{
+		Config: cfg, Logger: hclog.NewNullLogger(),
+		Fence: func(reason string) { p.b.Errorf("%s fenced itself: %s", c.id, reason) },
+	})
+	if err != nil {
+		p.b.Fatal(err)
+	}
+	run.Start()
+	p.b.Cleanup(func() {
+		ctx, cancel := context.WithTimeout(context.Background(), coordtest.Patience)
+		defer cancel()
+		if err := run.Stop(ctx); err != nil {
+			p.b.Errorf("cannot stop %s: %v", c.id, err)
+		}
+	})
+	c.here = true
+	return run
+}
+
 // kill ends one with SIGKILL and takes leave of it; one that has ended already stays ended.
 func (p *processes) kill(c *process) {
 	if c.cmd == nil {
@@ -144,7 +175,7 @@ func (p *processes) leader() *process {
 		var name string
 		var least, most uint64
 		for _, c := range p.all {
-			if c.cmd == nil {
+			if c.cmd == nil && !c.here {
 				continue
 			}
 			ctx, cancel := context.WithTimeout(context.Background(), time.Second)
