@@ -40,8 +40,9 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
 
-// heartbeat is how often an idle agent stream carries an empty frame.
-const heartbeat = time.Second
+// heartbeat is how often an idle agent stream carries an empty frame. An agent asks the next coordinator when it has
+// read nothing for three seconds; with a thousand of them, what they read is the most of what a leader at rest has to do.
+const heartbeat = 1500 * time.Millisecond
 
 // garbageAllowed is how much memory a coordinator leaves to garbage beside its state.
 const garbageAllowed = 64 << 20

@@ -49,21 +49,31 @@ type Monitor struct{ opts Options }
 func New(opts Options) *Monitor { return &Monitor{opts} }
 
 const (
-	// look is how often hosts are looked at, if the gossip says nothing new.
+	// look is how often hosts are looked at of which something is in doubt.
 	look = 100 * time.Millisecond
-	// breath is the least time between two looks: each is at every host.
+	// round is how many looks there are between two at every host, if the gossip says nothing new. Nearly all hosts are
+	// well, and what their own connections tell of them can wait for half a second: a stream that has ended is nothing
+	// to act upon for much longer.
+	round = 5
+	// breath is the least time between two looks.
 	breath = 20 * time.Millisecond
 )
 
-// Run looks at all hosts at a steady rate, and when the gossip has news, until ctx ends.
+// Run looks at all hosts at a steady rate and when the gossip has news, and more often at those that are not plainly
+// well, until ctx ends.
 func (m *Monitor) Run(ctx context.Context) {
 	began := m.opts.Now()
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	for {
+	var doubtful []id.Host
+	var moved <-chan struct{}
+	for n := 0; ; n++ {
 		members := m.opts.Members()
-		for h := range m.opts.Store.View().Hosts(nil) {
-			m.judge(ctx, h, members, began)
+		if n == round || members.Moved() != moved {
+			n, moved = 0, members.Moved()
+			doubtful = m.all(ctx, members, began)
+		} else {
+			doubtful = m.again(ctx, doubtful, members, began)
 		}
 		select {
 		case <-ctx.Done():
@@ -74,12 +84,34 @@ func (m *Monitor) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-members.Moved():
+		case <-moved:
 		}
 	}
 }
 
-func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.Snapshot, began time.Time) {
+// all looks at every host and returns those that are not plainly well.
+func (m *Monitor) all(ctx context.Context, members *membership.Snapshot, began time.Time) (doubtful []id.Host) {
+	for h := range m.opts.Store.View().Hosts(nil) {
+		if !m.judge(ctx, h, members, began) {
+			doubtful = append(doubtful, h.ID)
+		}
+	}
+	return doubtful
+}
+
+// again looks at hosts that were not plainly well and returns those that still are not.
+func (m *Monitor) again(ctx context.Context, hosts []id.Host, members *membership.Snapshot, began time.Time) (doubtful []id.Host) {
+	for _, h := range hosts {
+		if rec := m.opts.Store.View().Host(nil, h); rec != nil && !m.judge(ctx, rec, members, began) {
+			doubtful = append(doubtful, h)
+		}
+	}
+	return doubtful
+}
+
+// judge acts on what is found of a host, and reports whether it is plainly well: its stream is open, and there is
+// neither a question to it nor a change of its status.
+func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.Snapshot, began time.Time) (well bool) {
 	s, place := m.opts.Agents.Signals(h.ID)
 	pool := members.Signals(h.ID)
 	s.Gossip, s.GossipSince, s.Flaps, s.Isolated = pool.Gossip, pool.GossipSince, pool.Flaps, pool.Isolated
@@ -91,7 +123,7 @@ func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.
 	}
 	next, reason := Plan(h.Status, v)
 	if next == h.Status {
-		return
+		return v.Status == membership.Alive && s.Open && !v.Ask && !s.Heard.Before(s.Asked)
 	}
 	meta := command.Meta{At: now, Actor: "hostmonitor"}
 	var c command.Command = command.SetHostStatus{Meta: meta, Host: h.ID, Status: next, Reason: reason}
@@ -102,6 +134,7 @@ func (m *Monitor) judge(ctx context.Context, h *state.Host, members *membership.
 	if _, _, err := m.opts.Proposer.Propose(ctx, c); err != nil && ctx.Err() == nil {
 		m.opts.Logger.Warn("cannot record the status of a host now", "host", h.ID, "status", next, "error", err)
 	}
+	return false
 }
 
 // Plan is the status a host should have. One that is lost comes back by reporting, because what it reports

@@ -55,6 +55,7 @@ type world struct {
 	pool  []gossip.Member    // guarded by mu
 	view  *membership.View
 	asked int      // guarded by mu
+	looks int      // guarded by mu
 	moves []string // guarded by mu: statuses that were proposed
 	index uint64   // guarded by mu
 	// fenced is by when a host that was lost has ended its lease; guarded by mu.
@@ -72,6 +73,7 @@ func (w *world) Changes() <-chan gossip.Change { return nil }
 func (w *world) Signals(id.Host) (membership.Signals, api.HostGossip) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.looks++
 	return w.own, w.says
 }
 
@@ -229,6 +231,39 @@ func TestANewLeaderWaits(t *testing.T) {
 		took := w.until(t, "it is lost", func(w *world) bool { return slices.Contains(w.moves, api.HostLost) })
 		if took > 7*time.Second {
 			t.Errorf("it took %v", took)
+		}
+	})
+}
+
+// A thousand hosts that are well cost a look each twice a second; one that is in doubt is looked at ten times, so that
+// nothing is found of it later than it has to be.
+func TestDoubtfulHostsAreLookedAtMoreOften(t *testing.T) {
+	looks := func(w *world) int {
+		w.change(func(w *world) { w.looks = 0 })
+		time.Sleep(2 * time.Second)
+		w.mu.Lock()
+		defer w.mu.Unlock()
+		return w.looks
+	}
+	watch(t, func(w *world) {
+		w.change(func(w *world) { w.own.Heard = time.Now() })
+		if got := looks(w); got < 3 || got > 5 {
+			t.Errorf("%d looks in two seconds at a host that is well, want four", got)
+		}
+		w.change(func(w *world) { w.own.Open, w.own.Heard = false, time.Now() })
+		time.Sleep(600 * time.Millisecond) // in which it is noticed
+		if got := looks(w); got < 18 || got > 22 {
+			t.Errorf("%d looks in two seconds at a host without a stream, want twenty", got)
+		}
+		took := 2600*time.Millisecond + w.until(t, "it is silent", func(w *world) bool { return len(w.moves) > 0 })
+		if after := membership.DefaultThresholds().SilentAfter; took < after || took > after+200*time.Millisecond {
+			t.Errorf("it is silent after %v without a stream, want %v", took, after)
+		}
+		w.change(func(w *world) { w.own.Open, w.own.Heard = true, time.Now() })
+		w.until(t, "it is alive again", func(w *world) bool { return slices.Equal(w.moves, []string{api.HostSilent, api.HostAlive}) })
+		time.Sleep(time.Second)
+		if got := looks(w); got < 3 || got > 5 {
+			t.Errorf("%d looks in two seconds at a host that is well again, want four", got)
 		}
 	})
 }

@@ -3,7 +3,7 @@ package api
 import "time"
 
 // The agent protocol. An agent holds GET /v1/agent/stream?host=H&instance=I open: newline-delimited
-// JSON AssignmentFrames, the first with Full set, an empty one at least every second. It reports with
+// JSON AssignmentFrames, the first with Full set, an empty one at least every second and a half. It reports with
 // POST /v1/agent/observations. A coordinator never dials an agent.
 
 // AssignmentFrame is a piece of a host's assignment. A full frame replaces all; another one carries the
