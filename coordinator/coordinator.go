@@ -32,6 +32,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/relocator"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/coordinator/trust"
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/garbage"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -39,10 +40,6 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/pki"
 	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
-
-// heartbeat is how often an idle agent stream carries an empty frame. An agent asks the next coordinator when it has
-// read nothing for three seconds; with a thousand of them, what they read is the most of what a leader at rest has to do.
-const heartbeat = 1500 * time.Millisecond
 
 // garbageAllowed is how much memory a coordinator leaves to garbage beside its state.
 const garbageAllowed = 64 << 20
@@ -164,7 +161,7 @@ func (c *Coordinator) open() error {
 func (c *Coordinator) wire() error {
 	cfg, now := c.opts.Config, c.opts.Now
 	c.link = agentlink.New(agentlink.Options{
-		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: heartbeat, Lease: cfg.Hosts.Lease,
+		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: api.StreamHeartbeat, Lease: cfg.Hosts.Lease,
 		Logger: c.log.Named("agents"), Now: now,
 	})
 	c.link.SetGossip(c.gossipAccess())

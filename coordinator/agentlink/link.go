@@ -119,6 +119,16 @@ func (l *Link) Ephemeral(h id.Host) (nginx api.NginxStatus, seen time.Time, conn
 // Stream sends a host's assignment until ctx ends, send fails or another stream of the host takes over:
 // a full frame, then what changes. It returns nil when it was taken over.
 func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
+	return l.stream(ctx, h, instance, idle{}, send)
+}
+
+// RelayedStream is Stream to a coordinator that passes it on and fills its silence by itself, with empty frames of the
+// same index as the latest of these. So an empty frame is sent only now and then, or when the index matters.
+func (l *Link) RelayedStream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
+	return l.stream(ctx, h, instance, idle{relayed: true}, send)
+}
+
+func (l *Link) stream(ctx context.Context, h id.Host, instance string, silence idle, send func(api.AssignmentFrame) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l.mu.Lock()
@@ -140,12 +150,36 @@ func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func
 		l.mu.Unlock()
 		l.opts.Logger.Info("agent disconnected", "host", h, "instance", instance)
 	}()
-	err = l.feed(ctx, h, hl, send)
+	err = l.feed(ctx, h, hl, silence, send)
 	return err
 }
 
+// idle decides which empty frames of a silent stream are sent.
+type idle struct {
+	relayed bool
+	skipped int    // in succession
+	index   uint64 // of the latest frame that was sent
+}
+
+// mostSkipped is how many empty frames of a relayed stream are left out in a row. One now and then finds out whether
+// the way to the other coordinator is still there, and tells the agent of a newer index.
+const mostSkipped = 3
+
+// skips reports whether an empty frame of an index need not be sent. An agent whose gateways have leases may wait for
+// nothing but a newer index.
+func (i *idle) skips(index uint64, leased bool) bool {
+	if !i.relayed || i.skipped == mostSkipped || leased && index != i.index {
+		return false
+	}
+	i.skipped++
+	return true
+}
+
+// sent notes a frame.
+func (i *idle) sent(index uint64) { i.index, i.skipped = index, 0 }
+
 // feed is the loop of a stream.
-func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.AssignmentFrame) error) error {
+func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, silence idle, send func(api.AssignmentFrame) error) error {
 	beat := time.NewTimer(l.untilBeat())
 	defer beat.Stop()
 	sent, restored, told := uint64(0), l.opts.Store.Restored(), ""
@@ -166,6 +200,7 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 			if err := send(frame); err != nil {
 				return err
 			}
+			silence.sent(frame.Index)
 		}
 		sent, full = view.Index(), false
 		changed := make(chan struct{})
@@ -175,8 +210,8 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 			_ = ws.WatchCtx(watchCtx)
 		}()
 		var err error
-		for idle := true; idle && err == nil; {
-			idle = false
+		for still := true; still && err == nil; {
+			still = false
 			select {
 			case <-ctx.Done():
 			case <-changed:
@@ -188,7 +223,11 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 				beat.Reset(l.untilBeat())
 				// Nearly always nothing has changed, and what is watched is the same as before.
 				if f := l.frame(l.opts.Store.View(), nil, h, sent, false); !f.Full && len(f.Gateways) == 0 {
-					err, idle, sent = send(f), true, f.Index
+					if !silence.skips(f.Index, told != "") {
+						err = send(f)
+						silence.sent(f.Index)
+					}
+					still, sent = true, f.Index
 				}
 			}
 		}
@@ -203,15 +242,9 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, send func(api.
 	}
 }
 
-// moments is how many moments there are for empty frames in an interval. All streams have theirs at the same few ones,
-// and not each at its own: many in one go cost less than as many wake-ups, and those that another coordinator passes on
-// share records and system calls.
-const moments = 10
-
 // untilBeat is how long it is to a stream's next empty frame: no longer than the interval.
 func (l *Link) untilBeat() time.Duration {
-	now := l.opts.Now()
-	return now.Add(l.opts.Heartbeat).Truncate(l.opts.Heartbeat / moments).Sub(now)
+	return api.UntilBeat(l.opts.Now(), l.opts.Heartbeat)
 }
 
 func (l *Link) gossipAccess() *access {

@@ -5,6 +5,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -79,11 +80,16 @@ func (k *links) write(f func(*state.Txn)) {
 
 // stream opens the host's stream and returns its frames; end closes it from the agent's side.
 func (k *links) stream() (frames <-chan api.AssignmentFrame, end func()) {
+	return k.streamBy(k.receiver.Stream)
+}
+
+// streamBy is stream through one of the receiver's ways.
+func (k *links) streamBy(hold func(context.Context, id.Host, string, func(api.AssignmentFrame) error) error) (frames <-chan api.AssignmentFrame, end func()) {
 	out := make(chan api.AssignmentFrame)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- k.receiver.Stream(ctx, "h1", "i1", func(f api.AssignmentFrame) error {
+		done <- hold(ctx, "h1", "i1", func(f api.AssignmentFrame) error {
 			select {
 			case out <- f:
 			case <-ctx.Done():
@@ -153,6 +159,42 @@ func TestIdleFramesFollowTheState(t *testing.T) {
 }
 
 // An agent learns how to enter the gossip with its first frame, and whenever that changes.
+// Three of four empty frames of a relayed stream are left out. What an agent with a lease may wait for is not.
+func TestRelayedStreamsAreMostlySilent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		k := newLinks(t)
+		frames, end := k.streamBy(k.receiver.RelayedStream)
+		defer end()
+		k.next(frames, "the first frame", full)
+		count := func() (n int, last uint64) {
+			for limit := time.After(400 * time.Millisecond); ; { // forty intervals
+				select {
+				case f := <-frames:
+					n, last = n+1, f.Index
+				case <-limit:
+					return n, last
+				}
+			}
+		}
+		if n, _ := count(); n < 9 || n > 11 {
+			t.Errorf("%d empty frames in forty intervals, want ten", n)
+		}
+		k.write(func(t *state.Txn) { t.PutHost(state.Host{ID: "h2", Status: api.HostAlive, Instance: "i2"}) })
+		if n, index := count(); n < 9 || n > 11 || index != k.index {
+			t.Errorf("%d empty frames in forty intervals, the last of index %d; want ten and %d", n, index, k.index)
+		}
+		k.write(func(t *state.Txn) { t.PutPool(state.Pool{Name: "default", Isolation: "stop"}) })
+		k.next(frames, "all of it with leases", full)
+		for range 5 {
+			k.write(func(t *state.Txn) { t.PutHost(state.Host{ID: "h2", Status: api.HostAlive, Instance: "i2"}) })
+			began := time.Now()
+			if f := k.next(frames, "the next index", func(f api.AssignmentFrame) bool { return f.Index == k.index }); time.Since(began) > 10*time.Millisecond {
+				t.Errorf("index %d came after %v, want one interval", f.Index, time.Since(began))
+			}
+		}
+	})
+}
+
 func TestTheGossipIsTold(t *testing.T) {
 	k := newLinks(t)
 	first := api.GossipAccess{Addresses: []string{"192.0.2.1:7402"}, Keys: []string{"a"}}

@@ -30,6 +30,11 @@ func (r *Receiver) Stream(ctx context.Context, h id.Host, instance string, send 
 	return r.link.Stream(ctx, h, instance, send)
 }
 
+// RelayedStream is Link.RelayedStream.
+func (r *Receiver) RelayedStream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
+	return r.link.RelayedStream(ctx, h, instance, send)
+}
+
 // Ephemeral is Link.Ephemeral.
 func (r *Receiver) Ephemeral(h id.Host) (api.NginxStatus, time.Time, bool) {
 	return r.link.Ephemeral(h)

@@ -63,7 +63,11 @@ func (s *Server) agentStream(ctx context.Context, in *agentStreamInput) (*stream
 		stop := context.AfterFunc(s.opts.Cluster.Reign(), release)
 		defer stop()
 		out := newLines(w, jsonLines)
-		err := s.opts.Agents.Stream(ctx, host, run, func(f api.AssignmentFrame) error {
+		hold := s.opts.Agents.Stream
+		if relays(r) {
+			hold = s.opts.Agents.RelayedStream
+		}
+		err := hold(ctx, host, run, func(f api.AssignmentFrame) error {
 			line, err := json.Marshal(f)
 			if err != nil {
 				return fmt.Errorf("cannot encode a frame: %w", err)

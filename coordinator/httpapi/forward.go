@@ -111,7 +111,7 @@ func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered boo
 			writeProblem(w, noLeader(nil), 0)
 			return true
 		}
-		err := s.pass(w, out, leader, r)
+		err := s.pass(w, out, leader, r, row)
 		if err == nil {
 			return true
 		}
@@ -168,12 +168,26 @@ func (s *Server) leaderOtherThan(ctx context.Context, tried string, atOnce bool)
 }
 
 // pass sends a request to a leader and its answer back. The error is why there is no answer, or not a whole one.
-func (s *Server) pass(w *recorder, out *http.Request, leader string, r *http.Request) (failed error) {
+func (s *Server) pass(w *recorder, out *http.Request, leader string, r *http.Request, row *route) (failed error) {
+	var to http.ResponseWriter = w
+	streams := row.path == streamPath
+	if streams {
+		b := newBeating(w, func() bool {
+			_, leads := s.opts.Cluster.Leader()
+			return leads == leader
+		})
+		defer b.stop()
+		to = b
+	}
 	proxy := httputil.ReverseProxy{
 		Rewrite: func(p *httputil.ProxyRequest) {
 			p.Out.URL.Scheme, p.Out.URL.Host = "https", leader
 			p.Out.Header.Set(headerCaller, addressOf(r))
 			p.Out.Header.Del(headerIdentity) // a caller can write anything there
+			p.Out.Header.Del(headerBeats)
+			if streams {
+				p.Out.Header.Set(headerBeats, "made here")
+			}
 			if who, ok := identityOf(r); ok {
 				p.Out.Header.Set(headerIdentity, who.header())
 			}
@@ -183,7 +197,7 @@ func (s *Server) pass(w *recorder, out *http.Request, leader string, r *http.Req
 		ErrorLog:      s.log.StandardLogger(&hclog.StandardLoggerOptions{ForceLevel: hclog.Debug}),
 		ErrorHandler:  func(_ http.ResponseWriter, _ *http.Request, err error) { failed = err },
 	}
-	proxy.ServeHTTP(w, out)
+	proxy.ServeHTTP(to, out)
 	return failed
 }
 

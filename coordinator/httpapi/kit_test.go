@@ -478,6 +478,7 @@ func (a *scriptedAllocations) Phase(id.Allocation) (string, []command.Step, bool
 type scriptedAgents struct {
 	frames   []api.AssignmentFrame
 	gone     atomic.Bool
+	relayed  atomic.Bool // a stream came through a coordinator that fills silence
 	own      atomic.Pointer[api.HostGossip]
 	observed atomic.Pointer[api.Observation]
 }
@@ -490,6 +491,11 @@ func (a *scriptedAgents) Stream(ctx context.Context, _ id.Host, _ string, send f
 	}
 	<-ctx.Done()
 	return ctx.Err()
+}
+
+func (a *scriptedAgents) RelayedStream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
+	a.relayed.Store(true)
+	return a.Stream(ctx, h, instance, send)
 }
 
 func (a *scriptedAgents) Observe(_ context.Context, _ id.Host, o api.Observation) (uint64, error) {

@@ -35,6 +35,8 @@ type Allocations interface {
 type Agents interface {
 	// Stream sends assignment frames until ctx is done or send fails.
 	Stream(ctx context.Context, host id.Host, instance string, send func(api.AssignmentFrame) error) error
+	// RelayedStream is Stream through a coordinator that fills silence by itself.
+	RelayedStream(ctx context.Context, host id.Host, instance string, send func(api.AssignmentFrame) error) error
 	// Observe takes a report in and returns the index after which it is in effect.
 	Observe(ctx context.Context, host id.Host, o api.Observation) (uint64, error)
 	// Ephemeral is what the host's agent said last and is not in the log.

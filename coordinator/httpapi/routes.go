@@ -81,7 +81,7 @@ func routes() []route {
 		{post, "/gateway/start", forMembers, on((*Server).gatewayStart), "gateway-start", "The platform's old name of starting", ok, startFaults},
 		{post, "/gateway/stop", forManagers, on((*Server).gatewayStop), "gateway-stop", "The platform's old name of releasing", ok, releaseFaults},
 
-		{get, "/v1/agent/stream", forHostsAgent, on((*Server).agentStream), "agent-stream", "The assignment of a host, as JSON lines", ok, none},
+		{get, streamPath, forHostsAgent, on((*Server).agentStream), "agent-stream", "The assignment of a host, as JSON lines", ok, none},
 		{post, "/v1/agent/observations", forHostsAgent, on((*Server).agentObserve), "agent-observe", "Report what a host's agent saw", ok, conflicting},
 		{post, "/v1/agent/certificate", forHostsAgent, on((*Server).renewCertificate), "renew-certificate", "Get the next certificate of the host that the caller has one of", ok, none},
 

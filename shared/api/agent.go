@@ -6,6 +6,20 @@ import "time"
 // JSON AssignmentFrames, the first with Full set, an empty one at least every second and a half. It reports with
 // POST /v1/agent/observations. A coordinator never dials an agent.
 
+// StreamHeartbeat is how often a silent stream carries an empty frame. An agent asks the next coordinator when it has
+// read nothing for three seconds. With a thousand agents, what they read is the most of what a leader at rest has to do.
+const StreamHeartbeat = 1500 * time.Millisecond
+
+// moments is how many moments there are for empty frames in an interval. All streams have theirs at the same few ones,
+// and not each at its own: many in one go cost less than as many wake-ups, and those that another coordinator passes on
+// share records and system calls.
+const moments = 10
+
+// UntilBeat is how long it is to the next empty frame of a silent stream that carries one so often: no longer than that.
+func UntilBeat(now time.Time, every time.Duration) time.Duration {
+	return now.Add(every).Truncate(every / moments).Sub(now)
+}
+
 // AssignmentFrame is a piece of a host's assignment. A full frame replaces all; another one carries the
 // gateways whose desired part changed. Index is the store's index the frame was made at.
 type AssignmentFrame struct {
