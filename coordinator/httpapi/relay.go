@@ -26,9 +26,9 @@ type beating struct {
 
 	mu    sync.Mutex
 	timer *time.Timer // of the next beat; guarded by mu
-	head  []byte // how the line begins that is being written; guarded by mu
-	empty []byte // the frame that fills silence; nil before the first one has come; guarded by mu
-	ended bool   // guarded by mu
+	head  []byte      // how the line begins that is being written; guarded by mu
+	empty []byte      // the frame that fills silence; nil before the first one has come; guarded by mu
+	ended bool        // guarded by mu
 }
 
 // mostHead is enough of a line to have its index.
