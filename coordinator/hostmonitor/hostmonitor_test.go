@@ -235,24 +235,26 @@ func TestANewLeaderWaits(t *testing.T) {
 	})
 }
 
+// looked is how often the host is looked at in two seconds.
+func looked(w *world) int {
+	w.change(func(w *world) { w.looks = 0 })
+	time.Sleep(2 * time.Second)
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.looks
+}
+
 // A thousand hosts that are well cost a look each twice a second; one that is in doubt is looked at ten times, so that
 // nothing is found of it later than it has to be.
 func TestDoubtfulHostsAreLookedAtMoreOften(t *testing.T) {
-	looks := func(w *world) int {
-		w.change(func(w *world) { w.looks = 0 })
-		time.Sleep(2 * time.Second)
-		w.mu.Lock()
-		defer w.mu.Unlock()
-		return w.looks
-	}
 	watch(t, func(w *world) {
 		w.change(func(w *world) { w.own.Heard = time.Now() })
-		if got := looks(w); got < 3 || got > 5 {
+		if got := looked(w); got < 3 || got > 5 {
 			t.Errorf("%d looks in two seconds at a host that is well, want four", got)
 		}
 		w.change(func(w *world) { w.own.Open, w.own.Heard = false, time.Now() })
 		time.Sleep(600 * time.Millisecond) // in which it is noticed
-		if got := looks(w); got < 18 || got > 22 {
+		if got := looked(w); got < 18 || got > 22 {
 			t.Errorf("%d looks in two seconds at a host without a stream, want twenty", got)
 		}
 		took := 2600*time.Millisecond + w.until(t, "it is silent", func(w *world) bool { return len(w.moves) > 0 })
@@ -262,7 +264,7 @@ func TestDoubtfulHostsAreLookedAtMoreOften(t *testing.T) {
 		w.change(func(w *world) { w.own.Open, w.own.Heard = true, time.Now() })
 		w.until(t, "it is alive again", func(w *world) bool { return slices.Equal(w.moves, []string{api.HostSilent, api.HostAlive}) })
 		time.Sleep(time.Second)
-		if got := looks(w); got < 3 || got > 5 {
+		if got := looked(w); got < 3 || got > 5 {
 			t.Errorf("%d looks in two seconds at a host that is well again, want four", got)
 		}
 	})
