@@ -132,10 +132,7 @@ func (c *Coordinator) stream(w http.ResponseWriter, r *http.Request) {
 	frames := make(chan api.AssignmentFrame, 10000)
 	c.mu.Lock()
 	c.streams[frames] = true
-	full := api.AssignmentFrame{Index: c.index, Full: true, Domain: c.Domain}
-	for _, g := range c.wanted {
-		full.Gateways = append(full.Gateways, g)
-	}
+	full := c.full()
 	c.mu.Unlock()
 	defer func() {
 		c.mu.Lock()
@@ -214,6 +211,22 @@ func (c *Coordinator) Drop(g id.Gateway) {
 	defer c.mu.Unlock()
 	c.index++
 	delete(c.wanted, string(g))
+}
+
+// full is everything that is wanted. mu is held.
+func (c *Coordinator) full() api.AssignmentFrame {
+	f := api.AssignmentFrame{Index: c.index, Full: true, Domain: c.Domain}
+	for _, g := range c.wanted {
+		f.Gateways = append(f.Gateways, g)
+	}
+	return f
+}
+
+// Again says everything that is wanted once more on every stream, as after a restore.
+func (c *Coordinator) Again() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.push(c.full())
 }
 
 // push sends a frame on every stream. mu is held.

@@ -86,6 +86,8 @@ func (s *Syncer) stream(ctx context.Context, base *url.URL) (frames int, err err
 		if frames == 1 {
 			s.logger.Info("following a coordinator", "coordinator", base.String(), "index", f.Index)
 			s.connected.Store(true)
+		}
+		if f.Full { // it has begun anew, or its state was replaced by another
 			s.o.Queue.wantFull()
 		}
 	}

@@ -71,7 +71,7 @@ type Options struct {
 // Timing are the delays. The zero value of a field is its default.
 type Timing struct {
 	Silence    time.Duration // of the stream, after which the next coordinator is asked; default 3s
-	FullEvery  time.Duration // between full observations; default 10s
+	FullEvery  time.Duration // between full observations; default api.FullObservations
 	Timeout    time.Duration // of one report; default 10s
 	BackOff    time.Duration // after the first failure; doubles; default 50ms
 	MaxBackOff time.Duration // default 5s
@@ -84,7 +84,7 @@ func (t Timing) withDefaults() Timing {
 		}
 	}
 	set(&t.Silence, 3*time.Second)
-	set(&t.FullEvery, 10*time.Second)
+	set(&t.FullEvery, api.FullObservations)
 	set(&t.Timeout, 10*time.Second)
 	set(&t.BackOff, 50*time.Millisecond)
 	set(&t.MaxBackOff, 5*time.Second)

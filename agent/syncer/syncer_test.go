@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -81,6 +82,11 @@ func newCertificate(t *testing.T, of *agenttest.Trust) certificate {
 
 func start(t *testing.T, c certificate, addresses ...string) *side {
 	t.Helper()
+	return startTimed(t, syncer.Timing{Silence: 2 * time.Second, FullEvery: 300 * time.Millisecond, BackOff: 5 * time.Millisecond, MaxBackOff: 50 * time.Millisecond}, c, addresses...)
+}
+
+func startTimed(t *testing.T, timing syncer.Timing, c certificate, addresses ...string) *side {
+	t.Helper()
 	client, err := syncer.NewClient(c)
 	if err != nil {
 		t.Fatal(err)
@@ -88,7 +94,7 @@ func start(t *testing.T, c certificate, addresses ...string) *side {
 	s := &side{born: time.Now(), queue: syncer.NewQueue(time.Now), done: make(chan struct{})}
 	s.syncer, err = syncer.New(syncer.Options{
 		Logger: hclog.NewNullLogger(), Host: "host-1", Coordinators: addresses, Client: client, Queue: s.queue, Source: s, Follower: s, Leases: s,
-		Timing: syncer.Timing{Silence: 2 * time.Second, FullEvery: 300 * time.Millisecond, BackOff: 5 * time.Millisecond, MaxBackOff: 50 * time.Millisecond},
+		Timing: timing,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -181,6 +187,27 @@ func TestNothingIsLostWhileTheCoordinatorRefuses(t *testing.T) {
 			t.Fatalf("an outdated report was sent: %+v", r)
 		}
 	}
+}
+
+// TestEverythingIsSaidWhenEverythingIsAsked: a coordinator whose state was replaced says everything to its agents,
+// and does not know what they have told the one before.
+func TestEverythingIsSaidWhenEverythingIsAsked(t *testing.T) {
+	c := agenttest.NewCoordinator(t, "a.test")
+	s := startTimed(t, syncer.Timing{FullEvery: time.Hour}, newCertificate(t, c.Trust()), c.Address())
+	fulls := func() int {
+		return len(slices.DeleteFunc(c.Bodies(), func(o api.Observation) bool { return !o.Full }))
+	}
+	agenttest.Wait(t, "a stream, and a full observation over it", func() bool { return s.count(full) == 1 && fulls() > 0 })
+	settled := fulls()
+	g := c.Run(1)[0]
+	s.queue.Observe(api.Observation{Gateways: []api.GatewayReport{report(g, api.PhaseReady)}})
+	c.WaitPhase(t, g, api.PhaseReady, 1)
+	before := fulls()
+	if before > settled+1 { // one at the start of the agent, one of the stream
+		t.Errorf("%d full observations without need", before-settled)
+	}
+	c.Again()
+	agenttest.Wait(t, "another full observation", func() bool { return fulls() > before })
 }
 
 func TestASilentCoordinatorIsLeft(t *testing.T) {

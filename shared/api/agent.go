@@ -10,6 +10,10 @@ import "time"
 // read nothing for three seconds. With a thousand agents, what they read is the most of what a leader at rest has to do.
 const StreamHeartbeat = 1500 * time.Millisecond
 
+// FullObservations is how often an agent says everything again. What changes it says at once, and everything whenever
+// a coordinator says everything to it: at the beginning of a stream, and after a restore. So this is for what neither knows of.
+const FullObservations = 30 * time.Second
+
 // moments is how many moments there are for empty frames in an interval. All streams have theirs at the same few ones,
 // and not each at its own: many in one go cost less than as many wake-ups, and those that another coordinator passes on
 // share records and system calls.
