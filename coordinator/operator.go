@@ -206,7 +206,7 @@ func (o operator) RestoreSnapshot(ctx context.Context, meta command.Meta, r io.R
 
 // convertSnapshot checks that a saved state belongs to this cluster, and keeps the present certificates.
 func (c *Coordinator) convertSnapshot(in io.Reader, out io.Writer) error {
-	return fsm.Convert(in, out, func(cluster string, saved *state.Trust) (*state.Trust, error) {
+	return fsm.Convert(in, out, time.Now().UTC(), func(cluster string, saved *state.Trust) (*state.Trust, error) {
 		if cluster != "" && cluster != c.trust.Cluster() {
 			return nil, fmt.Errorf("it is of cluster %s and this is cluster %s", cluster, c.trust.Cluster())
 		}

@@ -53,6 +53,9 @@ func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) 
 	l := r.link
 	r.heard(h, obs)
 	r.inOrder(ctx, parsed)
+	if err := r.renew(ctx, h, parsed.reports); err != nil {
+		return 0, err
+	}
 	view := l.opts.Store.View()
 	progress, rest := split(view, h, parsed)
 	if cmd, changed := r.command(view, h, obs, parsed, rest); changed {
@@ -66,6 +69,33 @@ func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) 
 	}
 	r.allocations.Report(ctx, h, progress)
 	return l.opts.Store.View().Index(), nil
+}
+
+// renew has gateways demanded afresh that a host has begun anew more often than the state knows: the state was restored,
+// and is older than the host. While this coordinator's state only is behind the log, the command changes nothing.
+func (r *Receiver) renew(ctx context.Context, h id.Host, reports []command.GatewayReport) error {
+	l := r.link
+	cmd := command.RenewGateways{
+		Meta: command.Meta{At: l.opts.Now(), Actor: "agent/" + string(h)}, Host: h,
+		Reason: "the gateway was begun anew, or given to another organization, after the snapshot that was restored",
+	}
+	view := l.opts.Store.View()
+	for _, g := range reports {
+		if rec := view.Gateway(nil, g.Gateway); rec != nil && rec.Host == h && g.Incarnation > rec.Desired.Incarnation {
+			cmd.Gateways = append(cmd.Gateways, command.BegunByItsHost{Gateway: g.Gateway, Incarnation: g.Incarnation})
+		}
+	}
+	if len(cmd.Gateways) == 0 {
+		return nil
+	}
+	result, _, err := l.opts.Proposer.Propose(ctx, cmd)
+	if err != nil {
+		return err
+	}
+	if result.Err != nil {
+		return result.Err
+	}
+	return nil
 }
 
 // inOrder waits for the confirmations that come of earlier observations and that these reports would overtake.

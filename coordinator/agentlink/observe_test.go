@@ -199,3 +199,27 @@ func TestAConfirmationThatIsLostIsMadeAgain(t *testing.T) {
 	await(t, "the second answer", k.observe(observation(rec, api.PhaseServing, false)))
 	k.confirmedThen(rec, api.PhaseServing)
 }
+
+// A host that has begun a gateway anew more often than the state demanded knows a later state than the one that was
+// restored.
+func TestAHostThatIsAheadOfTheStateHasItsGatewaysBegunAnew(t *testing.T) {
+	k, rec, _, _ := newKit(t)
+	ahead := observation(rec, api.PhaseServing, false)
+	ahead.Gateways[0].Incarnation, ahead.Gateways[0].Epoch, ahead.Steps = 7, 1000, nil
+	for range 2 {
+		await(t, "the answer", k.observe(ahead))
+		g, a := k.store.View().Gateway(nil, gateway), k.store.View().Allocation(nil, rec.ID)
+		if g.Desired.Incarnation != 8 || g.Desired.Allocation != "" || g.State != state.GatewayRecycling {
+			t.Fatalf("%+v", g)
+		}
+		if a.State != state.AllocationRelocating || !a.Move.Stranded {
+			t.Fatalf("%+v", a)
+		}
+	}
+	events, _, _ := k.store.Events(state.EventID{}, 1000)
+	for _, e := range events {
+		if e.Type == "gateway.fenced" {
+			t.Errorf("%+v", e)
+		}
+	}
+}

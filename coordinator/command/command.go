@@ -50,6 +50,7 @@ const (
 	TypePlace              Type = 31
 	TypeDrainHost          Type = 32
 	TypeNoteDrain          Type = 33
+	TypeRenewGateways      Type = 34
 )
 
 // Skippable marks a type that a member which does not know it may pass over. An unknown type without

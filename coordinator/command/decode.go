@@ -64,6 +64,7 @@ var decoders = map[Type]map[uint8]func([]byte) (Command, error){
 	TypePlace:              {1: decode[Place]},
 	TypeDrainHost:          {1: decode[DrainHost]},
 	TypeNoteDrain:          {1: decode[NoteDrain]},
+	TypeRenewGateways:      {1: decode[RenewGateways]},
 }
 
 // Decode reads the bytes of a command. A payload with a field that its version does not have is an error.

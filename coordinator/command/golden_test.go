@@ -114,6 +114,9 @@ func samples() map[string]command.Command {
 		"place":      command.Place{Meta: meta, Allocations: []id.Allocation{allocation}},
 		"drain_host": command.DrainHost{Meta: meta, Host: host, Deadline: at.Add(time.Hour), Drain: 30 * time.Second, Force: true},
 		"note_drain": command.NoteDrain{Meta: meta, Host: host, State: "overdue", Reason: "no gateway"},
+		"renew_gateways": command.RenewGateways{
+			Meta: meta, Host: host, Gateways: []command.BegunByItsHost{{Gateway: gateway, Incarnation: 9}}, Reason: "the state was restored",
+		},
 	}
 }
 
@@ -149,7 +152,7 @@ func TestGoldenBytes(t *testing.T) {
 			}
 		})
 	}
-	for kind := command.TypeInitCluster; kind <= command.TypeNoteDrain; kind++ {
+	for kind := command.TypeInitCluster; kind <= command.TypeRenewGateways; kind++ {
 		if !types[kind] {
 			t.Errorf("command %d has no golden bytes", kind)
 		}

@@ -133,6 +133,22 @@ type QuarantineGateway struct {
 	Reason  string     `json:"reason,omitempty"`
 }
 
+// RenewGateways takes in that a host has begun gateways anew more often than the state demanded, which is so
+// when the state was restored and is older than the host. Each is demanded afresh, above what the host has, and
+// what is granted to it gets another gateway. One that the state has come to demand by now is left alone.
+type RenewGateways struct {
+	Meta
+	Host     id.Host          `json:"host"`
+	Gateways []BegunByItsHost `json:"gateways"`
+	Reason   string           `json:"reason"`
+}
+
+// BegunByItsHost is an incarnation that a host has reported.
+type BegunByItsHost struct {
+	Gateway     id.Gateway `json:"gateway"`
+	Incarnation uint64     `json:"incarnation"`
+}
+
 func (ObserveHost) Type() Type        { return TypeObserveHost }
 func (SetHostStatus) Type() Type      { return TypeSetHostStatus }
 func (SetHostSchedulable) Type() Type { return TypeSetHostSchedulable }
@@ -141,6 +157,7 @@ func (CreateGateways) Type() Type     { return TypeCreateGateways }
 func (RetireGateways) Type() Type     { return TypeRetireGateways }
 func (RecycleGateway) Type() Type     { return TypeRecycleGateway }
 func (QuarantineGateway) Type() Type  { return TypeQuarantineGateway }
+func (RenewGateways) Type() Type      { return TypeRenewGateways }
 
 func (ObserveHost) Version() uint8        { return 1 }
 func (SetHostStatus) Version() uint8      { return 1 }
@@ -155,3 +172,4 @@ func (c CreateGateways) Version() uint8 {
 func (RetireGateways) Version() uint8    { return 1 }
 func (RecycleGateway) Version() uint8    { return 1 }
 func (QuarantineGateway) Version() uint8 { return 1 }
+func (RenewGateways) Version() uint8     { return 1 }

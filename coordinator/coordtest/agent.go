@@ -202,8 +202,9 @@ func (a *Agent) take(f api.AssignmentFrame) {
 		for _, g := range f.Gateways {
 			named[g.GatewayID] = true
 		}
-		for gw := range a.gateways {
+		for gw, s := range a.gateways {
 			if !named[gw] {
+				a.over(s)
 				delete(a.gateways, gw)
 			}
 		}
@@ -238,6 +239,9 @@ func (a *Agent) apply(g api.GatewayAssignment) {
 		a.gateways[g.GatewayID] = s
 	}
 	had := s.report
+	if g.Incarnation < had.Incarnation {
+		return // an assignment of the past
+	}
 	if g.Target == api.TargetGone {
 		a.report(s, g, api.GatewayReport{GatewayID: g.GatewayID, Incarnation: g.Incarnation, Phase: api.PhaseGone})
 		delete(a.gateways, g.GatewayID)
@@ -296,11 +300,18 @@ func (a *Agent) serve(s *scripted, g api.GatewayAssignment) {
 	a.report(s, g, next)
 }
 
+// over ends what a gateway serves; the caller holds mu.
+func (a *Agent) over(s *scripted) {
+	if org := s.report.OrganizationID; s.report.Phase == api.PhaseServing && a.serving[org].GatewayID == s.report.GatewayID {
+		delete(a.serving, org)
+	}
+}
+
 // report puts a gateway's state into the next observation. One of the same gateway that is still waiting is
 // replaced; its undo steps are kept.
 func (a *Agent) report(s *scripted, g api.GatewayAssignment, r api.GatewayReport) {
-	if org := s.report.OrganizationID; s.report.Phase == api.PhaseServing && r.Phase != api.PhaseServing && a.serving[org].GatewayID == g.GatewayID {
-		delete(a.serving, org)
+	if r.Phase != api.PhaseServing {
+		a.over(s)
 	}
 	s.assignment, s.report = g, r
 	s.report.Undo = nil

@@ -72,12 +72,7 @@ func strandLost(t *state.Txn, a *state.Allocation, g *state.Gateway, fencedBy ti
 	next := *a
 	if m != nil && m.Target != nil && !fenced {
 		*g = ungrant(t, g, 0, reason)
-		promoted := *m
-		promoted.Target, promoted.TargetWhy, promoted.Cause, promoted.Reason = nil, nil, state.CauseLost, reason
-		next.Hold(*m.Target)
-		next.Explanation, next.Move = *m.TargetWhy, &promoted
-		t.PutAllocation(next, reason)
-		placed(t, &next)
+		promote(t, next, reason)
 		return false
 	}
 	if m == nil {
@@ -97,6 +92,16 @@ func strandLost(t *state.Txn, a *state.Allocation, g *state.Gateway, fencedBy ti
 		t.PutGateway(ungrant(t, other, 0, reason), reason)
 	}
 	return true
+}
+
+// promote lets an allocation have its target at once: what it has is gone.
+func promote(t *state.Txn, next state.Allocation, reason string) {
+	promoted := *next.Move
+	next.Hold(*promoted.Target)
+	next.Explanation, next.Move = *promoted.TargetWhy, &promoted
+	promoted.Target, promoted.TargetWhy, promoted.Cause, promoted.Reason = nil, nil, state.CauseLost, reason
+	t.PutAllocation(next, reason)
+	placed(t, &next)
 }
 
 func isFenced(t *state.Txn, pool id.Pool) bool {

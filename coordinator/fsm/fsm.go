@@ -146,6 +146,8 @@ func apply(t *state.Txn, c command.Command) command.Result {
 		return drainHost(t, c)
 	case command.NoteDrain:
 		return noteDrain(t, c)
+	case command.RenewGateways:
+		return renewGateways(t, c)
 	}
 	return command.Result{} // skipped
 }

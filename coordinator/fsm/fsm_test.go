@@ -17,7 +17,7 @@ import (
 // goldenOrder is an order in which the golden commands fit together, so that they do something.
 var goldenOrder = []string{
 	"init_cluster", "put_pool", "put_organization", "edit_organization", "observe_host", "create_gateways", "reserve",
-	"confirm", "relocate", "place", "fail", "release", "quarantine_gateway", "recycle_gateway", "note_pool", "set_host_schedulable",
+	"confirm", "relocate", "place", "fail", "release", "quarantine_gateway", "recycle_gateway", "renew_gateways", "note_pool", "set_host_schedulable",
 	"drain_host", "note_drain", "set_host_status", "lose_host", "put_token", "delete_token", "record_events", "delete_organization", "retire_gateways", "delete_pool",
 	"put_trust", "put_join_token", "delete_join_token", "enroll", "delete_enrolment", "delete_host", "collect",
 }

@@ -86,7 +86,7 @@ func ungrant(t *state.Txn, g *state.Gateway, drain time.Duration, reason string)
 // demandFresh asks for a new process, which is of what the pool says now: a changed specification reaches a
 // gateway with its next process.
 func demandFresh(t *state.Txn, next *state.Gateway) {
-	next.Desired.Incarnation++
+	next.Desired.Incarnation, next.Desired.Outrun = max(next.Desired.Incarnation+1, next.Desired.Outrun), 0
 	if p := t.Pool(nil, next.Pool); p != nil {
 		next.Desired.Release, next.Desired.Limits = p.Release, p.Limits
 	}

@@ -253,13 +253,21 @@ func (w *world) move() {
 }
 
 func (w *world) aGateway() {
-	switch w.pick("gateway change", 3) {
+	switch w.pick("gateway change", 4) {
 	case 0:
 		w.run(command.RetireGateways{Meta: w.meta(), Gateways: []id.Gateway{w.anyGateway(), w.anyGateway()}, Reason: "model"})
 	case 1:
 		w.run(command.RecycleGateway{Meta: w.meta(), Gateway: w.anyGateway()})
 	case 2:
 		w.run(command.QuarantineGateway{Meta: w.meta(), Gateway: w.anyGateway()})
+	case 3:
+		c := command.RenewGateways{Meta: w.meta(), Host: w.anyHost(), Reason: "model"}
+		for g := range w.store.View().GatewaysOfHost(nil, c.Host) {
+			if begun := g.Desired.Incarnation + uint64(w.pick("ahead", 3)); w.chance("begun", 30) {
+				c.Gateways = append(c.Gateways, command.BegunByItsHost{Gateway: g.ID, Incarnation: begun})
+			}
+		}
+		w.run(c)
 	}
 }
 
@@ -346,6 +354,30 @@ func (w *world) replay(t *rapid.T) {
 	if err := tail.store.Check(); err != nil {
 		t.Fatal(err)
 	}
+	tail.goBack(w.saved) // as an operator does
+	for _, h := range hosts {
+		tail.honest(h)
+	}
+	for a := range tail.store.View().Allocations(nil) {
+		if h := tail.store.View().Host(nil, a.Host); a.State.Ending() && h != nil && !h.Lost() {
+			t.Fatalf("after a restore, and with everything begun anew, %s is %s", a.ID, a.State)
+		}
+	}
+}
+
+// honest is an agent that has done all that is wanted of its host.
+func (m *machine) honest(host id.Host) {
+	m.Helper()
+	if m.store.View().Host(nil, host) == nil {
+		return
+	}
+	c := command.ObserveHost{Meta: m.meta(), Host: host, Instance: "i1", Full: true}
+	for g := range m.store.View().GatewaysOfHost(nil, host) {
+		if g.Desired.Target == api.TargetRun {
+			c.Gateways = append(c.Gateways, m.report(g.ID, api.PhaseReady))
+		}
+	}
+	m.ok(c)
 }
 
 func batches(t *rapid.T, f *fsm.FSM, log []*raft.Log) {

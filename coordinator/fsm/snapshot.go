@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"hash"
 	"io"
+	"time"
 
 	"github.com/hashicorp/raft"
 
@@ -73,9 +74,10 @@ func Check(r io.Reader) error {
 }
 
 // Convert reads a snapshot to its end like Check and writes what is to be restored in its place: the same
-// with the certificates and gossip keys that keep gives for the saved ones (nil: there are none). An error
-// of keep is returned as it is.
-func Convert(r io.Reader, w io.Writer, keep func(clusterID string, saved *state.Trust) (*state.Trust, error)) error {
+// with the certificates and gossip keys that keep gives for the saved ones (nil: there are none), and with
+// gateways that are prepared for hosts which know more than the snapshot (outrun). An error of keep is
+// returned as it is.
+func Convert(r io.Reader, w io.Writer, at time.Time, keep func(clusterID string, saved *state.Trust) (*state.Trust, error)) error {
 	store, err := load(r)
 	if err != nil {
 		return err
@@ -85,12 +87,13 @@ func Convert(r io.Reader, w io.Writer, keep func(clusterID string, saved *state.
 	if err != nil {
 		return err
 	}
+	txn := store.Begin()
+	txn.Entry(state.Origin{Index: v.Index() + 1, At: at}) // no entry has this index: they leap far above it at a restore
 	if trust != nil {
-		txn := store.Begin()
-		txn.Entry(state.Origin{Index: v.Index(), At: trust.ChangedAt})
 		txn.PutTrust(*trust)
-		txn.Commit()
 	}
+	outrun(txn)
+	txn.Commit()
 	return (&snapshot{store.Checkpoint()}).write(w)
 }
 

@@ -30,10 +30,13 @@ type Gateway struct {
 
 // GatewayDesired is what the coordinator wants of a gateway.
 type GatewayDesired struct {
-	Index        uint64          `json:"index,omitzero"`       // of the last change to this part, or to the granted organization's members and projects
-	Target       string          `json:"target,omitzero"`      // api.TargetRun or api.TargetGone
-	Incarnation  uint64          `json:"incarnation,omitzero"` // from 1; rises with every demand for a fresh process
-	Release      string          `json:"release,omitzero"`
+	Index       uint64 `json:"index,omitzero"`       // of the last change to this part, or to the granted organization's members and projects
+	Target      string `json:"target,omitzero"`      // api.TargetRun or api.TargetGone
+	Incarnation uint64 `json:"incarnation,omitzero"` // from 1; rises with every demand for a fresh process
+	Release     string `json:"release,omitzero"`
+	// Outrun is what the next fresh process must at least have for its incarnation. A restore sets it where the host
+	// may have begun incarnations that the restored state does not know of; zero: one more is enough.
+	Outrun       uint64          `json:"outrun,omitzero"`
 	Limits       command.Limits  `json:"limits,omitzero"`
 	Organization id.Organization `json:"organization,omitzero"` // the grant; empty without one
 	Allocation   id.Allocation   `json:"allocation,omitzero"`

@@ -1,0 +1,109 @@
+package fsm
+
+import (
+	"slices"
+	"time"
+
+	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// A restored state is older than its hosts: after it was saved, gateways were granted, released and begun anew. An
+// agent takes no assignment of an incarnation below the one it knows, and nothing in the state tells which that is.
+// So a restore prepares every gateway (outrun), and what it cannot know by itself comes with the hosts' reports
+// (renewGateways):
+//
+//   - A gateway without a grant may have got one meanwhile, in the very incarnation that the state knows. Its next
+//     incarnation is demanded at once, far above all that its host can have begun: the host takes back whatever the
+//     gateway serves and wipes it, and only then it is ready.
+//   - A gateway with a grant is left alone, because most of them still serve it, and that must not be interrupted. When
+//     its host reports a later incarnation, the grant has ended meanwhile: the allocation gets another gateway, with an
+//     epoch above all others. When the grant ends otherwise, the next incarnation is far above all others too, and not
+//     one that the host may have begun, and given to somebody else, already.
+//
+// Incarnations are not compared with anything but each other, so nothing is lost by leaving some out.
+
+// restoreLeap is how far incarnations leap at a restore. No gateway is begun anew so often between a snapshot and its
+// loss; if one was, its host says so.
+const restoreLeap = 1 << 20
+
+// restoreGrace is what grants that were not confirmed when the snapshot was made get besides their usual time, so that
+// hosts which serve them by now come to say so.
+const restoreGrace = 30 * time.Second
+
+// restored is why gateways are begun anew, for people.
+const restored = "the state was restored from a snapshot: what the gateway has known since is not known"
+
+// outrun prepares the gateways and the unconfirmed grants of a restored state.
+func outrun(t *state.Txn) {
+	for _, g := range slices.Collect(t.Gateways(nil)) {
+		next := *g
+		next.Desired.Outrun = max(next.Desired.Incarnation+restoreLeap, next.Desired.Outrun)
+		if next.Desired.Allocation == "" && !next.Desired.Quarantined {
+			next.Desired.Index, next.Desired.Reason = t.EntryIndex(), restored
+			demandFresh(t, &next)
+		}
+		t.PutGateway(next, restored)
+	}
+	for _, a := range slices.Collect(t.LiveAllocations(nil)) {
+		grant, pending := a.Pending()
+		if !pending {
+			continue
+		}
+		next := *a
+		grant.Deadline = t.Now().Add(activationOf(a) + restoreGrace)
+		if a.Move != nil && a.Move.Target != nil {
+			m := *a.Move
+			m.Target, next.Move = &grant, &m
+		} else {
+			next.Deadline = grant.Deadline
+		}
+		t.PutAllocation(next, "")
+	}
+}
+
+func renewGateways(t *state.Txn, c command.RenewGateways) command.Result {
+	if t.Host(nil, c.Host) == nil {
+		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+	}
+	renewed := 0
+	for _, begun := range c.Gateways {
+		g := t.Gateway(begun.Gateway)
+		if g == nil || g.Host != c.Host || begun.Incarnation <= g.Desired.Incarnation {
+			continue // it was demanded, by an entry that the proposer had not seen yet
+		}
+		fresh := ungrant(t, g, 0, c.Reason)
+		fresh.Desired.Incarnation = max(fresh.Desired.Incarnation, begun.Incarnation+1)
+		if a := t.Allocation(g.Desired.Allocation); a != nil && a.Has(g.ID) {
+			takenAway(t, a, g.ID, c.Reason)
+		}
+		t.PutGateway(fresh, c.Reason)
+		renewed++
+	}
+	return command.Result{Count: renewed}
+}
+
+// takenAway deals with an allocation one of whose gateways does not know it any more. Nothing is left of it there.
+func takenAway(t *state.Txn, a *state.Allocation, gateway id.Gateway, reason string) {
+	next, m := *a, a.Move
+	switch {
+	case m != nil && m.Stranded: // it goes on waiting, and will not get this one back
+		next.Hold(state.Grant{})
+		t.PutAllocation(next, "")
+		return
+	case m != nil && m.Target != nil && m.Target.Gateway == gateway: // what it has goes on serving it
+		stay(t, a, state.Failure{Code: fault.Superseded, Message: reason})
+		return
+	case m != nil && m.Target != nil:
+		promote(t, next, reason)
+		return
+	case m == nil:
+		m = &state.Move{Since: t.Now(), From: a.Grant()}
+	}
+	stranded := *m
+	stranded.Cause, stranded.Reason, stranded.Stranded, stranded.Served = state.CauseLost, reason, true, false
+	next.Hold(state.Grant{})
+	strand(t, next, stranded, reason)
+}
