@@ -149,7 +149,7 @@ func records(v state.View) string {
 		b.WriteString(text + "\n")
 	}
 	for r := range v.Gateways(nil) {
-		fmt.Fprintf(&b, "%+v\n", *r)
+		b.WriteString(strings.Replace(fmt.Sprintf("%+v", *r), " Outrun:0", "", 1) + "\n") // as version 1 knew it
 	}
 	return b.String()
 }
