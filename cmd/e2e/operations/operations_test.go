@@ -346,18 +346,17 @@ func (s *site) loseAll() {
 	})
 	s.start(wiped)
 	now := map[string]api.Allocation{}
-	for _, a := range s.active() {
-		now[a.AllocationID] = a
-	}
-	for _, was := range before {
-		is := now[was.AllocationID]
-		if was.AllocationID == released {
-			if is.Epoch <= was.Epoch {
-				s.t.Errorf("allocation %s, which was released meanwhile, had epoch %d and has %d", was.AllocationID, was.Epoch, is.Epoch)
-			}
-			continue
+	s.await("what was released meanwhile to be served once more", func() error {
+		for _, a := range s.active() {
+			now[a.AllocationID] = a
 		}
-		if is.HostID != was.HostID || is.Epoch != was.Epoch {
+		if was, is := before[0].Epoch, now[released].Epoch; is <= was {
+			return fmt.Errorf("its epoch is %d and was %d", is, was)
+		}
+		return nil
+	})
+	for _, was := range before[1:] {
+		if is := now[was.AllocationID]; is.HostID != was.HostID || is.Epoch != was.Epoch {
 			s.t.Errorf("allocation %s was on %s with epoch %d, and is on %s with epoch %d", was.AllocationID, was.HostID, was.Epoch, is.HostID, is.Epoch)
 		}
 	}
