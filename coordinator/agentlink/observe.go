@@ -71,8 +71,8 @@ func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) 
 	return l.opts.Store.View().Index(), nil
 }
 
-// renew has gateways demanded afresh that a host has begun anew more often than the state knows: the state was restored,
-// and is older than the host. While this coordinator's state only is behind the log, the command changes nothing.
+// renew has gateways demanded afresh that a host has begun anew more often than a restored state knows. A state that was
+// not restored may be behind its hosts too, while a new leader reads the log: nothing is wrong then.
 func (r *Receiver) renew(ctx context.Context, h id.Host, reports []command.GatewayReport) error {
 	l := r.link
 	cmd := command.RenewGateways{
@@ -81,7 +81,7 @@ func (r *Receiver) renew(ctx context.Context, h id.Host, reports []command.Gatew
 	}
 	view := l.opts.Store.View()
 	for _, g := range reports {
-		if rec := view.Gateway(nil, g.Gateway); rec != nil && rec.Host == h && g.Incarnation > rec.Desired.Incarnation {
+		if rec := view.Gateway(nil, g.Gateway); rec != nil && rec.Host == h && rec.Desired.Outrun != 0 && g.Incarnation > rec.Desired.Incarnation {
 			cmd.Gateways = append(cmd.Gateways, command.BegunByItsHost{Gateway: g.Gateway, Incarnation: g.Incarnation})
 		}
 	}

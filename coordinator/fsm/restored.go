@@ -26,7 +26,7 @@ import (
 // Incarnations are not compared with anything but each other, so nothing is lost by leaving some out.
 
 // restoreLeap is how far incarnations leap at a restore. No gateway is begun anew so often between a snapshot and its
-// loss; if one was, its host says so.
+// loss.
 const restoreLeap = 1 << 20
 
 // restoreGrace is what grants that were not confirmed when the snapshot was made get besides their usual time, so that
