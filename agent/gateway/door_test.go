@@ -18,13 +18,14 @@ import (
 // handler is called without the table here, which is the same.
 func TestNoWebSocketStaysBehindTheDoor(t *testing.T) {
 	tests := map[string]struct {
-		close func(*Gateway)
+		close func(*testing.T, *Gateway)
 		want  websocket.StatusCode
 	}{
-		"open":        {func(*Gateway) {}, websocket.StatusNormalClosure},
-		"draining":    {func(g *Gateway) { _, _ = g.tenant.drain(7) }, websocket.StatusGoingAway},
-		"deactivated": {func(g *Gateway) { _ = g.deactivate(context.Background(), 7, 0) }, websocket.StatusGoingAway},
-		"stopping":    {func(g *Gateway) { g.sockets.refuseNew() }, websocket.StatusTryAgainLater},
+		"open":        {func(*testing.T, *Gateway) {}, websocket.StatusNormalClosure},
+		"draining":    {func(_ *testing.T, g *Gateway) { _, _ = g.tenant.drain(7) }, websocket.StatusGoingAway},
+		"deactivated": {func(_ *testing.T, g *Gateway) { _ = g.deactivate(context.Background(), 7, 0) }, websocket.StatusGoingAway},
+		"stopping":    {func(_ *testing.T, g *Gateway) { g.sockets.refuseNew() }, websocket.StatusTryAgainLater},
+		"crowded":     {crowd, websocket.StatusTryAgainLater},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -49,7 +50,7 @@ func TestNoWebSocketStaysBehindTheDoor(t *testing.T) {
 			if err := g.tenant.activate(&grant{Organization: "o", Epoch: 7}); err != nil {
 				t.Fatal(err)
 			}
-			tt.close(g)
+			tt.close(t, g)
 			ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
 			defer cancel()
 			c, _, err := websocket.Dial(ctx, server.URL, &websocket.DialOptions{HTTPHeader: http.Header{api.HeaderEpoch: {"7"}}})
@@ -68,4 +69,22 @@ func TestNoWebSocketStaysBehindTheDoor(t *testing.T) {
 			}
 		})
 	}
+}
+
+// crowd takes all WebSockets that there are for people who do not say who they are.
+func crowd(t *testing.T, g *Gateway) {
+	var all []*websocket.Conn
+	for c := new(websocket.Conn); g.sockets.add(c, nil, maxPublic); c = new(websocket.Conn) {
+		all = append(all, c)
+	}
+	t.Cleanup(func() {
+		for _, c := range all {
+			g.sockets.remove(c)
+		}
+	})
+	member := new(websocket.Conn)
+	if !g.sockets.add(member, nil, maxSockets) {
+		t.Error("strangers keep members out")
+	}
+	g.sockets.remove(member)
 }

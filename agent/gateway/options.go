@@ -22,7 +22,8 @@ const (
 	peerTimeout    = 10 * time.Second // for a peer to answer a ping or to take a message
 	stopTimeout    = 10 * time.Second // for requests to finish at SIGTERM
 	maxSockets     = 10_000
-	busyAt         = 16 // requests and WebSockets at a time, from which on Options.Busy is wanted
+	maxPublic      = 2_000 // of those, so many that whoever does not say who he is gets none: the rest is for members
+	busyAt         = 16    // requests and WebSockets at a time, from which on Options.Busy is wanted
 )
 
 // Options of a Gateway.

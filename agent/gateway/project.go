@@ -71,7 +71,7 @@ func (r *relay) send(project string, from *peer, m message) {
 // read gets what the others send. Each message is checked, and each change of who may do what.
 func (g *Gateway) project(w http.ResponseWriter, r *http.Request) {
 	_, name := g.find(r.URL.Path)
-	c, end := g.upgrade(w, r)
+	c, end := g.upgrade(w, r, maxSockets)
 	if c == nil {
 		return
 	}

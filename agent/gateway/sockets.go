@@ -27,10 +27,11 @@ func newSockets() *sockets {
 	return &sockets{open: map[*websocket.Conn]net.Conn{}, change: make(chan struct{})}
 }
 
-func (s *sockets) add(c *websocket.Conn, beneath net.Conn) bool {
+// add counts a WebSocket, unless there are limit of them.
+func (s *sockets) add(c *websocket.Conn, beneath net.Conn, limit int) bool {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.closed || len(s.open) >= maxSockets {
+	if s.closed || len(s.open) >= limit {
 		return false
 	}
 	s.open[c] = beneath
@@ -104,15 +105,15 @@ func keepConn(ctx context.Context, c net.Conn) context.Context {
 }
 
 // upgrade makes a WebSocket of a request and counts it; end forgets it again. Without one (nil) the request has been
-// answered.
-func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) (c *websocket.Conn, end func()) {
+// answered. There is none when limit are open.
+func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request, limit int) (c *websocket.Conn, end func()) {
 	c, err := websocket.Accept(w, r, nil) // it refuses pages of other names
 	if err != nil {
 		g.log.Debug("no WebSocket", "error", err) // Accept has answered
 		return nil, nil
 	}
 	beneath, _ := r.Context().Value(connKey{}).(net.Conn)
-	if !g.sockets.add(c, beneath) {
+	if !g.sockets.add(c, beneath, limit) {
 		_ = c.Close(websocket.StatusTryAgainLater, "too many connections, or stopping")
 		_ = c.CloseNow()
 		return nil, nil
@@ -134,7 +135,7 @@ func (g *Gateway) upgrade(w http.ResponseWriter, r *http.Request) (c *websocket.
 
 // echo sends every message back.
 func (g *Gateway) echo(w http.ResponseWriter, r *http.Request) {
-	c, end := g.upgrade(w, r)
+	c, end := g.upgrade(w, r, maxPublic)
 	if c == nil {
 		return
 	}
