@@ -197,7 +197,7 @@ func (c *Coordinator) autopilot() autopilot.Options {
 	cfg := c.opts.Config
 	return autopilot.Options{
 		Self: autopilot.Candidate{ID: cfg.NodeID, Address: c.peers.Addr().String(), Expect: cfg.Cluster.BootstrapExpect},
-		Node: raftNode{c.node}, Gossip: coordinators{c.members},
+		Node: raftNode{c.node}, Gossip: coordinators{c.members}, Meet: c.meet,
 		Rules:  autopilot.Rules{Settle: 2 * time.Second, DeadAfter: cfg.Cluster.DeadAfter, MinVoters: cfg.Cluster.MinVoters},
 		Logger: c.log.Named("autopilot"), Now: c.opts.Now,
 	}
@@ -212,6 +212,18 @@ func (a agents) Signals(h id.Host) (membership.Signals, api.HostGossip) {
 	return membership.Signals{
 		Heard: c.Heard, Open: c.Open, Ended: c.Ended, Asked: c.Asked, Answered: c.Answered, Farewell: c.Farewell,
 	}, c.Gossip
+}
+
+// meet finds out whether a coordinator is at an address.
+func (c *Coordinator) meet(ctx context.Context, nodeID, address string) error {
+	state, err := c.peers.Meet(ctx, address)
+	if err != nil {
+		return err
+	}
+	if who, ok := pki.PeerOf(&state); !ok || who.Name() != nodeID {
+		return fmt.Errorf("cannot find coordinator %s at %s: %s is there", nodeID, address, who)
+	}
+	return nil
 }
 
 // raftNode is the node as the autopilot sees it.

@@ -2,6 +2,8 @@ package autopilot
 
 import (
 	"context"
+	"math/rand/v2"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -29,6 +31,9 @@ type Options struct {
 	Self   Candidate // ID, Address and Expect
 	Node   Node
 	Gossip Gossip
+	// Meet returns nil when the coordinator of an id is at an address, by what it proves over mutual TLS. For the Pilot
+	// only.
+	Meet   func(ctx context.Context, id, address string) error
 	Rules  Rules
 	Logger hclog.Logger
 	Now    func() time.Time
@@ -62,31 +67,77 @@ func RunFormer(ctx context.Context, o Options) {
 	}
 }
 
+// meetTime bounds one look whether a coordinator is there.
+const meetTime = 2 * time.Second
+
+// meetMost is how many of them are looked for at the same time; of more, any.
+const meetMost = 16
+
 // RunPilot keeps the members as Plan says, while this coordinator leads.
 func RunPilot(ctx context.Context, o Options) {
+	var told map[string]bool // what could not be confirmed at the last look
 	for ctx.Err() == nil {
 		seen, changed := o.Gossip.Seen()
-		a := Plan(o.Self.ID, o.Node.Peers(), seen, o.Now(), o.Rules)
+		actions := Plan(o.Self.ID, o.Node.Peers(), seen, o.Now(), o.Rules)
+		if len(actions) > meetMost {
+			rand.Shuffle(len(actions), func(i, j int) { actions[i], actions[j] = actions[j], actions[i] })
+		}
+		a, unsure := confirmed(ctx, o, actions[:min(len(actions), meetMost)], told)
+		told = unsure
 		if a == nil {
+			if len(actions) > 0 {
+				changed = nil // whatever is not as the gossip says need not be looked at whenever it says something
+			}
 			wait(ctx, changed)
 			continue
 		}
-		var err error
-		switch a.Do {
-		case Add:
-			err = o.Node.AddNonvoter(ctx, a.Peer.ID, a.Peer.Address)
-		case Promote:
-			err = o.Node.AddVoter(ctx, a.Peer.ID, a.Peer.Address)
-		case Remove:
-			err = o.Node.RemovePeer(ctx, a.Peer.ID)
-		}
-		if err != nil {
+		if err := act(ctx, o.Node, a); err != nil {
 			o.Logger.Warn("cannot change the coordinators now", "action", a.Do, "coordinator", a.Peer.ID, "reason", a.Reason, "error", err)
 			wait(ctx, nil)
 			continue
 		}
 		o.Logger.Info("the coordinators changed", "action", a.Do, "coordinator", a.Peer.ID, "address", a.Peer.Address, "reason", a.Reason)
 	}
+}
+
+// confirmed gives the first action that the gossip's word is right about. Every host has the key of the gossip: whoever
+// has taken one can say there that it is a coordinator, or that another one has left. Members that are not there would
+// cost the cluster its majority.
+func confirmed(ctx context.Context, o Options, actions []Action, told map[string]bool) (first *Action, unsure map[string]bool) {
+	ctx, cancel := context.WithTimeout(ctx, meetTime)
+	defer cancel()
+	met := make([]error, len(actions))
+	var looks sync.WaitGroup
+	for i, a := range actions {
+		looks.Go(func() { met[i] = o.Meet(ctx, a.Peer.ID, a.Peer.Address) })
+	}
+	looks.Wait()
+	unsure = map[string]bool{}
+	for i := range actions {
+		a := &actions[i]
+		if (met[i] == nil) == (a.Do != Remove) {
+			if first == nil {
+				first = a
+			}
+			continue
+		}
+		what := string(a.Do) + " " + a.Peer.ID + " " + a.Peer.Address
+		if unsure[what] = true; !told[what] {
+			o.Logger.Warn("the coordinators stay as they are: what the gossip says of one is not so", "action", a.Do, "coordinator", a.Peer.ID,
+				"address", a.Peer.Address, "reason", a.Reason, "reached", met[i] == nil, "error", met[i])
+		}
+	}
+	return first, unsure
+}
+
+func act(ctx context.Context, n Node, a *Action) error {
+	switch a.Do {
+	case Add:
+		return n.AddNonvoter(ctx, a.Peer.ID, a.Peer.Address)
+	case Promote:
+		return n.AddVoter(ctx, a.Peer.ID, a.Peer.Address)
+	}
+	return n.RemovePeer(ctx, a.Peer.ID)
 }
 
 func wait(ctx context.Context, changed <-chan struct{}) {

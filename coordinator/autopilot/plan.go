@@ -63,7 +63,7 @@ const (
 	Remove  Do = "remove"
 )
 
-// Action is one change of the members. One is done at a time.
+// Action is one change of the members. One is done at a time, and all that is planned is planned anew after it.
 type Action struct {
 	Do     Do
 	Peer   Peer
@@ -77,11 +77,12 @@ type Rules struct {
 	MinVoters int           // taking a dead member out leaves at least so many voters
 }
 
-// Plan is the next change of the members, or nil. It never takes out so many that those which are alive
+// Plan gives the changes of the members that may be next, each by itself. What the gossip says is no more than a hint:
+// the caller sees to it that who is to be a member is there, and who is to be none is not. It never takes out so many that those which are alive
 // are no majority, never the leader, and a dead one only when its place is filled: with three coordinators
 // of which one is dead, all three stay members until a fourth has joined, because two tolerate no failure
 // either way and the dead one may come back.
-func Plan(leader string, peers []Peer, seen []Candidate, now time.Time, r Rules) *Action {
+func Plan(leader string, peers []Peer, seen []Candidate, now time.Time, r Rules) (out []Action) {
 	known := map[string]Candidate{}
 	for _, c := range seen {
 		known[c.ID] = c
@@ -98,7 +99,7 @@ func Plan(leader string, peers []Peer, seen []Candidate, now time.Time, r Rules)
 	}
 	for _, c := range seen {
 		if a := bringIn(c, peers, now, r); a != nil {
-			return a
+			out = append(out, *a)
 		}
 	}
 	for _, p := range peers {
@@ -117,9 +118,9 @@ func Plan(leader string, peers []Peer, seen []Candidate, now time.Time, r Rules)
 		if c.Left {
 			reason = "it has left"
 		}
-		return &Action{Do: Remove, Peer: p, Reason: reason}
+		out = append(out, Action{Do: Remove, Peer: p, Reason: reason})
 	}
-	return nil
+	return out
 }
 
 func bringIn(c Candidate, peers []Peer, now time.Time, r Rules) *Action {

@@ -88,6 +88,16 @@ func Open(opts Options) (*Link, error) {
 	return l, nil
 }
 
+// Meet tells by what the coordinator at an address has proved who it is.
+func (l *Link) Meet(ctx context.Context, addr string) (tls.ConnectionState, error) {
+	conn, err := l.dial(ctx, addr, protocolAPI)
+	if err != nil {
+		return tls.ConnectionState{}, err
+	}
+	defer func() { _ = conn.Close() }()
+	return conn.(*tls.Conn).ConnectionState(), nil // a tls.Dialer makes no others
+}
+
 // Addr is the advertised address.
 func (l *Link) Addr() net.Addr { return l.advertise }
 
