@@ -24,6 +24,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/failpoint"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/processors"
 )
 
 // processes are coordinators as the real program, each a process and a directory of its own.
@@ -112,7 +113,7 @@ func (p *processes) start(c *process) {
 	c.cmd.Env = append(os.Environ(), failpoint.FullVariable+"="+c.disk)
 	c.cmd.Stdout, c.cmd.Stderr = out, out
 	c.cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
-	if err := c.cmd.Start(); err != nil {
+	if err := processors.Start(c.cmd); err != nil { // as its unit does
 		p.b.Fatal(err)
 	}
 }

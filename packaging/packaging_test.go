@@ -97,6 +97,7 @@ func TestUnitsKeepTheirPromises(t *testing.T) {
 			"Type=notify":            "its start is over when it serves",
 			"Restart=always":         "one that ended is started again",
 			"WatchdogSec=30s":        "one that hangs is started again",
+			"TimerSlackNSec=1ms":     "Go's watchman wakes up no more often than it has to",
 			"CapabilityBoundingSet=": "it needs no capability",
 			"ReadWritePaths=/var/lib/demiurge/coordinator": "it writes nowhere else",
 		},
@@ -106,6 +107,7 @@ func TestUnitsKeepTheirPromises(t *testing.T) {
 			"WatchdogSec=30s":    "one that hangs is started again",
 			"KillMode=process":   "gateways outlive a restart of the agent",
 			"OOMPolicy=continue": "a gateway without memory does not end the agent and all other gateways",
+			"TimerSlackNSec=1ms": "Go's watchman wakes up no more often than it has to, here and in the gateways",
 			"CapabilityBoundingSet=CAP_NET_BIND_SERVICE": "nginx -t binds the ports, and nginx is seen only by equals",
 		},
 		"systemd/demiurge-leave.service": {

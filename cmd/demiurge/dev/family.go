@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
+	"github.com/demiurge-platform/demiurge/shared/processors"
 )
 
 // family is every process below this one. Gateways outlive their agent; because this process is a
@@ -67,12 +68,12 @@ func (f *family) reap() {
 }
 
 // start starts a child in a process group of its own, so that a terminal's interrupt reaches only this
-// process.
+// process, and with the timer slack that the units give it elsewhere.
 func (f *family) start(cmd *exec.Cmd) (identity, error) {
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setpgid: true}
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if err := cmd.Start(); err != nil {
+	if err := processors.Start(cmd); err != nil {
 		return identity{}, err
 	}
 	f.own[cmd.Process.Pid] = true

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
+	"github.com/demiurge-platform/demiurge/shared/processors"
 )
 
 func waitFor(t *testing.T, what string, done func() bool) {
@@ -253,6 +254,23 @@ func TestFamilyReapsOnlyOrphans(t *testing.T) {
 		}
 		orphan.signal(syscall.SIGKILL)
 		waitFor(t, "the orphan to be reaped", func() bool { _, ok := look(pid); return !ok })
+	}
+}
+
+// The programs have the timer slack that their units give them.
+func TestTheFamilyHasTheSlackOfTheUnits(t *testing.T) {
+	f := newFamily()
+	cmd := exec.Command("cat", "/proc/self/timerslack_ns")
+	var said strings.Builder
+	cmd.Stdout = &said
+	if _, err := f.start(cmd); err != nil {
+		t.Fatal(err)
+	}
+	if err := f.wait(cmd); err != nil {
+		t.Fatal(err)
+	}
+	if want := fmt.Sprintln(processors.Slack.Nanoseconds()); said.String() != want {
+		t.Errorf("the slack is %q, want %q", said.String(), want)
 	}
 }
 
