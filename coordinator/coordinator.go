@@ -162,7 +162,7 @@ func (c *Coordinator) wire() error {
 	cfg, now := c.opts.Config, c.opts.Now
 	c.link = agentlink.New(agentlink.Options{
 		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: api.StreamHeartbeat, Lease: cfg.Hosts.Lease,
-		Logger: c.log.Named("agents"), Now: now,
+		VerifyLeader: c.node.VerifyLeader, Logger: c.log.Named("agents"), Now: now,
 	})
 	c.link.SetGossip(c.gossipAccess())
 	c.runner = allocator.New(allocator.Options{

@@ -34,7 +34,8 @@ type RecoverOptions struct {
 var ErrNotConfirmed = errors.New("nothing was changed: run it again with --yes to do this")
 
 // Recover makes a stopped coordinator a cluster of its own, with the data it has, after so many others were
-// lost for good that there is no majority any more.
+// lost for good that there is no majority any more, or after the data directory of the only one was put back as it was
+// at an earlier time. The hosts may know more than the data, as after the restore of a snapshot.
 func Recover(o RecoverOptions) error {
 	cfg := DefaultConfig()
 	if _, err := config.Load(o.Path, cfg, o.Environ); err != nil {
@@ -67,6 +68,9 @@ func Recover(o RecoverOptions) error {
 	}
 	did, err := consensus.Recover(consensus.Options{
 		NodeID: cfg.NodeID, Dir: dir, Advertise: address, FSM: fsm.New(state.New(), o.Logger), Logger: o.Logger,
+		ConvertSnapshot: func(in io.Reader, out io.Writer) error {
+			return fsm.Convert(in, out, o.Now().UTC(), func(string, *state.Trust) (*state.Trust, error) { return nil, nil }) // as it is
+		},
 	}, backup)
 	if err != nil {
 		return err
@@ -86,7 +90,8 @@ const plan = `This makes coordinator %s at %s a cluster of its own:
   1. copy %s
        to %s
   2. take everything in the log for decided, also what no majority had
-  3. write it all as one snapshot with this coordinator as the only member
+  3. write it all as one snapshot with this coordinator as the only member, prepared for hosts that know more than it:
+     indexes and epochs leap far ahead, and all free gateways are begun anew
   4. empty the log in %s
 
 Changes that only the lost coordinators had are lost with them. Use the coordinator with the highest

@@ -34,7 +34,7 @@ type Allocations interface {
 	Settled(ctx context.Context, a id.Allocation)
 }
 
-// Options configure a Link. All fields are needed; Heartbeat is how often an idle stream carries an
+// Options configure a Link. All fields but VerifyLeader are needed; Heartbeat is how often an idle stream carries an
 // empty frame, and Lease how long a cut-off host may go on serving pools with isolation stop.
 type Options struct {
 	Store     *state.Store
@@ -42,8 +42,11 @@ type Options struct {
 	Domain    string
 	Heartbeat time.Duration
 	Lease     time.Duration
-	Logger    hclog.Logger
-	Now       func() time.Time
+	// VerifyLeader returns nil when this coordinator leads at the moment. Nil: hosts that are ahead of the state are not
+	// looked for.
+	VerifyLeader func(context.Context) error
+	Logger       hclog.Logger
+	Now          func() time.Time
 }
 
 // Link is the coordinator's end of all agents' connections.
@@ -66,11 +69,13 @@ type hostLink struct {
 	streams uint64             // opened so far: the number of the newest
 	cancel  context.CancelFunc // of the newest stream; nil when it has ended
 	seen    time.Time
-	asked   time.Time // when the latest question was sent; zero: never
-	answer  time.Time // when the latest of those that were answered was sent; zero: none was
-	leaving bool      // its last word was that the machine is being switched off
-	ask     bool      // a question goes out with the next frame
-	ended   bool      // the other end closed the newest stream: the machine lives, its agent does not
+	asked   time.Time       // when the latest question was sent; zero: never
+	answer  time.Time       // when the latest of those that were answered was sent; zero: none was
+	leaving bool            // its last word was that the machine is being switched off
+	ask     bool            // a question goes out with the next frame
+	ended   bool            // the other end closed the newest stream: the machine lives, its agent does not
+	ahead   id.Epoch        // of which the state at that time knew nothing; 0: none
+	aheadOf <-chan struct{} // closed when that state was replaced
 	nginx   api.NginxStatus
 	gossip  api.HostGossip
 	verify  []api.VerifyRequest // to be sent with the next frame
@@ -245,6 +250,24 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, silence idle, 
 // untilBeat is how long it is to a stream's next empty frame: no longer than the interval.
 func (l *Link) untilBeat() time.Duration {
 	return api.UntilBeat(l.opts.Now(), l.opts.Heartbeat)
+}
+
+// Ahead is an epoch that a host has reported and that is above everything in the state; 0: there was none since the state
+// was last restored. Epochs come from the state alone. So it is older than its host, as when the data directory was put
+// back as it had been before, or the host says what is not so.
+func (l *Link) Ahead(h id.Host) id.Epoch {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hl := l.hosts[h]
+	if hl == nil || hl.ahead == 0 {
+		return 0
+	}
+	select {
+	case <-hl.aheadOf:
+		return 0
+	default:
+		return hl.ahead
+	}
 }
 
 func (l *Link) gossipAccess() *access {

@@ -68,6 +68,7 @@ func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) 
 		}
 	}
 	r.allocations.Report(ctx, h, progress)
+	r.compare(ctx, h, parsed.reports)
 	return l.opts.Store.View().Index(), nil
 }
 
@@ -97,6 +98,33 @@ func (r *Receiver) renew(ctx context.Context, h id.Host, reports []command.Gatew
 	}
 	return nil
 }
+
+// compare finds out whether a host knows of grants that are above everything in the state.
+func (r *Receiver) compare(ctx context.Context, h id.Host, reports []command.GatewayReport) {
+	l := r.link
+	var highest id.Epoch
+	for _, g := range reports {
+		highest = max(highest, g.Epoch)
+	}
+	if l.opts.VerifyLeader == nil || uint64(highest) <= l.opts.Store.View().Index() {
+		return
+	}
+	// One that leads no longer, without knowing it, has not heard of the grants since.
+	if err := l.opts.VerifyLeader(ctx); err != nil || uint64(highest) <= l.opts.Store.View().Index() {
+		return
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hl := l.hostLocked(h)
+	if hl.ahead == 0 {
+		l.opts.Logger.Error("a host knows more than the state: was the data directory put back as it had been before? Then stop this coordinator and run demiurge-coordinator recover",
+			"host", h, "epoch", highest, "index", l.opts.Store.View().Index())
+	}
+	hl.ahead, hl.aheadOf = highest, l.opts.Store.Restored()
+}
+
+// Ahead is Link.Ahead.
+func (r *Receiver) Ahead(h id.Host) id.Epoch { return r.link.Ahead(h) }
 
 // inOrder waits for the confirmations that come of earlier observations and that these reports would overtake.
 func (r *Receiver) inOrder(ctx context.Context, p parsed) {

@@ -25,6 +25,7 @@ const patience = 30 * time.Second
 
 // kit is the core of a coordinator without a log: what is proposed is applied at once, unless its type is held.
 type kit struct {
+	deposed  error // why it leads no longer
 	t        *testing.T
 	store    *state.Store
 	machine  *fsm.FSM
@@ -78,6 +79,7 @@ func newKit(t *testing.T) (k *kit, rec *state.Allocation, confirm, fail chan str
 	k.machine = fsm.New(k.store, nil)
 	link := agentlink.New(agentlink.Options{
 		Store: k.store, Proposer: k, Domain: "example.org", Heartbeat: time.Second, Logger: hclog.NewNullLogger(), Now: time.Now,
+		VerifyLeader: func(context.Context) error { return k.deposed },
 	})
 	runs := make(chan struct{}) // closed when Run asks for the time, which it does first
 	var once sync.Once
@@ -233,11 +235,23 @@ func TestAHostThatIsAheadOfTheStateHasItsGatewaysBegunAnew(t *testing.T) {
 	k, rec, _, _ := newKit(t)
 	ahead := observation(rec, api.PhaseServing, false)
 	ahead.Gateways[0].Incarnation, ahead.Gateways[0].Epoch, ahead.Steps = 7, 1000, nil
+	k.deposed = errors.New("another one leads")
 	await(t, "the answer", k.observe(ahead))
+	if e := k.receiver.Ahead("h1"); e != 0 {
+		t.Errorf("one that leads no longer takes the host for ahead, at epoch %d", e)
+	}
+	k.deposed = nil
+	await(t, "the answer", k.observe(ahead))
+	if e := k.receiver.Ahead("h1"); e != 1000 {
+		t.Errorf("the host is ahead with epoch %d", e)
+	}
 	if g := k.store.View().Gateway(nil, gateway); g.Desired.Incarnation != 1 || g.Desired.Allocation != rec.ID {
 		t.Fatalf("%+v", g)
 	}
 	k.goBack()
+	if e := k.receiver.Ahead("h1"); e != 0 {
+		t.Errorf("a host is ahead of a state that was restored, at epoch %d", e)
+	}
 	before := k.store.LastEvent()
 	for range 2 {
 		await(t, "the answer", k.observe(ahead))

@@ -83,7 +83,7 @@ type Options struct {
 	// FSM.Restore fails. Nil: only the envelope is checked.
 	CheckSnapshot func(io.Reader) error
 	// ConvertSnapshot is CheckSnapshot for a state machine that does not restore all of a snapshot as it is:
-	// it reads the payload to its end and writes what takes its place. Nil: the payload itself.
+	// it reads the payload to its end and writes what takes its place. Recover asks it too. Nil: the payload itself.
 	ConvertSnapshot func(in io.Reader, out io.Writer) error
 
 	Logger hclog.Logger // default: silent

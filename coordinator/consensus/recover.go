@@ -39,10 +39,12 @@ func Recoverable(dir, nodeID string) error {
 // Recover makes the node of a directory the only member of its cluster, for the case that so many members
 // are lost for good that no majority is left. The directory is copied to backup first, which must not
 // exist. Everything in the log is kept, also entries that no majority had: nobody can tell them apart any
-// more. The node must not run; opened afterwards, it leads. The lost members must never run again with
-// their old directories. Of the ways to be reached only Advertise is needed: nothing is sent.
+// more. What only the lost members had is not known, so the node goes on as after the restore of a snapshot: with what
+// ConvertSnapshot makes of its state, and with indexes far above. The node must not run; opened afterwards, it leads. The
+// lost members must never run again with their old directories. Of the ways to be reached only Advertise is needed:
+// nothing is sent.
 //
-// It begins again from the start when it was interrupted: until the last step the old log is whole.
+// It can be run again when it was interrupted: until a snapshot of everything is there the old log is whole.
 func Recover(opts Options, backup string) (Recovery, error) {
 	if opts.Advertise == "" {
 		return Recovery{}, errors.New("cannot recover: the node has no address at which others will reach it")
@@ -93,7 +95,33 @@ func (n *Node) recover(backup string) (did Recovery, err error) {
 		return did, fmt.Errorf("cannot find the snapshot that was just written: %w", errors.Join(err, errors.New("there is none")))
 	}
 	did.Index, did.Term = snaps[0].Index, snaps[0].Term
+	if err := n.leapOver(snaps[0]); err != nil {
+		return did, err
+	}
 	return did, n.setMark()
+}
+
+// leapOver puts a snapshot of the same in the place of the one that was just written, converted as one that is restored
+// and far above it: what only the lost members had may be known elsewhere, and must not be given twice.
+func (n *Node) leapOver(last *raft.SnapshotMeta) error {
+	_, payload, err := n.snaps.Open(last.ID)
+	if err != nil {
+		return fmt.Errorf("cannot read the snapshot that was just written: %w", err)
+	}
+	defer func() { _ = payload.Close() }() // only read
+	sink, err := n.snaps.Create(raft.SnapshotVersionMax, last.Index+restoreLeap, last.Term, last.Configuration, last.ConfigurationIndex, n.transport)
+	if err != nil {
+		return n.dir.refused("cannot write a snapshot to", err)
+	}
+	if n.opts.ConvertSnapshot != nil {
+		err = n.opts.ConvertSnapshot(payload, sink)
+	} else {
+		_, err = io.Copy(sink, payload)
+	}
+	if err != nil {
+		return errors.Join(fmt.Errorf("cannot convert the snapshot that was just written: %w", err), sink.Cancel())
+	}
+	return sink.Close()
 }
 
 // lastMembers finds the members as this node knows them: in its newest snapshot, or in a later entry of

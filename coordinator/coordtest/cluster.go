@@ -5,6 +5,7 @@ package coordtest
 import (
 	"context"
 	"fmt"
+	"io"
 	"math/rand/v2"
 	"net"
 	"os"
@@ -104,6 +105,17 @@ func (c *Cluster) Stop() {
 		c.t.Errorf("cannot stop the coordinator: %v", err)
 	}
 	c.run = nil
+}
+
+// Recover makes what the stopped coordinator has a cluster of its own.
+func (c *Cluster) Recover() error {
+	c.t.Helper()
+	path := filepath.Join(c.t.TempDir(), "coordinator.yaml")
+	text := fmt.Sprintf("node_id: %s\ndata_dir: %s\ndomain: %s\nraft: {listen: %q}\n", c.config.NodeID, c.config.DataDir, c.config.Domain, c.config.Raft.Listen)
+	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		return err
+	}
+	return coordinator.Recover(coordinator.RecoverOptions{Path: path, Yes: true, Out: io.Discard, Logger: c.logs})
 }
 
 // Address is host:port of the API.

@@ -136,6 +136,7 @@ func (k *kit) reset() {
 	k.cluster.full.Store(false)
 	k.agents.gone.Store(false)
 	k.agents.own.Store(nil)
+	k.agents.ahead.Store(0)
 	k.operator.member.Store(nil)
 	k.initialize()
 }
@@ -472,46 +473,6 @@ func (a *scriptedAllocations) Phase(id.Allocation) (string, []command.Step, bool
 		return "", nil, false
 	}
 	return *p, []command.Step{{Step: api.StepActivate, State: api.StepDoing, StartedAt: a.kit.now()}}, true
-}
-
-// scriptedAgents sends what it is told to.
-type scriptedAgents struct {
-	frames   []api.AssignmentFrame
-	gone     atomic.Bool
-	relayed  atomic.Bool // a stream came through a coordinator that fills silence
-	own      atomic.Pointer[api.HostGossip]
-	observed atomic.Pointer[api.Observation]
-}
-
-func (a *scriptedAgents) Stream(ctx context.Context, _ id.Host, _ string, send func(api.AssignmentFrame) error) error {
-	for _, f := range a.frames {
-		if err := send(f); err != nil {
-			return err
-		}
-	}
-	<-ctx.Done()
-	return ctx.Err()
-}
-
-func (a *scriptedAgents) RelayedStream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
-	a.relayed.Store(true)
-	return a.Stream(ctx, h, instance, send)
-}
-
-func (a *scriptedAgents) Observe(_ context.Context, _ id.Host, o api.Observation) (uint64, error) {
-	a.observed.Store(&o)
-	return 42, nil
-}
-
-func (a *scriptedAgents) Ephemeral(id.Host) (api.NginxStatus, time.Time, bool) {
-	return api.NginxStatus{State: api.NginxServing, Routes: 7}, time.Unix(1_700_000_000, 0), !a.gone.Load()
-}
-
-func (a *scriptedAgents) Gossip(id.Host) api.HostGossip {
-	if own := a.own.Load(); own != nil {
-		return *own
-	}
-	return api.HostGossip{}
 }
 
 // countingMetrics counts.

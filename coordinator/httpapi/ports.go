@@ -43,6 +43,8 @@ type Agents interface {
 	Ephemeral(host id.Host) (nginx api.NginxStatus, lastSeen time.Time, connected bool)
 	// Gossip is what the host's agent says of its own place in the gossip; zero: nothing.
 	Gossip(host id.Host) api.HostGossip
+	// Ahead is an epoch that the host has reported and that is above everything in the state; 0: there is none.
+	Ahead(host id.Host) id.Epoch
 }
 
 // Proposer puts a command into the log and returns after it was applied here. An error that is not a

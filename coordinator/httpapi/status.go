@@ -162,6 +162,10 @@ func (s *Server) hostNotes(n *notes, h *api.Host) {
 		n.add(critical, subject, agentLog, "silent: its agent does not answer; what it serves goes on")
 		return
 	}
+	if epoch := s.opts.Agents.Ahead(id.Host(h.HostID)); epoch != 0 {
+		n.add(critical, subject, "if the data directory of the coordinators was put back as it had been before: stop the coordinator and run demiurge-coordinator recover; else find out what this host is",
+			"it knows epoch %d, which is above all that the state has known: the state is older than its hosts, so epochs may be given twice and gateways stay unusable", epoch)
+	}
 	if _, _, connected := s.opts.Agents.Ephemeral(id.Host(h.HostID)); !connected {
 		n.add(warning, subject, agentLog, "its agent is not connected")
 	}

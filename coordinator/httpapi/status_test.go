@@ -93,6 +93,7 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 			k.member(api.GossipMember{Status: "alive", Digest: &api.MemberDigest{RouteDigest: 7}})
 			k.offset.Store(int64(time.Minute))
 		}, critical, "host h1", "its routes are not those"},
+		"a host knows more": {func(k *kit) { k.agents.ahead.Store(1234) }, critical, "host h1", "it knows epoch 1234, which is above all"},
 		"allocation stuck": {func(k *kit) {
 			in := start(k.organization())
 			in.WaitFor = waitReserved
