@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"fmt"
 	"reflect"
 	"time"
 
@@ -98,6 +99,12 @@ func due(last, now api.HostReport, since time.Duration) bool {
 func (a *Agent) nginxEvent(e nginx.Event) {
 	a.metrics.nginxEvent(e)
 	reason := e.Reason
+	switch {
+	case e.Type == nginx.GenerationLive:
+		reason = fmt.Sprintf("generation %d, proven after %s", e.Generation, e.Took.Round(time.Millisecond))
+	case e.Type == nginx.GenerationFailed:
+		reason = fmt.Sprintf("generation %d: %s", e.Generation, reason)
+	}
 	if e.Part != "" {
 		reason = e.Part + ": " + reason
 	}

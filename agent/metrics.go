@@ -15,6 +15,7 @@ type metrics struct {
 	seconds     prometheus.Histogram
 	generations *prometheus.CounterVec
 	drift       prometheus.Counter
+	restarts    prometheus.Counter
 }
 
 func newMetrics() *metrics {
@@ -30,8 +31,11 @@ func newMetrics() *metrics {
 		drift: prometheus.NewCounter(prometheus.CounterOpts{
 			Name: "demiurge_nginx_drift_total", Help: "Files of nginx that somebody else changed and that were repaired.",
 		}),
+		restarts: prometheus.NewCounter(prometheus.CounterOpts{
+			Name: "demiurge_nginx_restarts_total", Help: "Times that another nginx was found to run than before: it died, or was restarted.",
+		}),
 	}
-	m.registry.MustRegister(m.seconds, m.generations, m.drift,
+	m.registry.MustRegister(m.seconds, m.generations, m.drift, m.restarts,
 		collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
 	for _, result := range []string{"live", "failed"} {
 		m.generations.WithLabelValues(result)
@@ -48,6 +52,8 @@ func (m *metrics) nginxEvent(e nginx.Event) {
 		m.generations.WithLabelValues("failed").Inc()
 	case nginx.DriftRepaired:
 		m.drift.Inc()
+	case nginx.NginxRestarted:
+		m.restarts.Inc()
 	}
 }
 

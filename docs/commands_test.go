@@ -45,6 +45,7 @@ func TestDocumentedCommandsExist(t *testing.T) {
 			t.Errorf("%q is accepted (%q): this test proves nothing", wrong, problem)
 		}
 	}
+	t.Run("in what the programs say", func(t *testing.T) { remediesExist(t, c) })
 }
 
 // commandLines finds the lines that run a program of this tree.

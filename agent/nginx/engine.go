@@ -47,6 +47,7 @@ type state struct {
 	force      bool   // the live generation's files are damaged: write a new one even if nothing changed
 	attempted  uint64 // the generation that the desired configuration last became
 	condition  string
+	master     process // the one seen last; its pid is 0 until one was seen
 	draining   int
 	lastError  string
 	quarantine map[string]quarantined

@@ -19,6 +19,7 @@ const (
 	NginxServing     EventType = "nginx_serving"
 	NginxDown        EventType = "nginx_down"
 	NginxWedged      EventType = "nginx_wedged"
+	NginxRestarted   EventType = "nginx_restarted" // another master runs than at the last look: the one before has ended
 )
 
 // Event is something that operators want to know. Fields that do not apply are zero.

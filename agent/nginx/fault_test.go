@@ -2,6 +2,7 @@ package nginx
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
@@ -140,12 +141,16 @@ func TestNginxDies(t *testing.T) {
 	t.Run("the master", func(t *testing.T) {
 		t.Parallel()
 		h, gs, org := serving(t, 1)
+		eventually(t, "nginx was looked at", func() bool { return h.engine.Status().State == api.NginxServing })
 		before, workers := h.nginx.PID(), children(h.nginx.PID())
 		if err := syscall.Kill(before, syscall.SIGKILL); err != nil {
 			t.Fatal(err)
 		}
 		eventually(t, "another master serves", func() bool { return h.nginx.PID() != 0 && h.nginx.PID() != before })
 		eventually(t, "the same route serves", func() bool { return h.servedBy(org, gs[0], 7) == nil })
+		eventually(t, "the death is told of, however short it was", func() bool {
+			return h.saw(NginxRestarted, func(ev Event) bool { return strings.HasPrefix(ev.Reason, fmt.Sprintf("pid %d ended", before)) })
+		})
 		for _, pid := range workers {
 			if p, err := lookAt(pid); err == nil && p.alive() && parentOf(pid) != os.Getpid() {
 				t.Errorf("orphan %d still runs", pid)

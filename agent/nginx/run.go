@@ -275,6 +275,7 @@ func (e *Engine) look(ctx context.Context) {
 	if ctx.Err() != nil {
 		return
 	}
+	e.identify()
 	before := e.snapshot()
 	if before.condition == condition && before.draining == draining {
 		return
@@ -288,6 +289,25 @@ func (e *Engine) look(ctx context.Context) {
 	e.event(Event{Type: types[condition], Reason: reason, Generation: before.j.Live})
 	if condition == api.NginxServing {
 		e.poke() // what waited for nginx can go on
+	}
+}
+
+// identify notices that another master runs than at the last look, also where nginx died and was started
+// again so fast that no look ever missed it: its connections are gone.
+func (e *Engine) identify() {
+	now, err := findMaster(e.l, e.opts.Binary)
+	if err != nil {
+		return
+	}
+	before := e.snapshot().master
+	if before.pid == now.pid && before.start == now.start {
+		return
+	}
+	e.change(func(st *state) { st.master = now })
+	if before.pid != 0 {
+		reason := fmt.Sprintf("pid %d ended, pid %d runs", before.pid, now.pid)
+		e.log.Warn("nginx was started anew; open connections were cut", "reason", reason)
+		e.event(Event{Type: NginxRestarted, Reason: reason})
 	}
 }
 

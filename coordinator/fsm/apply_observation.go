@@ -136,7 +136,8 @@ func observeGateway(t *state.Txn, host *state.Host, r *command.GatewayReport) {
 		o.PID == r.PID && o.Restarts == r.Restarts && o.Code == r.Code && o.Message == r.Message {
 		return
 	}
-	if o.BootID != "" && r.Incarnation == o.Incarnation && r.Incarnation == g.Desired.Incarnation && (r.BootID != o.BootID || r.Restarts > o.Restarts) {
+	wanted := r.Incarnation == g.Desired.Incarnation && g.Desired.Target == api.TargetRun
+	if o.BootID != "" && r.Incarnation == o.Incarnation && wanted && (r.BootID != o.BootID || r.Restarts > o.Restarts) {
 		t.Emit(state.Event{
 			Type: "gateway.died", Gateway: g.ID, Host: g.Host, Pool: g.Pool, Code: r.Code, Reason: r.Message,
 			Organization: g.Desired.Organization, Allocation: g.Desired.Allocation, Before: o.BootID, After: r.BootID,

@@ -1,6 +1,7 @@
 package fsm_test
 
 import (
+	"strings"
 	"testing"
 	"time"
 
@@ -108,6 +109,24 @@ func TestProcessDeath(t *testing.T) {
 	m.observe(r)
 	m.wantGateway(a.Gateway, state.GatewayAllocated)
 	m.wantAllocation(a.ID, state.AllocationActive)
+}
+
+// A process that ends because its gateway is to go has not died: who is woken by deaths sleeps on when a
+// pool shrinks.
+func TestAWantedEndIsNoDeath(t *testing.T) {
+	m := small(t, 1)
+	m.ok(command.RetireGateways{Meta: m.meta(), Gateways: []id.Gateway{gwID(1)}, Reason: "too many"})
+	m.types()
+	r := m.report(gwID(1), api.PhaseStarting)
+	r.BootID = ""
+	m.observe(r)
+	if got := m.types(); strings.Contains(got, "gateway.died") {
+		t.Error(got)
+	}
+	m.observe(m.report(gwID(1), api.PhaseGone))
+	if got := m.types(); got != "gateway.removed" {
+		t.Error(got)
+	}
 }
 
 func TestFencedReports(t *testing.T) {

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"math"
 	"net/http"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -21,7 +22,7 @@ import (
 type eventsInput struct {
 	Index       uint64 `query:"index" doc:"Only events after this index; 0: from the oldest that is kept"`
 	Wait        string `query:"wait" doc:"How long to wait for the first event of a list, at most 5m" example:"30s"`
-	Topic       string `query:"topic" doc:"Only these topics, separated by commas" example:"allocation,host"`
+	Topic       string `query:"topic" doc:"Only these topics, separated by commas: allocation, gateway, host, join_token, organization, pool, token, trust" example:"allocation,host"`
 	Limit       int    `query:"limit" minimum:"1" maximum:"10000" default:"1000"`
 	Cursor      string `query:"cursor" doc:"Id of the last event of the page before"`
 	Accept      string `header:"Accept"`
@@ -156,8 +157,8 @@ func topics(c *checks, raw string) func(string) bool {
 	}
 	wanted := map[string]bool{}
 	for _, t := range strings.Split(raw, ",") {
-		if t == "" || strings.Trim(t, "abcdefghijklmnopqrstuvwxyz_") != "" {
-			c.add("query.topic", fmt.Errorf("cannot use %.80q as a topic: want names such as \"allocation\", separated by commas", t))
+		if !slices.Contains(eventTopics, t) {
+			c.add("query.topic", fmt.Errorf("cannot use %.80q as a topic: want some of %s, separated by commas", t, strings.Join(eventTopics, ", ")))
 		}
 		wanted[t] = true
 	}
@@ -174,6 +175,9 @@ func parseEventID(s string) (state.EventID, error) {
 	}
 	return state.EventID{Index: i, Seq: int(n)}, nil
 }
+
+// eventTopics are all topics. A name that is none of them would be a feed in which nothing ever happens.
+var eventTopics = []string{"allocation", "gateway", "host", "join_token", "organization", "pool", "token", "trust"}
 
 // topicOf is the first part of an event's type.
 func topicOf(eventType string) string {

@@ -77,6 +77,7 @@ func TestBadInput(t *testing.T) {
 		"wrong consistency":            {get, "/v1/gateways?consistency=strong", "", "query.consistency"},
 		"event id":                     {get, "/v1/events?cursor=7", "", "query.cursor"},
 		"topic":                        {get, "/v1/events?topic=a%0ab", "", "query.topic"},
+		"topic that is none":           {get, "/v1/events?topic=allocation,hosts", "", "query.topic"},
 		"token role":                   {post, "/v1/tokens", `{"role":"root"}`, "body.role"},
 		"token of a role that is none": {post, "/v1/tokens", `{"role":"agent"}`, "body.role"},
 		"reader token for a host":      {post, "/v1/tokens", `{"role":"reader","host_id":"h1"}`, "body.host_id"},
@@ -184,7 +185,11 @@ func TestContentTypeAndCharset(t *testing.T) {
 		t.Errorf("with charset: %d %s", got.status, got.body)
 	}
 	for _, ct := range []string{"text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", "a/b;+"} {
-		wantProblem(t, k.call(put, path, k.tokens[api.RolePlatform], `{"name":"n"}`, "Content-Type", ct), fault.InvalidRequest)
+		got := k.call(put, path, k.tokens[api.RolePlatform], `{"name":"n"}`, "Content-Type", ct)
+		wantProblem(t, got, fault.InvalidRequest)
+		if !strings.Contains(got.problem.Detail, "Content-Type: application/json") {
+			t.Errorf("%q: no word of what to send instead: %s", ct, got.body)
+		}
 	}
 }
 

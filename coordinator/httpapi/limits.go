@@ -86,7 +86,7 @@ func (s *Server) roomFor(row *route) *fault.Error {
 	if low == "" {
 		return nil
 	}
-	f := fault.New(fault.StorageLow, "the leader's disk is nearly full (%s): nothing new is taken until there is room. Free some space there, or let another coordinator lead (`demiurge operator raft transfer`)", low)
+	f := fault.New(fault.StorageLow, "the leader's disk is nearly full (%s): nothing new is taken until there is room. Free some space there, or let another coordinator lead (`demiurge operator raft transfer-leadership`)", low)
 	f.RetryAfter = storagePause
 	return f
 }

@@ -61,6 +61,8 @@ func faultOf(status int, message string, errs []error) *fault.Error {
 	switch {
 	case status == http.StatusRequestEntityTooLarge:
 		return fault.New(fault.TooLarge, "the request's body is larger than this call accepts; send less at a time")
+	case status == http.StatusUnsupportedMediaType:
+		return fault.New(fault.InvalidRequest, "cannot read a body of that type; send JSON, with the header Content-Type: application/json")
 	case status >= 500:
 		return fault.Wrap(fault.Internal, errors.Join(errs...), "an internal error occurred; the coordinator's log has the cause")
 	}

@@ -90,7 +90,7 @@ func (s *Server) problems(st *api.Status, stuck []*state.Allocation, drifted map
 		n.add(critical, "coordinators", "start the other coordinators, or look into the log for why none is elected", "there is no leader: nothing can be allocated or released; what is served goes on")
 	}
 	if low := s.opts.Cluster.StorageLow(); low != "" {
-		n.add(critical, "coordinator "+s.opts.Operator.NodeID(), "free some space on the disk of its data directory, or let another one lead: demiurge operator raft transfer",
+		n.add(critical, "coordinator "+s.opts.Operator.NodeID(), "free some space on the disk of its data directory, or let another one lead: demiurge operator raft transfer-leadership",
 			"its disk is nearly full (%s): while it leads, nothing new is allocated", low)
 	}
 	for i := range st.Pools {
@@ -108,6 +108,8 @@ func (s *Server) problems(st *api.Status, stuck []*state.Allocation, drifted map
 	}
 	if len(st.Hosts) == 0 {
 		n.add(warning, "hosts", "start an agent", "no host has registered: no gateway can run")
+	} else {
+		placeNotes(&n, st.Hosts)
 	}
 	if s.opts.Users != nil {
 		problems := s.opts.Users.Problems()
@@ -124,6 +126,9 @@ func poolNotes(n *notes, p *api.Pool) {
 	subject := "pool " + p.Name
 	coming := p.Counts.Pending + p.Counts.Starting + p.Counts.Recycling
 	grow := fmt.Sprintf("raise the pool's maximum (demiurge pool set %s --max …) or add a host", p.Name)
+	if p.Limited == "capacity" {
+		grow = "add a host, give a cordoned one back (demiurge host uncordon …), or raise capacity in an agent's configuration"
+	}
 	switch {
 	case p.Queued > 0 && p.Counts.Ready == 0:
 		n.add(critical, subject, grow, "exhausted: no gateway is ready, %d waiting in line, %d on their way", p.Queued, coming)
@@ -131,6 +136,8 @@ func poolNotes(n *notes, p *api.Pool) {
 		n.add(critical, subject, grow, "exhausted: no gateway is ready, %d on their way", coming)
 	case p.Counts.Ready < p.MinReady:
 		n.add(warning, subject, grow, "below its minimum: %d of %d ready, %d on their way", p.Counts.Ready, p.MinReady, coming)
+	case p.Counts.Ready == 0 && coming == 0 && p.Max > 0 && p.Counts.Total >= p.Max:
+		n.add(warning, subject, grow, "all %d gateways are taken and it has no more: starts are refused", p.Max)
 	}
 	look := fmt.Sprintf("demiurge gateway list --pool %s shows why", p.Name)
 	switch p.Breaker {
@@ -148,6 +155,26 @@ func poolNotes(n *notes, p *api.Pool) {
 	if p.Counts.Lost+p.Counts.Reconciling > 0 {
 		n.add(warning, subject, "bring the hosts back", "%d gateways are on lost hosts, %d are being reconciled", p.Counts.Lost, p.Counts.Reconciling)
 	}
+}
+
+// placeNotes tells when no host can be given an organization, however many gateways are ready.
+func placeNotes(n *notes, hosts []api.Host) {
+	var cordoned []string
+	for i := range hosts {
+		h := &hosts[i]
+		if h.State == api.HostAlive && h.Schedulable && h.Nginx.State == api.NginxServing {
+			return
+		}
+		if h.State == api.HostAlive && !h.Schedulable {
+			cordoned = append(cordoned, h.HostID)
+		}
+	}
+	remedy, why := "bring a host back, or add one", "none is alive with its nginx serving"
+	if len(cordoned) > 0 {
+		remedy = fmt.Sprintf("demiurge host uncordon %s, or add a host", cordoned[0])
+		why = "cordoned: " + strings.Join(cordoned, ", ")
+	}
+	n.add(critical, "hosts", remedy, "no host can take an organization, so starts are refused (%s)", why)
 }
 
 // hostNotes tells what is wrong with a host.

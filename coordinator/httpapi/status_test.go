@@ -62,6 +62,10 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 		"at its maximum": {func(k *kit) {
 			k.apply(command.NotePool{Meta: k.meta(), Pool: "default", Breaker: "closed", Limited: "max"})
 		}, warning, "pool default", "limited by max"},
+		"all taken": {func(k *kit) { k.setPool(0, 2); k.takeAll() }, warning, "pool default", "all 2 gateways are taken"},
+		"no host to use": {func(k *kit) {
+			k.apply(command.SetHostSchedulable{Meta: k.meta(), Host: k.host})
+		}, critical, "hosts", "no host can take an organization, so starts are refused (cordoned: h1)"},
 		"host silent": {func(k *kit) {
 			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostSilent})
 		}, critical, "host h1", "silent"},

@@ -97,16 +97,18 @@ func (a *app) hostDelete() *cobra.Command {
 func (a *app) printHost(x api.Host) error {
 	return a.print(x, func(w io.Writer) error {
 		n := x.Nginx
-		err := fields(w, "Host", x.HostID, "State", x.State, "Schedulable", yes(x.Schedulable), "Address", x.Address, "Capacity", x.Capacity,
+		pairs := []any{
+			"Host", x.HostID, "State", x.State, "Schedulable", yes(x.Schedulable), "Address", x.Address, "Capacity", x.Capacity,
 			"Gateways", x.Gateways, "Allocated", x.Allocated, "Agent", x.Version, "Last seen", stamp(x.LastSeen), "Created", stamp(&x.CreatedAt),
 			"Nginx", n.State, "Generation", fmt.Sprintf("%d live, %d wanted", n.LiveGeneration, n.DesiredGeneration), "Routes", n.Routes,
-			"Draining workers", n.DrainingWorkers, "Last error", n.LastError, "Drain", drainText(x.Drain))
-		if m := x.Member; err == nil && m != nil {
+			"Draining workers", n.DrainingWorkers, "Last error", n.LastError, "Drain", drainText(x.Drain),
+		}
+		if m := x.Member; m != nil {
 			gateways, load, disk, wrong := digest(m.Digest)
-			err = fields(w, "Gossip", fmt.Sprintf("%s at %s since %s", m.Status, m.Address, stamp(&m.Since)), "Load", load, "Disk free", disk,
+			pairs = append(pairs, "Gossip", fmt.Sprintf("%s at %s since %s", m.Status, m.Address, stamp(&m.Since)), "Load", load, "Disk free", disk,
 				"Gateways there", gateways, "Wrong there", wrong)
 		}
-		if err != nil || len(n.Quarantined) == 0 {
+		if err := fields(w, pairs...); err != nil || len(n.Quarantined) == 0 {
 			return err
 		}
 		fmt.Fprintln(w)

@@ -29,7 +29,7 @@ func (a *app) hostJoinToken() *cobra.Command {
 	flags := c.Flags()
 	flags.StringVar(&body.Name, "host", "", "host (or node id of the coordinator) that it is for (default any that is not taken)")
 	flags.DurationVar(&ttl, "ttl", 0, "expires after this time, at most 24h (default 1h)")
-	flags.BoolVar(&coordinator, "coordinator", false, "let a coordinator join (`demiurge-coordinator join`); takes an admin")
+	flags.BoolVar(&coordinator, "coordinator", false, "for a coordinator (demiurge-coordinator join); takes an admin")
 	c.RunE = a.call(func(ctx context.Context, coord *client.Client, _ []string) error {
 		body.Role, body.TTL = string(pki.RoleAgent), optionalDuration(ttl)
 		if coordinator {

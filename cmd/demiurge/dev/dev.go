@@ -26,6 +26,9 @@ const SampleOrganization = "6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11"
 // than the few seconds it needs on an idle machine.
 const readyWithin = 2 * time.Minute
 
+// tellEvery is how long whoever waits for a start is left without a word of what it waits for.
+const tellEvery = 10 * time.Second
+
 // Options of a dev system.
 type Options struct {
 	DataDir    string   // everything is below it, and it is kept; empty: a temporary one, removed at the end
@@ -111,7 +114,7 @@ func (s *system) run(ctx context.Context) error {
 		err = errors.Join(err, stopErr)
 	}
 	if ctx.Err() != nil && errors.Is(err, context.Canceled) {
-		fmt.Fprintln(s.opts.Stderr, "interrupted before it was ready; everything is stopped")
+		fmt.Fprintln(s.opts.Stderr, "interrupted before it was ready; everything is stopped"+s.missing())
 		return nil
 	}
 	return err

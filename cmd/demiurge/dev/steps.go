@@ -22,6 +22,8 @@ import (
 func (s *system) poll(ctx context.Context, missing func(context.Context) string) error {
 	ticker := time.NewTicker(25 * time.Millisecond)
 	defer ticker.Stop()
+	patience := time.NewTicker(tellEvery)
+	defer patience.Stop()
 	for {
 		what := missing(ctx)
 		if what == "" {
@@ -35,6 +37,8 @@ func (s *system) poll(ctx context.Context, missing func(context.Context) string)
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
+		case <-patience.C:
+			fmt.Fprintf(s.opts.Stderr, "  still waiting: %s\n", what)
 		case <-ticker.C:
 		}
 	}
