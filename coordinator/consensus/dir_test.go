@@ -2,6 +2,8 @@ package consensus_test
 
 import (
 	"bytes"
+	"errors"
+	"io/fs"
 	"math"
 	"os"
 	"path/filepath"
@@ -234,3 +236,28 @@ func lastSegment(t *testing.T, dir string) string {
 }
 
 var _ raft.BatchingFSM = (*ledger)(nil)
+
+// TestLogFileLeftHalfReadyIsRemoved: a crash leaves the next log file as far as it was written; whoever opens the
+// directory afterwards begins another, and a close leaves none.
+func TestLogFileLeftHalfReadyIsRemoved(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	n := open(t, options(dir, &ledger{}))
+	leads(t, n)
+	want := proposeMany(t, n, "before", 3)
+	shut(t, n)
+	left := filepath.Join(dir, "wal", "next.tmp")
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("a close leaves the next log file: %v", err)
+	}
+	if err := os.WriteFile(left, []byte("of a crash"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	state := &ledger{}
+	n = open(t, options(dir, state))
+	leads(t, n)
+	same(t, state.all(), want)
+	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what a crash left is still there: %v", err)
+	}
+}

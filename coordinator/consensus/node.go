@@ -17,6 +17,8 @@ import (
 	"github.com/hashicorp/go-hclog"
 	"github.com/hashicorp/raft"
 	wal "github.com/hashicorp/raft-wal"
+	walfs "github.com/hashicorp/raft-wal/fs"
+	"github.com/hashicorp/raft-wal/segment"
 
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
 )
@@ -105,8 +107,10 @@ func (n *Node) openStore() error {
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return n.dir.refused("cannot make the log directory in", err)
 	}
-	if err := n.dir.sweep(restoreFile + "*"); err != nil {
-		return err
+	for _, left := range []string{restoreFile + "*", filepath.Join(walDir, spareFile)} {
+		if err := n.dir.sweep(left); err != nil {
+			return err
+		}
 	}
 	did, err := finishRotation(path)
 	if err != nil {
@@ -115,8 +119,10 @@ func (n *Node) openStore() error {
 	if did != "" {
 		n.log.Warn("finished an interrupted change of log files", "change", did)
 	}
+	next := newSpare(filepath.Join(path, spareFile), n.opts.SegmentSize, func() bool { return n.Room().Low }, n.log)
+	files := segment.NewFiler(path, &logFiles{FS: walfs.New(), spare: next, syncs: realSyncs})
 	var store Store
-	store, err = wal.Open(path, wal.WithSegmentSize(n.opts.SegmentSize), wal.WithLogger(n.log.Named("wal")))
+	store, err = wal.Open(path, wal.WithSegmentSize(n.opts.SegmentSize), wal.WithSegmentFiler(files), wal.WithLogger(n.log.Named("wal")))
 	if err != nil {
 		return fmt.Errorf("cannot open the log in %s: %w; restore the directory from a backup, or empty it and let the node join again", path, err)
 	}
@@ -125,6 +131,7 @@ func (n *Node) openStore() error {
 	}
 	n.guard = newGuard(store, n.opts.WriteTimeout, n.fence)
 	n.stack.PushClose("log store", n.closeStore)
+	n.stack.Go("next log file", next.run)
 	n.stack.Go("disk watchdog", func(ctx context.Context) { n.guard.watch(ctx.Done()) })
 	if err := n.guard.scan(); err != nil {
 		return fmt.Errorf("cannot use the log in %s: %w", path, err)

@@ -98,7 +98,7 @@ type Options struct {
 	LeaderChanged func()
 
 	WriteTimeout      time.Duration // a log write that takes longer fences; default 2 s
-	SegmentSize       int           // bytes of one pre-allocated log file; default 16 MiB
+	SegmentSize       int           // bytes of one pre-allocated log file; default 4 MiB
 	SnapshotThreshold uint64        // entries between snapshots; default 16,384
 	TrailingLogs      uint64        // entries kept behind a snapshot for slow followers; default 10,240
 
@@ -113,7 +113,7 @@ type Options struct {
 
 const (
 	defaultWriteTimeout = 2 * time.Second
-	defaultSegmentSize  = 16 << 20
+	defaultSegmentSize  = 4 << 20
 	minSegmentSize      = 64 << 10
 	defaultThreshold    = 16384
 	defaultTrailing     = 10240
