@@ -120,7 +120,7 @@ func TestRefusals(t *testing.T) {
 		{"unknown key in a section", "raft:\n  zzzzzz: 3\n", "", []string{`agent.yaml:2:3: cannot use key "raft.zzzzzz"`, "known here are bind, timeout"}},
 		{"unknown key in a list", "peers:\n  - name: a\n    prt: 1\n", "", []string{`agent.yaml:3:5: cannot use key "peers"`, `unknown field "prt"`}},
 		{"all of them at once", "a: 1\nb: 2\n", "", []string{"agent.yaml:1:1", "agent.yaml:2:1"}},
-		{"wrong type", "raft:\n  timeout: 1s\ngateways: many\n", "", []string{`agent.yaml:3:11: cannot use key "gateways"`, "correct the value"}},
+		{"wrong type", "raft:\n  timeout: 1s\ngateways: many\n", "", []string{`agent.yaml:3:11: cannot use key "gateways": another kind of value is expected: a whole number: correct the value`}},
 		{"wrong text of a type", "drain: soon\n", "", []string{`agent.yaml:1:8: cannot use key "drain": cannot use "soon" as a duration`}},
 		{"wrong duration", "raft: {timeout: soon}\n", "", []string{`agent.yaml:1:17: cannot use key "raft.timeout"`}},
 		{"value for a section", "raft: 3\n", "", []string{`agent.yaml:1:7: cannot use key "raft": keys and values are expected`}},

@@ -348,8 +348,19 @@ func (d *decoder) wrong(key string, err error, tok *token.Token) error {
 	return d.at(tok, key, message(err), remedy)
 }
 
+// kinds are the kinds of values in the words of people who write files.
+var kinds = map[reflect.Kind]string{
+	reflect.Int: "a whole number", reflect.Int64: "a whole number", reflect.Uint: "a whole number", reflect.Uint64: "a whole number",
+	reflect.Uint16: "a whole number", reflect.Float64: "a number", reflect.String: "a text", reflect.Bool: "true or false",
+	reflect.Slice: "a list", reflect.Struct: "keys and values, indented below", reflect.Map: "keys and values, indented below",
+}
+
 // message is the library's own words without its excerpt of the file, which could hold a secret.
 func message(err error) string {
+	var wrongType *yaml.TypeError
+	if errors.As(err, &wrongType) && kinds[wrongType.DstType.Kind()] != "" {
+		return "another kind of value is expected: " + kinds[wrongType.DstType.Kind()]
+	}
 	var e yaml.Error
 	if errors.As(err, &e) {
 		return e.GetMessage()

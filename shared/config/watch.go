@@ -62,6 +62,14 @@ func Watch(ctx context.Context, path string, log hclog.Logger, onChange func()) 
 	return nil
 }
 
+// Close ends a watch that is not run. A nil Watcher has none to end.
+func (w *Watcher) Close() error {
+	if w == nil {
+		return nil
+	}
+	return w.fs.Close()
+}
+
 // Run calls onChange after every change until ctx is done, and then ends the watch.
 func (w *Watcher) Run(ctx context.Context, onChange func()) {
 	defer func() { _ = w.fs.Close() }()

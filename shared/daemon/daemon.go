@@ -6,7 +6,6 @@ import (
 	"context"
 	"errors"
 	"os"
-	"reflect"
 	"sync"
 	"time"
 
@@ -58,22 +57,21 @@ func Run[C config.Target](ctx context.Context, o Options[C]) error {
 		return err
 	}
 	log.Info("starting", "version", version.String(), "config", o.Path, "overridden", loaded.Overridden)
-	program, err := o.Start(cfg, log)
+	watcher, cfg, err := watched(o, cfg, log)
 	if err != nil {
 		return err
+	}
+	program, err := o.Start(cfg, log)
+	if err != nil {
+		return errors.Join(err, watcher.Close())
 	}
 	notifier := notify.New(log)
 	var around lifecycle.Stack
 	around.Push(o.Name, program.Stop)
 	around.Go("watchdog", func(ctx context.Context) { notifier.Watchdog(ctx, program.Healthy) })
 	reload := &reloader[C]{Options: o, running: cfg, log: log, notifier: notifier}
-	if o.Path != "" {
-		watcher, err := config.NewWatcher(o.Path, log)
-		if err != nil {
-			log.Warn("cannot watch the configuration file; SIGHUP still reloads it", "error", err)
-		} else {
-			around.Go("configuration watch", func(ctx context.Context) { watcher.Run(ctx, reload.now) })
-		}
+	if watcher != nil {
+		around.Go("configuration watch", func(ctx context.Context) { watcher.Run(ctx, reload.now) })
 	}
 	notifier.Ready()
 	failure := wait(ctx, o.Hup, program.Failed(), reload.now)
@@ -85,6 +83,25 @@ func Run[C config.Target](ctx context.Context, o Options[C]) error {
 	stopCtx, cancel := context.WithTimeout(context.Background(), stopPatience)
 	defer cancel()
 	return errors.Join(failure, around.Stop(stopCtx))
+}
+
+// watched begins to watch the configuration file, and reads it again then: the program takes a while to start,
+// and no change may fall between what it starts with and what is watched. There is no watcher without a file,
+// or where the system gives none.
+func watched[C config.Target](o Options[C], cfg C, log hclog.Logger) (*config.Watcher, C, error) {
+	if o.Path == "" {
+		return nil, cfg, nil
+	}
+	watcher, err := config.NewWatcher(o.Path, log)
+	if err != nil {
+		log.Warn("cannot watch the configuration file; SIGHUP still reloads it", "error", err)
+		return nil, cfg, nil
+	}
+	latest := o.Default()
+	if _, err := config.Load(o.Path, latest, o.Environ); err != nil {
+		return nil, cfg, errors.Join(err, watcher.Close())
+	}
+	return watcher, latest, nil
 }
 
 // wait reloads as asked until the program has to end, and returns why if it is a failure.
@@ -105,8 +122,9 @@ func wait(ctx context.Context, hup <-chan os.Signal, failed <-chan error, reload
 // watched where they are used.
 type reloader[C config.Target] struct {
 	Options[C]
-	mu       sync.Mutex // one reload at a time; guards running
+	mu       sync.Mutex // one reload at a time; guards running and refused
 	running  C
+	refused  bool // the file was wrong at the last look
 	log      hclog.Logger
 	notifier *notify.Notifier
 }
@@ -118,8 +136,13 @@ func (r *reloader[C]) now() {
 	defer r.notifier.Ready()
 	next := r.Default()
 	if _, err := config.Load(r.Path, next, r.Environ); err != nil {
-		r.log.Error("the changed configuration is not used", "error", err)
+		r.refused = true
+		r.log.Error("the changed configuration is not used; the program runs on with the one before", "error", err)
 		return
+	}
+	if r.refused {
+		r.refused = false
+		r.log.Info("the configuration file is right again")
 	}
 	had, has := r.Log(r.running), r.Log(next)
 	if level, err := logging.ParseLevel(has.Level); err == nil && has.Level != had.Level {
@@ -127,7 +150,7 @@ func (r *reloader[C]) now() {
 		had.Level = has.Level
 		r.log.Info("log level changed", "level", has.Level)
 	}
-	if !reflect.DeepEqual(next, r.running) {
-		r.log.Warn("the configuration file has changes that need a restart")
+	if keys := config.Differences(next, r.running); len(keys) > 0 {
+		r.log.Warn("the configuration file has changes that need a restart", "keys", keys)
 	}
 }

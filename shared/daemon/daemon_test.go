@@ -123,6 +123,34 @@ func TestItDoesNotStartWithAWrongConfiguration(t *testing.T) {
 	}
 }
 
+// Somebody may edit the file while the program is still on its way up.
+func TestAChangeDuringTheStartIsSeen(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "x.yaml")
+	r := &running{path: path, done: make(chan error, 1)}
+	r.write(t, "word: a\n")
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	started := make(chan hclog.Logger, 1)
+	go func() {
+		r.done <- daemon.Run(ctx, daemon.Options[*settings]{
+			Name: "test", Path: path,
+			Default: func() *settings { return &settings{Log: logging.Config{Level: "off", Format: "text"}} },
+			Log:     func(s *settings) *logging.Config { return &s.Log },
+			Start: func(_ *settings, log hclog.Logger) (daemon.Program, error) {
+				r.write(t, "word: a\nlog: {level: debug}\n")
+				started <- log
+				return &program{failed: make(chan error, 1)}, nil
+			},
+		})
+	}()
+	log := <-started
+	waitFor(t, "the change is read", func() bool { return log.GetLevel() == hclog.Debug })
+	cancel()
+	if err := <-r.done; err != nil {
+		t.Error(err)
+	}
+}
+
 func TestTheLogLevelIsReloaded(t *testing.T) {
 	r := run(t, "word: a\n")
 	r.write(t, "word: a\nlog: {level: debug}\n")
