@@ -1,10 +1,12 @@
 package coordinator
 
 import (
+	"context"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/agentlink"
 	"github.com/demiurge-platform/demiurge/coordinator/allocator"
+	"github.com/demiurge-platform/demiurge/coordinator/command"
 )
 
 // Runner is the allocator, for benchmarks that leave HTTP out.
@@ -12,6 +14,12 @@ func (c *Coordinator) Runner() *allocator.Runner { return c.runner }
 
 // Receiver is where agents' calls arrive, for benchmarks that leave HTTP out.
 func (c *Coordinator) Receiver() *agentlink.Receiver { return c.receiver }
+
+// RotateCA has an overlap that is shorter than the API allows.
+func (c *Coordinator) RotateCA(ctx context.Context, overlap time.Duration) error {
+	_, err := operator{c, &c.rotation}.RotateCA(ctx, command.Meta{At: time.Now(), Actor: "test"}, overlap)
+	return err
+}
 
 // LogWrites tells how long the latest writes of the log took, with their fsync.
 func (c *Coordinator) LogWrites() (p50, p99 time.Duration) {

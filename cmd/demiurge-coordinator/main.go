@@ -58,11 +58,14 @@ func keygenCommand() *cobra.Command {
 func joinCommand() *cobra.Command {
 	var token string
 	var addresses []string
+	var again bool
 	c := program.WithConfig(defaultConfig, &cobra.Command{
 		Use:   "join --token TOKEN --address HOST:PORT",
 		Short: "Get the cluster key for a new coordinator of a cluster, with a join token",
 		Long: "The token comes from `demiurge host join-token --coordinator` and is good once. It is sent only to a coordinator whose CA is the\n" +
-			"one that the token names. Writes cluster.key and trust.json into the data directory; where there is a key, nothing is done.",
+			"one that the token names. Writes cluster.key and trust.json into the data directory; where there is a key, nothing is done.\n" +
+			"With --again a coordinator that has the key gets the certificates of now, and keeps its data: one that was stopped for the whole\n" +
+			"overlap of a rotation of the CA needs that.",
 		Example: "  demiurge-coordinator join --token dmj1.jt-abcdefghij.… --address coordinator-1:7400",
 	}, func(c *cobra.Command, path string) error {
 		token, err := program.JoinToken(c, token)
@@ -73,10 +76,11 @@ func joinCommand() *cobra.Command {
 		if err != nil {
 			return err
 		}
-		return coordinator.Join(c.Context(), coordinator.JoinOptions{Config: cfg, Token: token, Address: addresses, Out: c.OutOrStdout()})
+		return coordinator.Join(c.Context(), coordinator.JoinOptions{Config: cfg, Token: token, Address: addresses, Again: again, Out: c.OutOrStdout()})
 	})
 	c.Flags().StringVar(&token, "token", "", "join token; - reads it from standard input")
 	c.Flags().StringSliceVar(&addresses, "address", nil, "addresses of coordinators' APIs")
+	c.Flags().BoolVar(&again, "again", false, "get the certificates anew, for one that was stopped for the whole overlap of a rotation")
 	_ = c.MarkFlagRequired("token")
 	_ = c.MarkFlagRequired("address")
 	return c

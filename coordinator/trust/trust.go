@@ -16,6 +16,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"time"
 
@@ -281,10 +282,10 @@ func (k *Keeper) follow() time.Duration {
 	k.turn.Lock()
 	defer k.turn.Unlock()
 	k.mu.Lock()
-	known := k.record.Index
+	known, present := k.record.Index, k.bundle.Pin()
 	k.mu.Unlock()
 	have := k.opts.Store.View().Trust(nil)
-	if have == nil || have.ModifyIndex == known {
+	if have == nil || have.ModifyIndex == known || have.ModifyIndex < known && !names(have.Bundle, present) {
 		return never
 	}
 	next := Record{
@@ -297,6 +298,14 @@ func (k *Keeper) follow() time.Duration {
 	}
 	k.log.Info("the cluster's certificates or gossip keys changed", "index", next.Index, "ca", k.Bundle().Pin().String())
 	return never
+}
+
+// names reports whether a bundle has a CA. A state without the one that signs now is from before it: of a coordinator that
+// has just started, or joined, and has not heard yet what was decided since. To go back to it would be for ever, once the
+// others do not accept the CA of before any more. A restored state has a lower index too, and the present CA.
+func names(bundle []byte, ca pki.Pin) bool {
+	b, err := pki.ParseBundle(string(bundle))
+	return err != nil || slices.ContainsFunc(b.Roots(), func(r pki.Root) bool { return r.Pin() == ca })
 }
 
 // adopt saves a record before it is used: after a restart the coordinator must be able to meet the others.

@@ -207,6 +207,63 @@ func TestRotationOverlap(t *testing.T) {
 	}
 }
 
+// TestAnOlderStateIsNotFollowed: a coordinator that was started, or has joined, begins with a state from before what its
+// trust.json has. It must not go back to certificates that nobody accepts any more: it would never hear of the others.
+func TestAnOlderStateIsNotFollowed(t *testing.T) {
+	c := newCluster(t)
+	ctx, dir := context.Background(), t.TempDir()
+	a, err := c.open(dir, "c1", c.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := a.Found(ctx, c); err != nil {
+		t.Fatal(err)
+	}
+	c.index++ // what the others have meanwhile
+	saved, now := newCluster(t), *c.store.View().Trust(nil)
+	saved.key = c.key
+	if err := a.Rotate(ctx, c, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	txn := saved.store.Begin()
+	txn.Entry(state.Origin{Index: 1, At: c.now()})
+	txn.PutTrust(now)
+	txn.Commit()
+	b, err := saved.open(dir, "c1", c.key)
+	if err != nil {
+		t.Fatal(err)
+	}
+	stop, cancel := context.WithCancel(ctx)
+	done := make(chan struct{})
+	go func() { // ends with cancel
+		defer close(done)
+		b.Run(stop)
+	}()
+	look := func() bool { // after the record in the state was looked at
+		t.Helper()
+		if err := b.PutKeyring(ctx, accepting{}, b.Keyring()); err != nil {
+			t.Fatal(err)
+		}
+		return b.Pin() == a.Pin() && meets(t, a.Live(), b.Live())
+	}
+	if !look() {
+		t.Error("it went back to the CA of before")
+	}
+	saved.store.Replace(c.store) // it has heard of everything
+	if !look() {
+		t.Error("it does not follow the newest state")
+	}
+	cancel()
+	<-done
+}
+
+// accepting says that everything is in the log, and forgets it.
+type accepting struct{}
+
+func (accepting) Propose(context.Context, command.Command) (command.Result, uint64, error) {
+	return command.Result{}, 0, nil
+}
+
 func TestRotationsAtTheSameTime(t *testing.T) {
 	c := newCluster(t)
 	a := c.keeper(t.TempDir(), "c1")
