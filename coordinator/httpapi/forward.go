@@ -70,6 +70,20 @@ func (s *Server) elsewhere(row *route, r *http.Request) bool {
 	return row.method != get || r.URL.Query().Get("consistency") != "stale" || fromUser(r)
 }
 
+// decidedElsewhere reports whether a refusal of this coordinator is left to the one that leads: only that one can record
+// it, and knows all tokens. Who is too fast stays here, where it was counted.
+func (s *Server) decidedElsewhere(f *fault.Error, r *http.Request) bool {
+	if s.opts.Peers == nil || forwarded(r.Context()) || s.opts.Cluster.IsLeader() {
+		return false
+	}
+	_, leader := s.opts.Cluster.Leader()
+	switch f.Code {
+	case fault.Unauthenticated, fault.Forbidden, fault.NoLeader:
+		return leader != ""
+	}
+	return false
+}
+
 // leaderPatience is longer than an election takes when all goes well. Asking again would take a caller longer than
 // waiting does, and the coordinators more work, just when they have little to spare.
 const leaderPatience = 1500 * time.Millisecond

@@ -55,6 +55,9 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f == nil {
 		f = s.roomFor(row)
 	}
+	if f != nil && s.decidedElsewhere(f, r) && s.forward(rec, r, row) {
+		return
+	}
 	if f != nil {
 		s.note(f, label, c, r)
 		writeProblem(rec, f, status)
