@@ -44,7 +44,7 @@ import (
 // garbageAllowed is how much memory a coordinator leaves to garbage beside its state.
 const garbageAllowed = 64 << 20
 
-// LeastProcessors is how many of Go's processors (GOMAXPROCS) a process with a coordinator needs. A goroutine that
+// LeastProcessors is how many of Go's processors (GOMAXPROCS) a busy process with a coordinator needs. A goroutine that
 // waits for the disk keeps the one it ran on until the runtime notices, which takes up to ten milliseconds: with one for
 // each of a small machine's two cores, a log write beside a snapshot stops everything else, heartbeats too.
 const LeastProcessors = 4

@@ -67,19 +67,10 @@ func main() {
 
 // run runs the agent. The host's processors are there for the gateways: one is enough for it, until it has much to do.
 func run(ctx context.Context, path string, environ []string, hup <-chan os.Signal) error {
-	if os.Getenv(maxProcs) == "" {
-		ctx, stop := context.WithCancel(ctx)
-		done := make(chan struct{})
-		go func() { // waited for below
-			defer close(done)
-			processors.Govern(ctx)
-		}()
-		defer func() {
-			stop()
-			<-done
-		}()
+	if os.Getenv(maxProcs) != "" {
+		return agent.Run(ctx, path, environ, hup)
 	}
-	return agent.Run(ctx, path, environ, hup)
+	return processors.Govern(processors.Options{Much: 0.6, Little: 0.45}, func() error { return agent.Run(ctx, path, environ, hup) })
 }
 
 // joinCommand lets this host into a cluster.

@@ -3,15 +3,16 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"os"
-	"runtime"
 
 	"github.com/spf13/cobra"
 
 	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/coordinator"
 	"github.com/demiurge-platform/demiurge/shared/config"
+	"github.com/demiurge-platform/demiurge/shared/processors"
 )
 
 const defaultConfig = "/etc/demiurge/coordinator.yaml"
@@ -20,15 +21,12 @@ const defaultConfig = "/etc/demiurge/coordinator.yaml"
 const maxProcs = "GOMAXPROCS"
 
 func main() {
-	if os.Getenv(maxProcs) == "" {
-		runtime.GOMAXPROCS(max(runtime.GOMAXPROCS(0), coordinator.LeastProcessors))
-	}
 	root := program.Command(program.Options{
 		Name:     "demiurge-coordinator",
 		Short:    "Keeps the pool and allocation state of a Demiurge cluster",
 		RunShort: "Run the coordinator until SIGINT or SIGTERM; SIGHUP or a changed file reloads what can be reloaded",
 		Config:   defaultConfig,
-		Run:      coordinator.Run,
+		Run:      run,
 		Validate: func(path string, environ []string) error {
 			_, err := load(path, environ)
 			return err
@@ -36,6 +34,17 @@ func main() {
 	})
 	root.AddCommand(keygenCommand(), joinCommand(), recoverCommand())
 	program.Main(root)
+}
+
+// run runs the coordinator. With little to do it has one of Go's processors, because with several every step of a piece
+// of work wakes a thread on another of them. That one waits for the disk with each log write, until the
+// runtime notices, so it has all of them long before one would not do.
+func run(ctx context.Context, path string, environ []string, hup <-chan os.Signal) error {
+	if os.Getenv(maxProcs) != "" {
+		return coordinator.Run(ctx, path, environ, hup)
+	}
+	few := processors.Options{Much: 0.35, Little: 0.25, Least: coordinator.LeastProcessors}
+	return processors.Govern(few, func() error { return coordinator.Run(ctx, path, environ, hup) })
 }
 
 // keygenCommand makes the key of a new cluster.

@@ -14,14 +14,22 @@ import (
 const (
 	// look is how often the program's load is looked at.
 	look = 200 * time.Millisecond
-	// much is the load of one processor above which a program gets all of them at once, little the one below which it
-	// goes back to one after calmLooks in a row.
-	much, little = 0.6, 0.45
-	calmLooks    = 5
+	// calmLooks is how many looks in a row have to see little load before a program goes back to one processor.
+	calmLooks = 5
 )
+
+// Options say when a program has much to do, and what it gets then.
+type Options struct {
+	// Much is the load of one processor above which the program gets all of them at once, Little the one below which it
+	// goes back to one after a while.
+	Much, Little float64
+	// Least is how many processors all of them are at least; 0: as many as Go takes by itself.
+	Least int
+}
 
 // governor decides how many processors there are.
 type governor struct {
+	opts Options
 	all  bool // rather than one
 	calm int  // looks with little load in a row
 }
@@ -29,9 +37,9 @@ type governor struct {
 // next takes the load since the last look, in processors.
 func (g *governor) next(load float64) {
 	switch {
-	case load > much:
+	case load > g.opts.Much:
 		g.all, g.calm = true, 0
-	case load > little:
+	case load > g.opts.Little:
 		g.calm = 0
 	default:
 		if g.calm++; g.calm >= calmLooks {
@@ -40,16 +48,28 @@ func (g *governor) next(load float64) {
 	}
 }
 
-// Govern sets the processors of this whole process by its load until ctx ends: one, or as many as Go takes by itself.
-// It is for the program's main function, where nobody has set GOMAXPROCS, and begins with one.
-func Govern(ctx context.Context) { govern(ctx, processorTime) }
+// Govern runs a program and sets the processors of this whole process by its load meanwhile: one or all. It is for the
+// program's main function, where nobody has set GOMAXPROCS, and begins with one.
+func Govern(opts Options, run func() error) error {
+	ctx, stop := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { // waited for below
+		defer close(done)
+		govern(ctx, opts, processorTime)
+	}()
+	defer func() {
+		stop()
+		<-done
+	}()
+	return run()
+}
 
-func govern(ctx context.Context, processorTime func() time.Duration) {
+func govern(ctx context.Context, opts Options, processorTime func() time.Duration) {
 	runtime.GOMAXPROCS(1)
-	defer runtime.SetDefaultGOMAXPROCS()
+	defer all(opts.Least)
 	tick := time.NewTicker(look)
 	defer tick.Stop()
-	var g governor
+	g := governor{opts: opts}
 	at, used := time.Now(), processorTime()
 	for {
 		select {
@@ -63,10 +83,18 @@ func govern(ctx context.Context, processorTime func() time.Duration) {
 		at, used = now, total
 		switch {
 		case g.all && !before:
-			runtime.SetDefaultGOMAXPROCS()
+			all(opts.Least)
 		case before && !g.all:
 			runtime.GOMAXPROCS(1)
 		}
+	}
+}
+
+// all gives this process as many processors as Go takes by itself, and not fewer than least.
+func all(least int) {
+	runtime.SetDefaultGOMAXPROCS()
+	if runtime.GOMAXPROCS(0) < least {
+		runtime.GOMAXPROCS(least)
 	}
 }
 

@@ -2,6 +2,7 @@ package processors
 
 import (
 	"context"
+	"errors"
 	"runtime"
 	"sync/atomic"
 	"testing"
@@ -10,7 +11,7 @@ import (
 
 func TestTheGovernorFollowsTheLoad(t *testing.T) {
 	const one, all = false, true
-	var g governor
+	g := governor{opts: Options{Much: 0.6, Little: 0.45}}
 	for i, look := range []struct {
 		load float64
 		want bool
@@ -39,14 +40,14 @@ func TestTheGovernorFollowsTheLoad(t *testing.T) {
 
 func TestAProcessGetsTheProcessorsThatItsLoadTakes(t *testing.T) {
 	runtime.SetDefaultGOMAXPROCS()
-	most := runtime.GOMAXPROCS(0)
+	most := runtime.GOMAXPROCS(0) + 3
 	var load, used atomic.Int64 // load is in percent of a processor
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { // waited for below
 		defer close(done)
 		at := time.Now()
-		govern(ctx, func() time.Duration {
+		govern(ctx, Options{Much: 0.6, Little: 0.45, Least: most}, func() time.Duration {
 			now := time.Now()
 			used.Add(now.Sub(at).Nanoseconds() * load.Load() / 100)
 			at = now
@@ -72,6 +73,22 @@ func TestAProcessGetsTheProcessorsThatItsLoadTakes(t *testing.T) {
 	<-done
 	if n := runtime.GOMAXPROCS(0); n != most {
 		t.Errorf("%d processors are left behind, want %d", n, most)
+	}
+}
+
+func TestTheProgramRunsWithOneProcessorAndLeavesAllBehind(t *testing.T) {
+	failed := errors.New("failed")
+	err := Govern(Options{Much: 1e9, Least: 7}, func() error {
+		for limit := time.Now().Add(time.Minute); runtime.GOMAXPROCS(0) != 1; runtime.Gosched() {
+			if time.Now().After(limit) {
+				t.Errorf("%d processors", runtime.GOMAXPROCS(0))
+				break
+			}
+		}
+		return failed
+	})
+	if n := runtime.GOMAXPROCS(0); err != failed || n < 7 {
+		t.Errorf("%v, %d processors are left behind, want at least 7", err, n)
 	}
 }
 
