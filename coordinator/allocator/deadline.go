@@ -144,10 +144,8 @@ func dueAt(a *state.Allocation) (until time.Time, longest time.Duration) {
 	case !pending, expires(a, grant.Deadline):
 		return a.ExpiresAt, math.MaxInt64
 	}
-	if a.ActivationTimeout > 0 {
-		return grant.Deadline, a.ActivationTimeout
-	}
-	return grant.Deadline, grant.Deadline.Sub(grant.ReservedAt)
+	// A grant that was taken over from another time, as out of a snapshot, got more than the usual time.
+	return grant.Deadline, max(a.ActivationTimeout, grant.Deadline.Sub(grant.ReservedAt))
 }
 
 // expires reports whether an allocation's time to live ends before a deadline.

@@ -4,9 +4,11 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
+	"unsafe"
 
 	"github.com/hashicorp/go-hclog"
 
@@ -60,6 +62,26 @@ type world struct {
 	index uint64   // guarded by mu
 	// fenced is by when a host that was lost has ended its lease; guarded by mu.
 	fenced time.Time
+	began  time.Time
+	ahead  atomic.Int64 // seconds by which the clock was set forward
+}
+
+// clocked is how package time holds a moment with a reading of the clock that nobody sets.
+type clocked struct {
+	wall uint64 // this bit, the seconds since 1885 and the nanoseconds
+	ext  int64  // what the clock reads
+	_    *time.Location
+}
+
+// now is the clock of a machine, which has the reading that a bubble's time has not.
+func (w *world) now() time.Time {
+	now := time.Now()
+	set := now.Add(time.Duration(w.ahead.Load()) * time.Second)
+	*(*clocked)(unsafe.Pointer(&set)) = clocked{
+		wall: 1<<63 | uint64(set.Sub(time.Date(1885, 1, 1, 0, 0, 0, 0, time.UTC))/time.Second)<<30 | uint64(set.Nanosecond()),
+		ext:  int64(now.Sub(w.began)) + 1,
+	}
+	return set
 }
 
 func (w *world) Members() []gossip.Member {
@@ -142,7 +164,7 @@ func (w *world) until(t *testing.T, what string, ok func(*world) bool) time.Dura
 func watch(t *testing.T, test func(*world)) {
 	synctest.Test(t, func(t *testing.T) {
 		now := time.Now()
-		w := &world{store: state.New(), own: membership.Signals{Heard: now.Add(time.Second), Open: true}}
+		w := &world{store: state.New(), began: now, own: membership.Signals{Heard: now.Add(time.Second), Open: true}}
 		w.pool = []gossip.Member{
 			{Role: gossip.RoleCoordinator, Name: "c1", Status: gossip.StatusAlive, Self: true, Since: now},
 			{Role: gossip.RoleAgent, Name: "h1", Host: "h1", Status: gossip.StatusAlive, Since: now, Run: "r1"},
@@ -157,7 +179,7 @@ func watch(t *testing.T, test func(*world)) {
 		running.Go(func() {
 			hostmonitor.New(hostmonitor.Options{
 				Store: w.store, Proposer: w, Agents: w, Members: w.view.Snapshot, Thresholds: membership.DefaultThresholds(),
-				Lease: 8 * time.Second, Logger: hclog.NewNullLogger(), Now: time.Now,
+				Lease: 8 * time.Second, Logger: hclog.NewNullLogger(), Now: w.now,
 			}).Run(ctx)
 		})
 		time.Sleep(2 * time.Second)
@@ -183,6 +205,33 @@ func TestAQuestionConfirmsADeath(t *testing.T) {
 			t.Errorf("its lease counts as ended at %v, and it may last until %v", w.fenced, min)
 		}
 	})
+}
+
+// The clock is set between the last word of a host and its loss: its lease lasts as long as the host counts it, and the
+// end is written by the clock of now.
+func TestTheEndOfALeaseByAClockThatWasSet(t *testing.T) {
+	for _, by := range []time.Duration{6 * time.Hour, -6 * time.Hour} {
+		watch(t, func(w *world) {
+			heard := w.now()
+			if step := w.now().Sub(heard); step != 0 {
+				t.Fatalf("%v passed in no time", step)
+			}
+			w.change(func(w *world) { w.own.Heard = heard })
+			w.ahead.Store(int64(by / time.Second))
+			if now := w.now(); now.Sub(heard) != 0 || now.Round(0).Sub(heard.Round(0)) != by {
+				t.Fatalf("the clock cannot be set in this way any more: %v after %v", now, heard)
+			}
+			w.change(func(w *world) { w.own.Open, w.own.Ended = false, false })
+			w.fail()
+			w.until(t, "it is lost", func(w *world) bool { return slices.Contains(w.moves, api.HostLost) })
+			end := heard.Round(0).Add(by).Add(membership.LeaseSpan(8 * time.Second)) // by the clock of now
+			w.change(func(w *world) {
+				if got := w.fenced.Round(0); got.Sub(end).Abs() > time.Second {
+					t.Errorf("the clock was set by %v: the lease counts as ended at %v, and ends at %v", by, got, end)
+				}
+			})
+		})
+	}
 }
 
 // A host that answers is silent for the moment of the question, and no longer; it is asked again at a steady
