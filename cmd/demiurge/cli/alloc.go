@@ -2,8 +2,10 @@ package cli
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"slices"
 	"strings"
 	"time"
 
@@ -11,6 +13,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -58,11 +61,23 @@ has its gateway gets the same answer again. What fails is undone before the comm
 			return fmt.Errorf("interrupted: the coordinator undoes what was begun; 'demiurge alloc list' shows it, 'demiurge alloc stop %s' ends it", org)
 		}
 		if err != nil {
-			return err
+			return withJournal(err, org)
 		}
 		return a.printAllocation(allocation)
 	})
 	return c
+}
+
+// withJournal adds to the failure of an allocation that was begun where its journal is.
+func withJournal(err error, org id.Organization) error {
+	var f *fault.Error
+	begun := []fault.Code{fault.ActivationTimeout, fault.RouteApplyFailed, fault.VerifyFailed, fault.DNSFailed, fault.HostLost}
+	if !errors.As(err, &f) || !slices.Contains(begun, f.Code) {
+		return err
+	}
+	more := *f
+	more.Message += fmt.Sprintf("; 'demiurge alloc steps %s' shows what was done and undone", org)
+	return &more
 }
 
 // start asks for an allocation and shows meanwhile how far it is.
@@ -161,6 +176,21 @@ func allocationOf(ctx context.Context, coord *client.Client, arg string) (string
 	return allocation.AllocationID, nil
 }
 
+// latestOf is allocationOf for those who only look: without a live allocation it is the organization's last one,
+// which may have ended in the failure that they look into.
+func latestOf(ctx context.Context, coord *client.Client, arg string) (string, error) {
+	which, err := allocationOf(ctx, coord, arg)
+	if !fault.Is(err, fault.NotFound) {
+		return which, err
+	}
+	ended, listErr := coord.ListAllocations(ctx, client.AllocationFilter{OrganizationID: arg})
+	if listErr != nil || len(ended) == 0 {
+		return "", err
+	}
+	last := slices.MaxFunc(ended, func(a, b api.Allocation) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	return last.AllocationID, nil
+}
+
 func (a *app) allocList() *cobra.Command {
 	var filter client.AllocationFilter
 	var ended bool
@@ -200,7 +230,7 @@ func (a *app) allocShow() *cobra.Command {
 		Example: "  demiurge alloc show al-abcdefghijklmnop",
 		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
-			which, err := allocationOf(ctx, coord, args[0])
+			which, err := latestOf(ctx, coord, args[0])
 			if err != nil {
 				return err
 			}
@@ -238,7 +268,7 @@ func (a *app) allocSteps() *cobra.Command {
 		Example: "  demiurge alloc steps al-abcdefghijklmnop",
 		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
-			which, err := allocationOf(ctx, coord, args[0])
+			which, err := latestOf(ctx, coord, args[0])
 			if err != nil {
 				return err
 			}
@@ -268,7 +298,7 @@ func (a *app) allocExplain() *cobra.Command {
 		Example: "  demiurge alloc explain al-abcdefghijklmnop",
 		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
-			which, err := allocationOf(ctx, coord, args[0])
+			which, err := latestOf(ctx, coord, args[0])
 			if err != nil {
 				return err
 			}
