@@ -90,6 +90,25 @@ func TestUnitsAreHardened(t *testing.T) {
 	}
 }
 
+// The agent's program reads /proc/sys: nginx-prepare tells one boot of the machine from another by it, and an
+// nginx that is not prepared never starts.
+func TestTheAgentsProgramSeesWhatItReads(t *testing.T) {
+	checked := 0
+	for _, unit := range units(t) {
+		text := read(t, strings.TrimPrefix(unit, "../"))
+		if !strings.Contains(text, "=/usr/bin/demiurge-agent ") {
+			continue
+		}
+		checked++
+		if slices.Contains(strings.Split(text, "\n"), "ProcSubset=pid") {
+			t.Errorf("%s runs demiurge-agent, and ProcSubset=pid hides /proc/sys from it", unit)
+		}
+	}
+	if checked < 3 {
+		t.Errorf("%d units run demiurge-agent: this test looks in the wrong place", checked)
+	}
+}
+
 // What the units are about, in the words of systemd. A change here is a change of behaviour.
 func TestUnitsKeepTheirPromises(t *testing.T) {
 	for unit, wanted := range map[string]map[string]string{
