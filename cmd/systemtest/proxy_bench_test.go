@@ -166,8 +166,8 @@ func (s *side) used(b *testing.B) float64 {
 // A turn is short, and there are many: the machine gives more in one second than in the next, which is the same for both
 // in a round of four turns. The median of the rounds says which is faster, and their quartiles how sure that is.
 const (
-	turn   = 400 * time.Millisecond
-	rounds = 30
+	turn   = 250 * time.Millisecond
+	rounds = 45
 )
 
 var answered = regexp.MustCompile(`([0-9]+) requests in`)
