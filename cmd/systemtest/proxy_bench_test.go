@@ -174,6 +174,8 @@ var answered = regexp.MustCompile(`([0-9]+) requests in`)
 
 // load sends requests on 32 kept connections for a turn, with wrk where it is installed, and returns how many were answered.
 func load(b *testing.B, address, name string) float64 {
+	ctx, cancel := context.WithTimeout(context.Background(), turn)
+	defer cancel()
 	if wrk, err := exec.LookPath("wrk"); err == nil {
 		var out bytes.Buffer
 		cmd := exec.Command(wrk, "-t1", "-c32", "-d1m", "-H", "Host: "+name, "http://"+address+"/collab/ping")
@@ -181,7 +183,7 @@ func load(b *testing.B, address, name string) float64 {
 		if err := cmd.Start(); err != nil {
 			b.Fatal(err)
 		}
-		time.Sleep(turn)
+		<-ctx.Done()
 		_ = cmd.Process.Signal(os.Interrupt) // wrk's own times are whole seconds; told so, it ends and says what it has
 		err := cmd.Wait()
 		found := answered.FindSubmatch(out.Bytes())
@@ -194,8 +196,6 @@ func load(b *testing.B, address, name string) float64 {
 		}
 		return n
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), turn)
-	defer cancel()
 	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 32}}
 	defer client.CloseIdleConnections()
 	counts := make([]int, 32)
