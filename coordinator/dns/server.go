@@ -43,9 +43,10 @@ type Server struct {
 	log       hclog.Logger
 	udp       net.PacketConn
 	tcp       *limited
+	rates     *rates // of answers by UDP
 
-	queries, refused, crashed atomic.Uint64
-	lastCrash                 atomic.Int64 // time of the last panic that was logged
+	queries, refused, crashed, limited atomic.Uint64
+	lastCrash                          atomic.Int64 // time of the last panic that was logged
 }
 
 // ServerStats counts since the start.
@@ -53,6 +54,7 @@ type ServerStats struct {
 	Queries         uint64 // that were answered
 	Refused         uint64 // of them, with REFUSED
 	Crashed         uint64 // queries that were answered with SERVFAIL because of a fault in this program
+	Limited         uint64 // queries by UDP above the limit of their network
 	RefusedConns    uint64 // TCP connections above the limits
 	OpenConnections int
 }
@@ -67,7 +69,7 @@ func Listen(opts ServerOptions) (*Server, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot serve DNS: %w", err)
 	}
-	s := &Server{authority: authority, log: opts.Logger.Named("dns")}
+	s := &Server{authority: authority, log: opts.Logger.Named("dns"), rates: newRates(time.Now)}
 	udp, tcp, err := bind(opts.Config.Listen)
 	if err != nil {
 		return nil, fmt.Errorf("cannot listen for DNS on %s (%w): stop what uses the port (ss -lunpt shows it), set dns.listen to another address, or, below port 1024, give the program CAP_NET_BIND_SERVICE", opts.Config.Listen, err)
@@ -114,7 +116,7 @@ func (s *Server) Close() error {
 func (s *Server) Stats() ServerStats {
 	open, refused := s.tcp.counts()
 	return ServerStats{
-		Queries: s.queries.Load(), Refused: s.refused.Load(), Crashed: s.crashed.Load(), RefusedConns: refused, OpenConnections: open,
+		Queries: s.queries.Load(), Refused: s.refused.Load(), Crashed: s.crashed.Load(), Limited: s.limited.Load(), RefusedConns: refused, OpenConnections: open,
 	}
 }
 
@@ -184,6 +186,9 @@ func (s *Server) handle(w mdns.ResponseWriter, query *mdns.Msg, udp bool) {
 			_ = w.WriteMsg(new(mdns.Msg).SetRcode(query, mdns.RcodeServerFailure)) // to a client that may be gone
 		}
 	}()
+	if udp && !s.within(w, query) {
+		return
+	}
 	reply := s.authority.answer(query, udp)
 	s.queries.Add(1)
 	if reply.Rcode == mdns.RcodeRefused {
@@ -192,6 +197,21 @@ func (s *Server) handle(w mdns.ResponseWriter, query *mdns.Msg, udp bool) {
 	if err := w.WriteMsg(reply); err != nil {
 		s.log.Trace("cannot send an answer", "client", w.RemoteAddr(), "error", err)
 	}
+}
+
+// within reports whether a query by UDP is to be answered. Of those above the limit some are told to come by TCP.
+func (s *Server) within(w mdns.ResponseWriter, query *mdns.Msg) bool {
+	v := s.rates.take(w.RemoteAddr())
+	if v == answered {
+		return true
+	}
+	s.limited.Add(1)
+	if v == shortened {
+		reply := new(mdns.Msg).SetReply(query)
+		reply.Truncated = true
+		_ = w.WriteMsg(reply) // to a client that may be gone, or never was there
+	}
+	return false
 }
 
 func (s *Server) panicked(reason any) {
