@@ -41,6 +41,7 @@ type Node struct {
 	snaps     *raft.FileSnapshotStore
 	raft      *raft.Raft
 	lead      *leadership
+	gather    gatherer
 	roomNow   atomic.Pointer[Room]
 	stack     lifecycle.Stack // what Open started; stopped by Close
 

@@ -35,22 +35,11 @@ func (n *Node) Propose(ctx context.Context, data []byte) (result any, index uint
 	if !n.IsLeader() {
 		return nil, 0, n.noLeader(nil, "this coordinator does not lead")
 	}
-	type answer struct {
-		result any
-		index  uint64
-	}
-	var got answer
-	err = n.await(ctx, func() error {
-		f := n.raft.Apply(data, n.opts.WriteTimeout)
-		if err := f.Error(); err != nil {
-			return err
-		}
-		got = answer{f.Response(), f.Index()}
-		return nil
-	})
+	p := &proposal{data: data, done: make(chan error, 1)}
+	err = n.submit(ctx, p)
 	switch {
 	case err == nil:
-		return got.result, got.index, nil
+		return p.result, p.index, nil
 	case notTaken(err):
 		return nil, 0, n.noLeader(err, "this coordinator could not take the command")
 	default:
@@ -110,18 +99,29 @@ func (n *Node) noLeader(cause error, message string) error {
 // await runs a call into the library, which knows no contexts, until it answers, ctx ends or the node
 // fences itself. Close waits for calls that nobody waits for any more.
 func (n *Node) await(ctx context.Context, call func() error) error {
-	n.mu.Lock()
-	if n.closing {
-		n.mu.Unlock()
-		return errClosing
+	if err := n.begin(); err != nil {
+		return err
 	}
-	n.pending.Add(1)
-	n.mu.Unlock()
 	done := make(chan error, 1)
 	go func() { // waited for by Close
 		defer n.pending.Done()
 		done <- call()
 	}()
+	return n.outcome(ctx, done)
+}
+
+// begin counts a call into the library in that Close has to wait for.
+func (n *Node) begin() error {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.closing {
+		return errClosing
+	}
+	n.pending.Add(1)
+	return nil
+}
+
+func (n *Node) outcome(ctx context.Context, done <-chan error) error {
 	select {
 	case err := <-done:
 		return err
