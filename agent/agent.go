@@ -54,6 +54,7 @@ type Agent struct {
 	credential *credential.Keeper
 	nginx      *nginx.Engine
 	queue      *syncer.Queue
+	routed     chan struct{} // of one place: what is routed may have changed
 	engine     *reconcile.Engine
 	tenants    *tenants
 	syncer     *syncer.Syncer
@@ -75,7 +76,7 @@ func New(o Options) (*Agent, error) {
 	if o.FS == nil {
 		o.FS = func(f fsx.FS) fsx.FS { return f }
 	}
-	a := &Agent{c: o.Config, o: o, log: o.Logger, metrics: newMetrics(), queue: syncer.NewQueue(o.Now), failed: make(chan error, 1)}
+	a := &Agent{c: o.Config, o: o, log: o.Logger, metrics: newMetrics(), queue: syncer.NewQueue(o.Now), routed: make(chan struct{}, 1), failed: make(chan error, 1)}
 	if err := a.open(); err != nil {
 		return nil, errors.Join(err, a.stack.Stop(context.Background()))
 	}
@@ -130,7 +131,7 @@ func (a *Agent) open() error {
 	timing.StopGrace = a.c.Gateway.StopGrace
 	a.engine, err = reconcile.New(reconcile.Options{
 		Logger: a.log, Journal: jnl, FS: files, Nginx: nginxPort{a.nginx}, Driver: runner,
-		Control: reconcile.NewHTTPControl(l.socket), Sink: a.queue, Services: a.tenants, Layout: l, Domain: a.c.Domain, Lease: a.lease, Timing: timing, Now: a.o.Now,
+		Control: reconcile.NewHTTPControl(l.socket), Sink: routedSink{a.queue, a.routed}, Services: a.tenants, Layout: l, Domain: a.c.Domain, Lease: a.lease, Timing: timing, Now: a.o.Now,
 	})
 	if err != nil {
 		return err

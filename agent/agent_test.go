@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"net"
 	"net/http"
 	"os"
 	"os/exec"
@@ -24,6 +23,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/porttest"
 )
 
 // The real programs, built once for all tests; the agent with failpoints.
@@ -80,7 +80,7 @@ func prepareHost(t testing.TB) *host {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { _ = os.RemoveAll(dir) })
-	h := &host{t: t, c: agenttest.NewCoordinator(t, domain), port: freePort(t)}
+	h := &host{t: t, c: agenttest.NewCoordinator(t, domain), port: porttest.Free(t)}
 	c := agent.DefaultConfig()
 	c.HostID, c.Domain, c.Address = "host-1", domain, "127.0.0.1"
 	c.Coordinators = []string{h.c.Address()}
@@ -95,16 +95,6 @@ func prepareHost(t testing.TB) *host {
 	h.config = c
 	t.Cleanup(h.endGateways) // runs after the agent has stopped
 	return h
-}
-
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer func() { _ = l.Close() }()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func logger() hclog.Logger {

@@ -19,6 +19,7 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/porttest"
 )
 
 // plain is a proxy to a program that asks nobody.
@@ -159,7 +160,7 @@ func (h *host) containerAt(b *testing.B, org id.Organization, at netip.AddrPort)
 // plainProxy starts an nginx that asks nobody, and returns its port.
 func (h *host) plainProxy(b *testing.B, to string) int {
 	b.Helper()
-	dir, port, account := b.TempDir(), freePort(b), ""
+	dir, port, account := b.TempDir(), porttest.Free(b), ""
 	if os.Getuid() == 0 {
 		account = "user root;" // the generated configuration does the same
 	}

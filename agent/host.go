@@ -8,6 +8,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/health"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
+	"github.com/demiurge-platform/demiurge/agent/reconcile"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/version"
@@ -58,22 +59,49 @@ func (a *Agent) serving() health.Serving {
 
 // watchHost reports the host when it changed, from the moment on at which there is something to say.
 func (a *Agent) watchHost(ctx context.Context, settled <-chan struct{}) {
-	tick := time.NewTicker(hostLook)
-	defer tick.Stop()
 	var last api.HostReport
 	var at time.Time
-	for {
+	watch(ctx, a.routed, func() {
 		r := a.hostReport()
 		if closed(settled) && due(last, r, a.o.Now().Sub(at)) {
 			last, at = r, a.o.Now()
 			a.queue.SetHost(r)
 		}
 		a.looked.Store(a.o.Now().UnixNano())
+	})
+}
+
+// watch looks in its rhythm until ctx ends, and at once when it is woken.
+func watch(ctx context.Context, woken <-chan struct{}, look func()) {
+	tick := time.NewTicker(hostLook)
+	defer tick.Stop()
+	for {
+		look()
 		select {
 		case <-ctx.Done():
 			return
+		case <-woken:
 		case <-tick.C:
 		}
+	}
+}
+
+// routedSink passes on what the gateways' actors saw, and wakes who counts routes when one began or ceased to serve:
+// whoever has just started an organization and asks for the state of the host finds it counted.
+type routedSink struct {
+	reconcile.Sink
+	routed chan<- struct{} // of one place
+}
+
+// Observe implements reconcile.Sink.
+func (s routedSink) Observe(o api.Observation) {
+	s.Sink.Observe(o)
+	if len(o.Gateways) == 0 {
+		return
+	}
+	select {
+	case s.routed <- struct{}{}:
+	default: // it is on its way
 	}
 }
 

@@ -17,6 +17,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/agenttest"
 	"github.com/demiurge-platform/demiurge/agent/oauth"
+	"github.com/demiurge-platform/demiurge/shared/porttest"
 )
 
 // tunnel is an HTTP proxy that finds every name at this host, for programs that cannot be told otherwise.
@@ -68,7 +69,7 @@ func TestOAuthWithOAuth2Proxy(t *testing.T) {
 	}
 	h := newHome(t)
 	h.members("ada=owner", "bob=member")
-	port := freePort(t)
+	port := porttest.Free(t)
 	front := fmt.Sprintf("http://127.0.0.1:%d", port)
 	client, secret := h.client(h.org, oauth.Client{Name: "oauth2-proxy", Redirects: []string{front + "/oauth2/callback"}, Scope: []string{"project:list"}})
 	guarded := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

@@ -27,6 +27,7 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/oauth"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/porttest"
 )
 
 // site is a host whose nginx speaks HTTPS, with browsers and programs that trust it.
@@ -40,7 +41,7 @@ type site struct {
 // newSite is a host with one gateway for each organization that a test wants.
 func newSite(t testing.TB, gateways int, edit ...func(*site)) *site {
 	t.Helper()
-	s := &site{host: prepareHost(t), tls: freePort(t)}
+	s := &site{host: prepareHost(t), tls: porttest.Free(t)}
 	pool := certify(t, filepath.Join(filepath.Dir(s.config.DataDir), "site.pem"))
 	s.config.Nginx.ListenTLS = []string{fmt.Sprintf("127.0.0.1:%d", s.tls)}
 	s.config.Nginx.CertificateFile = filepath.Join(filepath.Dir(s.config.DataDir), "site.pem")

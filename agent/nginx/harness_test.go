@@ -5,7 +5,6 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
-	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -22,6 +21,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/fsx/fsxtest"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/porttest"
 )
 
 // longWait is for a busy machine; nothing waits for it when all is well.
@@ -108,25 +108,10 @@ func (h *host) saw(kind EventType, match func(Event) bool) bool {
 	return false
 }
 
-// given are the ports that freePort gave in this process.
-var given sync.Map
-
-// freePort finds a port of the loopback address that nobody listens on. It is below those that the kernel gives to
-// connections (ip_local_port_range), one of which might be this one before nginx listens on it.
+// freePort is an address of nginx that nobody listens on.
 func freePort(t testing.TB) netip.AddrPort {
 	t.Helper()
-	for range 1000 {
-		addr := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(12000+rand.IntN(20000)))
-		if _, taken := given.LoadOrStore(addr, true); taken {
-			continue
-		}
-		if l, err := net.Listen("tcp", addr.String()); err == nil {
-			_ = l.Close()
-			return addr
-		}
-	}
-	t.Fatal("no port is free")
-	return netip.AddrPort{}
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(porttest.Free(t)))
 }
 
 func (h *host) layout() layout { return layout{data: h.opts.DataDir, run: h.opts.RunDir} }

@@ -11,25 +11,17 @@ import (
 	"encoding/pem"
 	"fmt"
 	"math/big"
-	"net"
 	"net/http"
 	"os"
 	"testing"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/porttest"
 )
 
 // freePort is a port that nobody listens on now.
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
-}
+func freePort(t testing.TB) int { return porttest.Free(t) }
 
 // writeCertificate puts a key and its own certificate into a file, by rename.
 func writeCertificate(t testing.TB, path, name string) {

@@ -76,7 +76,7 @@ func withJournal(err error, org id.Organization) error {
 		return err
 	}
 	more := *f
-	more.Message += fmt.Sprintf("; 'demiurge alloc steps %s' shows what was done and undone", org)
+	more.Message += fmt.Sprintf("; 'demiurge alloc steps %s' shows its steps", org)
 	return &more
 }
 

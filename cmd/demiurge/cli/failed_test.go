@@ -42,7 +42,7 @@ func TestAFailedStartLeadsToItsJournal(t *testing.T) {
 
 	c := start(t, server, "alloc", "start", org)
 	c.exit(t, 1)
-	if want := "activation_timeout: step activate failed; 'demiurge alloc steps " + org + "' shows what was done and undone"; !strings.Contains(c.stderr.String(), want) {
+	if want := "activation_timeout: step activate failed; 'demiurge alloc steps " + org + "' shows its steps"; !strings.Contains(c.stderr.String(), want) {
 		t.Errorf("%q, want %q", c.stderr.String(), want)
 	}
 	c = start(t, server, "alloc", "steps", org)
