@@ -38,3 +38,30 @@ func TestWhatOnlyCountsIsReportedLessOften(t *testing.T) {
 		}
 	}
 }
+
+// A host that has just told of a new generation tells at once of the first route in it.
+func TestOnlyCountsHoldCountsBack(t *testing.T) {
+	var s said
+	now := time.Unix(1000, 0)
+	r := api.HostReport{Nginx: api.NginxStatus{LiveGeneration: 1}}
+	for i, step := range []struct {
+		after  time.Duration
+		change func()
+		sent   bool
+	}{
+		{0, func() {}, true},
+		{time.Second, func() { r.Nginx.LiveGeneration++ }, true},
+		{time.Millisecond, func() { r.Nginx.Routes++ }, true},
+		{time.Millisecond, func() { r.Nginx.Routes++ }, false},
+		{time.Second, func() { r.Nginx.LiveGeneration++ }, true},
+		{time.Millisecond, func() { r.Nginx.Routes++ }, false},
+		{hostCount, func() {}, true},
+		{hostCount, func() {}, false},
+	} {
+		now = now.Add(step.after)
+		step.change()
+		if got := s.take(r, now); got != step.sent {
+			t.Errorf("step %d: %v", i, got)
+		}
+	}
+}

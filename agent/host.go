@@ -59,12 +59,10 @@ func (a *Agent) serving() health.Serving {
 
 // watchHost reports the host when it changed, from the moment on at which there is something to say.
 func (a *Agent) watchHost(ctx context.Context, settled <-chan struct{}) {
-	var last api.HostReport
-	var at time.Time
+	var said said
 	watch(ctx, a.routed, func() {
 		r := a.hostReport()
-		if closed(settled) && due(last, r, a.o.Now().Sub(at)) {
-			last, at = r, a.o.Now()
+		if closed(settled) && said.take(r, a.o.Now()) {
 			a.queue.SetHost(r)
 		}
 		a.looked.Store(a.o.Now().UnixNano())
@@ -114,7 +112,26 @@ func closed(c <-chan struct{}) bool {
 	}
 }
 
-// due decides whether a changed report is sent, so long after the last one.
+// said is what was reported of the host.
+type said struct {
+	last    api.HostReport
+	counted time.Time // when the last report was sent that only counted
+}
+
+// take decides whether a report is sent now, and remembers that it was. Only reports that merely count hold one
+// another back: the first count after news of another kind is as fresh as the news.
+func (s *said) take(r api.HostReport, now time.Time) bool {
+	if !due(s.last, r, now.Sub(s.counted)) {
+		return false
+	}
+	if !due(s.last, r, 0) {
+		s.counted = now
+	}
+	s.last = r
+	return true
+}
+
+// due decides whether a changed report is sent, so long after the last one that only counted.
 func due(last, now api.HostReport, since time.Duration) bool {
 	if reflect.DeepEqual(last, now) {
 		return false
