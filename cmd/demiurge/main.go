@@ -11,7 +11,11 @@ import (
 	"golang.org/x/term"
 
 	"github.com/demiurge-platform/demiurge/cmd/demiurge/cli"
+	"github.com/demiurge-platform/demiurge/shared/processors"
 )
+
+// maxProcs is the variable by which somebody else decides how many processors this process uses.
+const maxProcs = "GOMAXPROCS"
 
 func main() {
 	os.Exit(run())
@@ -38,14 +42,25 @@ func run() int {
 	if err != nil {
 		executable = os.Args[0]
 	}
-	return cli.Run(ctx, cli.Options{
-		Args:       os.Args[1:],
-		Stdin:      os.Stdin,
-		Stdout:     os.Stdout,
-		Stderr:     os.Stderr,
-		Environ:    os.Environ(),
-		Terminal:   term.IsTerminal(int(os.Stderr.Fd())),
-		Executable: executable,
-		Hurry:      hurry,
-	})
+	code := 0
+	command := func() error {
+		code = cli.Run(ctx, cli.Options{
+			Args:       os.Args[1:],
+			Stdin:      os.Stdin,
+			Stdout:     os.Stdout,
+			Stderr:     os.Stderr,
+			Environ:    os.Environ(),
+			Terminal:   term.IsTerminal(int(os.Stderr.Fd())),
+			Executable: executable,
+			Hurry:      hurry,
+		})
+		return nil
+	}
+	if os.Getenv(maxProcs) != "" {
+		_ = command() // it returns nil
+		return code
+	}
+	// Most commands wait for an answer. A bench that asks a system on the same machine should cost it as little as it can.
+	_ = processors.Govern(processors.Options{Much: 0.6, Little: 0.45}, command)
+	return code
 }

@@ -1,6 +1,7 @@
 package systemtest
 
 import (
+	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -26,8 +27,9 @@ type latencies struct {
 // BenchmarkFirstByte measures what a caller sees on a host with 200 gateways: allocations at 100 a second,
 // open loop, each followed by a request through nginx to the organization's host name. The pool is not
 // refilled and nothing is released meanwhile: starting 100 processes a second is another measurement, and
-// takes both cores by itself. It prints the medians of five such rounds, and the resident memory of the
-// programs after them.
+// takes both cores by itself. It prints the medians of five such rounds, the processor time of coordinator and agent for
+// each allocation with its organization, its release and the new gateway, and the resident memory of the programs after
+// them.
 func BenchmarkFirstByte(b *testing.B) { benchmarkFirstByte(b, shortDir(b)) }
 
 // BenchmarkFirstByteAsInstalled is the same with the run directory in memory, where /run of an installed system
@@ -53,14 +55,14 @@ func memoryRun(b *testing.B) string {
 }
 
 func benchmarkFirstByte(b *testing.B, dir string) {
-	const gateways, rounds = 200, 5
+	const gateways, allocations, rounds = 200, 190, 5
 	s := start(b, setup{flavor: plain, gateways: gateways, dir: dir})
 	most, none := gateways, 0
 	if _, err := s.client.PutPool(b.Context(), "default", api.PutPool{MinReady: &none, Max: &most}); err != nil {
 		b.Fatal(err)
 	}
 	var seen []latencies
-	failed := 0
+	failed, used := 0, map[string]float64{}
 	for range b.N {
 		for range rounds {
 			waitFor(b, "all gateways to be ready", func() string {
@@ -71,14 +73,21 @@ func benchmarkFirstByte(b *testing.B, dir string) {
 				return ""
 			})
 			var report latencies
-			stdout, stderr, code := s.command("bench", "allocate", "--organizations", "190", "--rate", "100", "--duration", "1900ms",
+			before := s.processorTime(b)
+			stdout, stderr, code := s.command("bench", "allocate", "--organizations", strconv.Itoa(allocations), "--rate", "100", "--duration", "1900ms",
 				"--hold", "3s", "--http", s.file.HTTP, "-o", "json")
 			if err := json.Unmarshal([]byte(stdout), &report); err != nil || code != 0 {
 				b.Fatalf("exit code %d, %v\n%s", code, err, stderr)
 			}
+			for name, after := range s.processorTime(b) {
+				used[name] += after - before[name]
+			}
 			seen = append(seen, report)
 			failed += report.Failed
 		}
+	}
+	for name, ms := range used {
+		b.ReportMetric(ms/float64(len(seen)*allocations), name+"-cpu-ms/allocation")
 	}
 	b.ReportMetric(0, "ns/op")
 	b.ReportMetric(float64(failed), "failed")
@@ -110,6 +119,34 @@ func benchmarkFirstByte(b *testing.B, dir string) {
 		}
 	}
 	b.ReportMetric(sum/count, "gateway-RSS-MiB")
+}
+
+// processorTime is what coordinator and agent have used so far, in milliseconds.
+func (s *system) processorTime(b *testing.B) map[string]float64 {
+	file, err := s.read()
+	if err != nil {
+		b.Fatal(err)
+	}
+	used := map[string]float64{}
+	for _, p := range file.Processes {
+		if p.Name != "agent-1" && p.Name != "coordinator-1" {
+			continue
+		}
+		stat, err := os.ReadFile("/proc/" + strconv.Itoa(p.PID) + "/stat")
+		if err != nil {
+			b.Fatal(err)
+		}
+		const user, system, tick = 11, 12, 10 // fields after the name; milliseconds
+		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+2:]))
+		for _, field := range []string{fields[user], fields[system]} {
+			ticks, err := strconv.Atoi(field)
+			if err != nil {
+				b.Fatal(err)
+			}
+			used[strings.TrimSuffix(p.Name, "-1")] += float64(ticks * tick)
+		}
+	}
+	return used
 }
 
 // resident is the resident memory of a process in MiB; 0 when it has just ended.
