@@ -27,9 +27,10 @@ func TestAStaleReadIsRefusedAsByTheLeader(t *testing.T) {
 		path, token, actor string
 		status             int
 	}{
-		"a token that nobody knows": {"/v1/hosts", strings.Repeat("0", 64), "anonymous", http.StatusUnauthorized},
-		"a role that is too low":    {"/v1/operator/raft/peers", reader.Secret, reader.TokenID, http.StatusForbidden},
-		"a role that may":           {"/v1/hosts", reader.Secret, "", http.StatusOK},
+		"a token that nobody knows":             {"/v1/hosts", strings.Repeat("0", 64), "anonymous", http.StatusUnauthorized},
+		"a role that is too low":                {"/v1/operator/raft/peers", reader.Secret, reader.TokenID, http.StatusForbidden},
+		"what a follower knows of itself alone": {"/v1/operator/state", strings.Repeat("0", 64), "", http.StatusServiceUnavailable},
+		"a role that may":                       {"/v1/hosts", reader.Secret, "", http.StatusOK},
 	} {
 		req, err := http.NewRequestWithContext(ctx, http.MethodGet, follower.URL+c.path+"?consistency=stale", nil)
 		if err != nil {

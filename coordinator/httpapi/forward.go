@@ -71,15 +71,20 @@ func (s *Server) elsewhere(row *route, r *http.Request) bool {
 }
 
 // decidedElsewhere reports whether a refusal of this coordinator is left to the one that leads: only that one can record
-// it, and knows all tokens. Who is too fast stays here, where it was counted.
-func (s *Server) decidedElsewhere(f *fault.Error, r *http.Request) bool {
+// it, and knows all tokens. Who is too fast stays here, where it was counted, and so does who asks after this coordinator
+// with a token that is not known here yet: the other one's answer would not be about it.
+func (s *Server) decidedElsewhere(f *fault.Error, row *route, r *http.Request) bool {
 	if s.opts.Peers == nil || forwarded(r.Context()) || s.opts.Cluster.IsLeader() {
 		return false
 	}
-	_, leader := s.opts.Cluster.Leader()
+	if _, leader := s.opts.Cluster.Leader(); leader == "" {
+		return false
+	}
 	switch f.Code {
-	case fault.Unauthenticated, fault.Forbidden, fault.NoLeader:
-		return leader != ""
+	case fault.Unauthenticated, fault.Forbidden:
+		return true
+	case fault.NoLeader:
+		return !row.answersAlone() && row.name != "get-node-state"
 	}
 	return false
 }

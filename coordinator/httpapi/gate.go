@@ -55,7 +55,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if f == nil {
 		f = s.roomFor(row)
 	}
-	if f != nil && s.decidedElsewhere(f, r) && s.forward(rec, r, row) {
+	if f != nil && s.decidedElsewhere(f, row, r) && s.forward(rec, r, row) {
 		return
 	}
 	if f != nil {
