@@ -10,7 +10,7 @@ import (
 
 var (
 	eventType   = regexp.MustCompile(`^([a-z_]+)\.([a-z_]+)$`)
-	eventTopics = []string{"allocation", "gateway", "host", "join_token", "organization", "pool", "token", "trust"}
+	eventTopics = []string{"agent", "allocation", "coordinator", "gateway", "host", "join_token", "organization", "pool", "snapshot", "token", "trust"}
 )
 
 // Whoever reads events looks their names up in docs/monitoring.md, and can ask for each of their topics.

@@ -177,7 +177,7 @@ func parseEventID(s string) (state.EventID, error) {
 }
 
 // eventTopics are all topics. A name that is none of them would be a feed in which nothing ever happens.
-var eventTopics = []string{"allocation", "gateway", "host", "join_token", "organization", "pool", "token", "trust"}
+var eventTopics = []string{"agent", "allocation", "coordinator", "gateway", "host", "join_token", "organization", "pool", "snapshot", "token", "trust"}
 
 // topicOf is the first part of an event's type.
 func topicOf(eventType string) string {

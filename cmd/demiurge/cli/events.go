@@ -27,7 +27,7 @@ event a line.`,
 	}
 	flags := c.Flags()
 	flags.BoolVarP(&follow, "follow", "f", false, "go on with new events")
-	flags.StringSliceVar(&q.Topics, "topic", nil, "only this topic: allocation, gateway, host, join_token, organization, pool, token or trust; repeatable")
+	flags.StringSliceVar(&q.Topics, "topic", nil, "only this topic: agent, allocation, coordinator, gateway, host, join_token, organization, pool, snapshot, token or trust; repeatable")
 	flags.StringVar(&q.After, "after", "", "only events after this id")
 	c.RunE = a.call(func(ctx context.Context, coord *client.Client, _ []string) error {
 		if follow {
