@@ -181,11 +181,16 @@ func TestP13_WithoutADecisionNothingPasses(t *testing.T) {
 		t.Errorf("a name for an address: %d", status)
 	}
 	d.pass(address)
-	for what, end := range map[string]func(){
-		"the agent is down":    func() { _, _ = d.access.server.Close(), d.passage.server.Close() },
-		"its sockets are gone": func() { _, _ = os.Remove(h.opts.AccessSocket), os.Remove(h.opts.PassSocket) },
+	// In this order: an agent that only lost its sockets' files still decides, on the connections that nginx keeps to it.
+	for _, tt := range []struct {
+		what string
+		end  func()
+	}{
+		{"the agent is down", func() { _, _ = d.access.server.Close(), d.passage.server.Close() }},
+		{"its sockets are gone", func() { _, _ = os.Remove(h.opts.AccessSocket), os.Remove(h.opts.PassSocket) }},
 	} {
-		end()
+		what := tt.what
+		tt.end()
 		for _, headers := range [][]string{plain, page} {
 			if status, header, _ := h.ask(name, "/", headers...); status != 503 || header.Get("Retry-After") == "" || hits.Load() != 0 {
 				t.Errorf("%s: %d %v", what, status, header)
