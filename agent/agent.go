@@ -221,7 +221,7 @@ func (a *Agent) Start() {
 		a.stack.Go("metrics", func(context.Context) { _ = server.Serve(a.http) })
 		a.stack.PushClose("metrics server", server.Close)
 	}
-	a.stack.Go("memory", func(ctx context.Context) { garbage.Allow(ctx, garbageAllowed) })
+	a.stack.Go("memory", func(ctx context.Context) { garbage.Allow(ctx, garbage.Allowance{Garbage: garbageAllowed}) })
 	a.stack.Go("nginx engine's loop", func(ctx context.Context) { a.must(ctx, "the nginx engine", a.nginx.Run) })
 	if a.c.Nginx.Manage {
 		a.stack.Go("nginx", a.manageNginx)

@@ -41,8 +41,13 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/usertoken"
 )
 
-// garbageAllowed is how much memory a coordinator leaves to garbage beside its state.
-const garbageAllowed = 64 << 20
+const (
+	// garbageAllowed is how much memory a coordinator leaves to garbage beside its state.
+	garbageAllowed = 64 << 20
+	// busyHeap is how large a coordinator's heap may become under load. A collection holds up what comes meanwhile, and
+	// one a second is more than one call in a hundred.
+	busyHeap = 224 << 20
+)
 
 // LeastProcessors is how many of Go's processors (GOMAXPROCS) a busy process with a coordinator needs. A goroutine that
 // waits for the disk keeps the one it ran on until the runtime notices, which takes up to ten milliseconds: with one for
@@ -193,7 +198,7 @@ func (c *Coordinator) Addr() net.Addr { return c.listener.Addr() }
 
 // Start begins to serve and to lead when elected.
 func (c *Coordinator) Start() {
-	c.stack.Go("memory", func(ctx context.Context) { garbage.Allow(ctx, garbageAllowed) })
+	c.stack.Go("memory", func(ctx context.Context) { garbage.Allow(ctx, garbage.Allowance{Garbage: garbageAllowed, Busy: busyHeap}) })
 	c.stack.Go("trust", c.trust.Run)
 	c.stack.Go("keys of issuers", c.users.Run)
 	c.stack.Go("members", c.members.Run)
