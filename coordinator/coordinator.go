@@ -198,7 +198,9 @@ func (c *Coordinator) Addr() net.Addr { return c.listener.Addr() }
 
 // Start begins to serve and to lead when elected.
 func (c *Coordinator) Start() {
-	c.stack.Go("memory", func(ctx context.Context) { garbage.Allow(ctx, garbage.Allowance{Garbage: garbageAllowed, Busy: busyHeap}) })
+	c.stack.Go("memory", func(ctx context.Context) {
+		garbage.Allow(ctx, garbage.Allowance{Garbage: garbageAllowed, Busy: busyHeap})
+	})
 	c.stack.Go("trust", c.trust.Run)
 	c.stack.Go("keys of issuers", c.users.Run)
 	c.stack.Go("members", c.members.Run)
