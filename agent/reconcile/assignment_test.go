@@ -387,8 +387,9 @@ func TestAdoptionChangesNothing(t *testing.T) {
 		if ctx.Err() != nil {
 			t.Fatal("it does not come to rest")
 		}
+		h.Until("its health is known again", func() bool { return h.Report(g).Phase == api.PhaseServing })
 		after := h.Engine.Reports()
-		if len(after) != 1 || after[0].Phase != api.PhaseServing || after[0].PID != before.PID || after[0].BootID != before.BootID {
+		if len(after) != 1 || after[0].Epoch != epoch || after[0].PID != before.PID || after[0].BootID != before.BootID {
 			t.Fatalf("reports: %+v", after)
 		}
 		h.Connect()

@@ -246,7 +246,7 @@ func TestLogFileLeftHalfReadyIsRemoved(t *testing.T) {
 	leads(t, n)
 	want := proposeMany(t, n, "before", 3)
 	shut(t, n)
-	left := filepath.Join(dir, "wal", "next.tmp")
+	left := filepath.Join(dir, "wal", "next")
 	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("a close leaves the next log file: %v", err)
 	}

@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	spareFile = "next.tmp" // in the directory of the log, where raft-wal sees only files whose names end in .wal
+	spareFile = "next" // in the directory of the log, where raft-wal sees only files whose names end in .wal
 
 	// spareBytes is how much of the spare file is written and synced at one go: few milliseconds of the disk.
 	spareBytes = 256 << 10

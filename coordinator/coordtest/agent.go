@@ -86,9 +86,13 @@ func (a *Agent) Return() {
 	a.mu.Lock()
 	a.pending = a.full()
 	clear(a.queued)
+	had := a.pending
 	a.mu.Unlock()
-	a.done.Go(func() { a.follow(ctx) })
 	a.done.Go(func() { a.send(ctx) })
+	a.done.Go(func() {
+		a.post(ctx, had) // before a frame says what is wanted by now
+		a.follow(ctx)
+	})
 	a.poke()
 }
 
