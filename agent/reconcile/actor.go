@@ -29,6 +29,8 @@ type actor struct {
 	abort  context.CancelFunc // ends the action in progress; nil: none, or not to be ended
 	hurry  context.CancelFunc // ends what is asked of the process or nginx now, so that the end of a lease is acted on; nil: nothing is
 	steady bool               // it has waited at least once
+	// sawOver is whether it saw the end of its lease when it looked last.
+	sawOver bool
 
 	wake chan struct{}  // capacity 1: the inbox is not empty
 	wg   sync.WaitGroup // goroutines of this actor

@@ -41,6 +41,9 @@ func (a *actor) leaseOver() bool {
 // look takes over what the lease says. What was closed is brought back by the steps that took it up.
 func (a *actor) look() {
 	a.ob.fenced = a.leaseOver()
+	a.mu.Lock()
+	a.sawOver = a.ob.fenced
+	a.mu.Unlock()
 	if a.ob.closed && !a.ob.fenced {
 		a.ob.closed = false
 		if a.ob.Code == "" {
@@ -62,10 +65,13 @@ func (a *actor) hurried(ctx context.Context, f func(context.Context)) {
 	a.mu.Unlock()
 }
 
-// leaseChanged tells the actor that its lease has ended or goes on.
-func (a *actor) leaseChanged(held bool) {
+// leaseIs tells the actor that its lease has ended or goes on, if that is not what it saw last.
+func (a *actor) leaseIs(held bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
+	if held != a.sawOver {
+		return
+	}
 	if !held && a.abort != nil {
 		a.abort()
 	}
@@ -155,35 +161,33 @@ func (e *Engine) watchLease(ctx context.Context) {
 	}
 	tick := time.NewTicker(leaseLook)
 	defer tick.Stop()
-	for held := map[time.Duration]bool{}; ; {
+	for {
 		select {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
 		}
-		held = e.lookAtLeases(held)
+		e.lookAtLeases()
 	}
 }
 
-// lookAtLeases tells those whose lease is not as it was at the last look.
-func (e *Engine) lookAtLeases(before map[time.Duration]bool) (now map[time.Duration]bool) {
+// lookAtLeases tells those who last saw their lease otherwise than it is. What it was at the last look does not matter: a
+// lease may end, be seen by an actor, and go on again between two looks.
+func (e *Engine) lookAtLeases() {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	now = map[time.Duration]bool{}
 	if e.shortestLease() == 0 {
-		return now
+		return
 	}
+	held := map[time.Duration]bool{}
 	for _, a := range e.actors {
 		l := a.lease()
 		if l == 0 {
 			continue
 		}
-		if _, looked := now[l]; !looked {
-			now[l] = e.o.Lease.Held(l)
+		if _, looked := held[l]; !looked {
+			held[l] = e.o.Lease.Held(l)
 		}
-		if was, known := before[l]; !known || was != now[l] {
-			a.leaseChanged(now[l])
-		}
+		a.leaseIs(held[l])
 	}
-	return now
 }

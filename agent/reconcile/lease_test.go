@@ -39,6 +39,13 @@ func (r *renewals) renew(need uint64) {
 	r.sent, r.need = time.Now(), need
 }
 
+// end ends the lease now.
+func (r *renewals) end() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.sent = time.Time{}
+}
+
 const eight = 8 * time.Second
 
 // leased serves an organization with a lease of eight seconds from now.
@@ -56,6 +63,22 @@ func leased(t *testing.T, h *agenttest.Host) (*renewals, id.Gateway, id.Organiza
 	h.WaitServing(g, epoch)
 	r.renew(0)
 	return r, g, org, epoch
+}
+
+// However short a time the lease was over, at whatever moment: what was closed is brought back.
+func TestALeaseThatGoesOnSoonBringsBackWhatWasClosed(t *testing.T) {
+	story(t, func(t *testing.T, h *agenttest.Host) {
+		r, g, org, epoch := leased(t, h)
+		for range 20 {
+			w := h.Wanted(g)
+			r.end()
+			h.Assign(w) // has the gateway looked at
+			h.Until("closed", func() bool { _, routed := h.Route(org); return !routed })
+			r.renew(0)
+			h.WaitServing(g, epoch)
+			time.Sleep(7 * time.Millisecond)
+		}
+	})
 }
 
 // A host that is cut off closes the organization when its lease ends, not before, and brings it back when
