@@ -202,7 +202,7 @@ func (s *site) pool() {
 	s.run(s.operator, "demiurge pool set default --min-ready 5 --step 3 --max 100 --memory-bytes 536870912")
 	s.until(s.operator, "demiurge gateway list --state ready", "gw-")
 	for range 3 {
-		s.start()
+		s.start(wiped) // the first gateway may be the only one yet
 	}
 	s.active()
 	s.run(s.operator, "demiurge status")
@@ -307,7 +307,7 @@ func (s *site) backUp() {
 	s.start(wiped)
 }
 
-// wiped lets a start wait until the free gateways have been begun anew, as they are after a restore.
+// wiped lets a start wait until there is a free gateway: after a restore and a recovery all are begun anew.
 const wiped = "--wait 60s"
 
 // loseAll loses all coordinators with their data, and goes back to a snapshot with new ones. What is served is served
@@ -423,7 +423,7 @@ func (s *site) loseMajority() {
 	s.run(rest, "sudo systemctl start demiurge-coordinator")
 	s.until(s.operator, "demiurge operator raft list-peers", rest.Name)
 	s.active()
-	s.start()
+	s.start(wiped)
 	s.joinCoordinator(s.addCoordinator())
 }
 
