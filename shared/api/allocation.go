@@ -63,6 +63,7 @@ type Allocation struct {
 	Pool           string            `json:"pool"`
 	GatewayID      string            `json:"gateway_id,omitempty"`
 	HostID         string            `json:"host_id,omitempty"`
+	HostAddress    string            `json:"host_address,omitempty" doc:"Public name or address of that host"`
 	Hostname       string            `json:"hostname" doc:"The name the organization is served under"`
 	URL            string            `json:"url"`
 	Epoch          uint64            `json:"epoch,omitempty"`

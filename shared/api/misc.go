@@ -115,16 +115,25 @@ type StatusNote struct {
 
 // DevFile is <data-dir>/dev.json of `demiurge dev`.
 type DevFile struct {
-	API            string       `json:"api"`
+	API            string       `json:"api"`     // the first of Servers
+	Servers        []string     `json:"servers"` // URLs of all coordinators
 	Token          string       `json:"token"`
-	HTTP           string       `json:"http"`
+	HTTP           string       `json:"http"` // where the first of Hosts serves organizations
+	Hosts          []DevHost    `json:"hosts"`
+	DNS            string       `json:"dns,omitempty"` // address of a name server that leads to an organization's host; with several hosts
 	Domain         string       `json:"domain"`
 	OrganizationID string       `json:"organization_id"`
 	PID            int          `json:"pid"`
 	Processes      []DevProcess `json:"processes"`
 }
 
-// DevProcess is one process of `demiurge dev`: coordinator-1, agent-1, nginx-1, gateway-<id>.
+// DevHost is one host of `demiurge dev`.
+type DevHost struct {
+	HostID string `json:"host_id"`
+	HTTP   string `json:"http"` // where it serves organizations
+}
+
+// DevProcess is one process of `demiurge dev`: coordinator-N, agent-N, nginx-N, gateway-<id>.
 type DevProcess struct {
 	Name string `json:"name"`
 	PID  int    `json:"pid"`

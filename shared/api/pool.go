@@ -53,6 +53,7 @@ type Pool struct {
 	Counts            PoolCounts `json:"counts"`
 	Queued            int        `json:"queued" doc:"Allocations waiting in line"`
 	Breaker           string     `json:"breaker" enum:"closed,open,half_open" doc:"open: creating is stopped because gateways keep failing"`
+	BreakerReason     string     `json:"breaker_reason,omitempty" doc:"What the last gateways failed of, while the breaker is not closed"`
 	Limited           string     `json:"limited,omitempty" doc:"What keeps the pool from growing: max, in_flight, capacity, breaker"`
 	Index             uint64     `json:"index"`
 }

@@ -35,6 +35,9 @@ type Options struct {
 	// RetryFor is how long a coordinator without leader is asked again when the context has no earlier
 	// end; default 10 s, negative: not at all.
 	RetryFor time.Duration
+	// Probe is how long a coordinator that has not answered lately may take to say that it is there, before it
+	// gets a call: of several, one that hangs is then passed over like one that is gone. 0: it is not asked.
+	Probe time.Duration
 }
 
 // Client speaks to the coordinators. It is safe for concurrent use.
@@ -43,6 +46,9 @@ type Client struct {
 	token    string
 	http     *http.Client
 	retryFor time.Duration
+	probe    time.Duration
+	// answered is when each of bases answered last, in nanoseconds since 1970.
+	answered []atomic.Int64
 	// preferred is the index in bases of the coordinator that answered last.
 	preferred atomic.Uint32
 }
@@ -55,7 +61,7 @@ func New(opts Options) (*Client, error) {
 	if len(opts.Addresses) == 0 {
 		return nil, errors.New("cannot make a client: no coordinator address is given")
 	}
-	c := &Client{token: opts.Token, http: opts.HTTPClient, retryFor: opts.RetryFor}
+	c := &Client{token: opts.Token, http: opts.HTTPClient, retryFor: opts.RetryFor, probe: opts.Probe}
 	for _, a := range opts.Addresses {
 		u, err := parseAddress(a)
 		if err != nil {
@@ -63,6 +69,7 @@ func New(opts Options) (*Client, error) {
 		}
 		c.bases = append(c.bases, u)
 	}
+	c.answered = make([]atomic.Int64, len(c.bases))
 	if strings.ContainsAny(opts.Token, " \t\r\n") {
 		return nil, errors.New("cannot use the token: it contains white space")
 	}

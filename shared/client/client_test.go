@@ -242,6 +242,43 @@ func TestAnotherCoordinatorIsAsked(t *testing.T) {
 	}
 }
 
+// One that hangs is passed over like one that is gone, and is not asked again while another answers.
+func TestAHangingCoordinatorIsPassedOver(t *testing.T) {
+	over := make(chan struct{})
+	var hung, answered atomic.Int32
+	hanging := coordinator(t, func(_ http.ResponseWriter, r *http.Request) {
+		hung.Add(1)
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+	})
+	defer close(over) // before the servers are closed, which waits for their calls
+	good := coordinator(t, func(w http.ResponseWriter, _ *http.Request) {
+		answered.Add(1)
+		answer(w, http.StatusOK, api.Status{Leader: "c2"})
+	})
+	c, err := client.New(client.Options{Addresses: []string{hanging, good}, Probe: 2 * time.Second})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for range 2 {
+		if s, err := c.Status(deadline(t)); err != nil || s.Leader != "c2" {
+			t.Fatalf("%+v, %v", s, err)
+		}
+	}
+	if h, a := hung.Load(), answered.Load(); h != 1 || a < 3 {
+		t.Errorf("the one that hangs was asked %d times, the other %d times; want 1, and two calls after a look", h, a)
+	}
+	none, err := client.New(client.Options{Addresses: []string{hanging, hanging}, Probe: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := none.Status(deadline(t)); err == nil || !strings.Contains(err.Error(), "cannot reach a coordinator at "+hanging) {
+		t.Errorf("when all hang: %v", err)
+	}
+}
+
 func TestAllPagesAreFetched(t *testing.T) {
 	url := coordinator(t, func(w http.ResponseWriter, r *http.Request) {
 		n := map[string]int{"": 0, "1": 1, "2": 2}[r.URL.Query().Get("cursor")]

@@ -147,8 +147,13 @@ func (c *Client) round(ctx context.Context, rq *call, body []byte) (*http.Respon
 	var errs []error
 	for i := range c.bases {
 		n := (first + i) % len(c.bases)
+		if err := c.there(ctx, n); err != nil && ctx.Err() == nil {
+			errs = append(errs, err)
+			continue
+		}
 		resp, err := c.once(ctx, c.bases[n], rq, body)
 		if err == nil {
+			c.answered[n].Store(time.Now().UnixNano())
 			c.preferred.Store(uint32(n))
 			return resp, nil
 		}
@@ -164,6 +169,25 @@ func (c *Client) round(ctx context.Context, rq *call, body []byte) (*http.Respon
 		}
 	}
 	return nil, fmt.Errorf("cannot reach a coordinator at %s: %w", strings.Join(c.Addresses(), ", "), errors.Join(errs...))
+}
+
+// there asks one of several coordinators whether it answers, unless it has just done so.
+func (c *Client) there(ctx context.Context, n int) error {
+	if c.probe <= 0 || len(c.bases) == 1 || time.Since(time.Unix(0, c.answered[n].Load())) < c.probe {
+		return nil
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, c.probe, fmt.Errorf("it did not answer within %s", c.probe))
+	defer cancel()
+	target := c.bases[n].String() + "/healthz"
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)
+	if err != nil {
+		return fmt.Errorf("cannot make the request: %w", err)
+	}
+	resp, err := c.http.Do(req)
+	if err != nil {
+		return err
+	}
+	return resp.Body.Close()
 }
 
 // once sends the call to one coordinator.

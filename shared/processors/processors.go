@@ -6,6 +6,7 @@ package processors
 
 import (
 	"context"
+	"os"
 	"runtime"
 	"syscall"
 	"time"
@@ -23,6 +24,11 @@ type Options struct {
 	// Much is the load of one processor above which the program gets all of them at once, Little the one below which it
 	// goes back to one after a while.
 	Much, Little float64
+	// Work counts what is done piece by piece, which may wait for the disk: while it does, Go's only processor does nothing
+	// else until the runtime notices. More than MuchWork pieces a second are much to do, and fewer than half as many
+	// little, however small the load is. Nil: the load alone says it.
+	Work     func() uint64
+	MuchWork float64
 	// Least is how many processors all of them are at least; 0: as many as Go takes by itself.
 	Least int
 }
@@ -34,12 +40,12 @@ type governor struct {
 	calm int  // looks with little load in a row
 }
 
-// next takes the load since the last look, in processors.
-func (g *governor) next(load float64) {
+// next takes what there was since the last look: the load, in processors, and the pieces of work a second.
+func (g *governor) next(load, work float64) {
 	switch {
-	case load > g.opts.Much:
+	case load > g.opts.Much || work > g.opts.MuchWork:
 		g.all, g.calm = true, 0
-	case load > g.opts.Little:
+	case load > g.opts.Little || work > g.opts.MuchWork/2:
 		g.calm = 0
 	default:
 		if g.calm++; g.calm >= calmLooks {
@@ -48,9 +54,15 @@ func (g *governor) next(load float64) {
 	}
 }
 
-// Govern runs a program and sets the processors of this whole process by its load meanwhile: one or all. It is for the
-// program's main function, where nobody has set GOMAXPROCS, and begins with one.
-func Govern(opts Options, run func() error) error {
+// variable is what somebody else sets to decide how many processors a process uses.
+const variable = "GOMAXPROCS"
+
+// Govern runs a program, gives what it gives, and sets the processors of this whole process by its load meanwhile: one
+// or all, and one at first. Where GOMAXPROCS is set it only runs the program. It is for the program's main function.
+func Govern[T any](opts Options, run func() T) T {
+	if os.Getenv(variable) != "" {
+		return run()
+	}
 	ctx, stop := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { // waited for below
@@ -70,7 +82,10 @@ func govern(ctx context.Context, opts Options, processorTime func() time.Duratio
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	g := governor{opts: opts}
-	at, used := time.Now(), processorTime()
+	if opts.Work == nil {
+		opts.Work = func() uint64 { return 0 }
+	}
+	at, used, done := time.Now(), processorTime(), opts.Work()
 	for {
 		select {
 		case <-ctx.Done():
@@ -78,9 +93,9 @@ func govern(ctx context.Context, opts Options, processorTime func() time.Duratio
 		case <-tick.C:
 		}
 		now, total := time.Now(), processorTime()
-		before := g.all
-		g.next(float64(total-used) / float64(now.Sub(at)))
-		at, used = now, total
+		before, pieces, since := g.all, opts.Work(), now.Sub(at)
+		g.next(float64(total-used)/float64(since), float64(pieces-done)/since.Seconds())
+		at, used, done = now, total, pieces
 		switch {
 		case g.all && !before:
 			all(opts.Least)

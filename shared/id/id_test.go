@@ -1,0 +1,49 @@
+package id_test
+
+import (
+	"strings"
+	"testing"
+
+	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// parsers gives back what each parser makes of a text.
+var parsers = map[string]func(string) (string, error){
+	"organization": func(s string) (string, error) { v, err := id.ParseOrganization(s); return string(v), err },
+	"project":      func(s string) (string, error) { v, err := id.ParseProject(s); return string(v), err },
+	"user":         func(s string) (string, error) { v, err := id.ParseUser(s); return string(v), err },
+	"host":         func(s string) (string, error) { v, err := id.ParseHost(s); return string(v), err },
+	"pool":         func(s string) (string, error) { v, err := id.ParsePool(s); return string(v), err },
+	"gateway":      func(s string) (string, error) { v, err := id.ParseGateway(s); return string(v), err },
+	"allocation":   func(s string) (string, error) { v, err := id.ParseAllocation(s); return string(v), err },
+	"token":        func(s string) (string, error) { v, err := id.ParseToken(s); return string(v), err },
+	"join token":   func(s string) (string, error) { v, err := id.ParseJoinToken(s); return string(v), err },
+	"epoch":        func(s string) (string, error) { v, err := id.ParseEpoch(s); return v.String(), err },
+	"domain":       id.ParseDomain,
+}
+
+// FuzzParse: what is taken for an id has nothing in it that means something to nginx, a shell, a path or a log, is
+// read back as itself, and cannot be two texts.
+func FuzzParse(f *testing.F) {
+	for _, s := range []string{
+		"6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11", "6F1C0A2E-58A5-4A3E-9A55-0A5A1F5C7B11", "gw-aaaaaaaaaa", "al-aaaaaaaaaaaaaaaa",
+		"host-1", "dev.localhost", "17", "alice@example.org", "a;b", "{ a }", "$host", "a\nb", "../../etc/passwd", "..", ".", "", "-a", "a b",
+		"a\x00b", "ä", "~^x", "*.test", "dev.test:7480", strings.Repeat("a", 300),
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		for kind, parse := range parsers {
+			got, err := parse(s)
+			if err != nil {
+				continue
+			}
+			if strings.ContainsAny(got, ";{}$\\\"'`<>*~#&|()/ \t\r\n\x00") || got == ".." || strings.HasPrefix(got, "-") {
+				t.Errorf("%q is taken as %s %q", s, kind, got)
+			}
+			if again, err := parse(got); err != nil || again != got || !strings.EqualFold(got, s) {
+				t.Errorf("%q is taken as %s %q, and that as %q, %v", s, kind, got, again, err)
+			}
+		}
+	})
+}
