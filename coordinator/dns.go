@@ -46,17 +46,19 @@ func (c *Coordinator) stepNames() allocator.Names {
 type names struct{ c *Coordinator }
 
 // Point implements allocator.Names.
-func (n names) Point(ctx context.Context, org id.Organization, host id.Host, epoch id.Epoch) error {
-	h := n.c.store.View().Host(nil, host)
+func (n names) Point(ctx context.Context, name allocator.Name) error {
+	h := n.c.store.View().Host(nil, name.Host)
 	if h == nil {
-		return fault.New(fault.DNSFailed, "cannot point DNS to host %s: it was deleted meanwhile", host)
+		return fault.New(fault.DNSFailed, "cannot point DNS to host %s: it was deleted meanwhile", name.Host)
 	}
 	addresses, err := dns.ParseAddresses(h.Report.Address)
 	if err != nil {
-		return fault.New(fault.DNSFailed, "host %s: %v", host, err)
+		return fault.New(fault.DNSFailed, "host %s: %v", name.Host, err)
 	}
 	cfg := n.c.opts.Config
-	return n.c.names.Ensure(ctx, dns.Record{Name: id.Hostname(org, cfg.Domain), Addresses: addresses, TTL: cfg.DNS.TTL, Epoch: epoch})
+	return n.c.names.Ensure(ctx, dns.Record{
+		Name: id.Hostname(name.Organization, cfg.Domain), Addresses: addresses, TTL: cfg.DNS.TTL, Epoch: name.Epoch, Instead: name.Instead,
+	})
 }
 
 // Remove implements allocator.Names.

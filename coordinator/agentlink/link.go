@@ -6,6 +6,7 @@ package agentlink
 import (
 	"context"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"time"
@@ -208,18 +209,14 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, silence idle, 
 			silence.sent(frame.Index)
 		}
 		sent, full = view.Index(), false
-		changed := make(chan struct{})
-		watchCtx, stop := context.WithCancel(ctx)
-		go func() { // ends with stop below, or by itself
-			defer close(changed)
-			_ = ws.WatchCtx(watchCtx)
-		}()
+		one, other := watched(ws)
 		var err error
 		for still := true; still && err == nil; {
 			still = false
 			select {
 			case <-ctx.Done():
-			case <-changed:
+			case <-one:
+			case <-other:
 			case <-wake:
 			case <-gossip.changed:
 			case <-restored:
@@ -236,8 +233,6 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, silence idle, 
 				}
 			}
 		}
-		stop()
-		<-changed
 		if err != nil {
 			return err
 		}
@@ -245,6 +240,18 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, silence idle, 
 			return nil
 		}
 	}
+}
+
+// watched gives what a frame was made of: the gateways of a host, and the pools. Both are waited for beside everything
+// else, because one more goroutine between a commit and its frame would cost more than the frame.
+func watched(ws state.WatchSet) (one, other <-chan struct{}) {
+	if len(ws) > 2 {
+		panic("cannot wait for a frame's " + strconv.Itoa(len(ws)) + " parts, only for two")
+	}
+	for c := range ws { // the order does not matter
+		one, other = c, one
+	}
+	return one, other
 }
 
 // untilBeat is how long it is to a stream's next empty frame: no longer than the interval.

@@ -305,6 +305,8 @@ func parse(h id.Host, obs api.Observation) (parsed, error) {
 	if obs.HostID != string(h) {
 		return p, fault.New(fault.Forbidden, "this agent may report for host %s only, not for %q", h, obs.HostID)
 	}
+	p.reports = make([]command.GatewayReport, 0, len(obs.Gateways))
+	p.steps = make([]stepReport, 0, len(obs.Steps))
 	for i, g := range obs.Gateways {
 		report, err := parseGateway(g)
 		if err != nil {

@@ -35,8 +35,10 @@ func (r *Runner) Run(ctx context.Context) {
 	defer collect.Stop()
 	timer := time.NewTimer(time.Hour)
 	defer timer.Stop()
+	var read []state.Event
 	for {
-		events, more, truncated := r.opts.Store.Events(last, eventBatch)
+		events, more, truncated := r.opts.Store.EventsInto(read, last, eventBatch)
+		read = events
 		if truncated {
 			q = newQueue()
 			last = r.opts.Store.LastEvent()
@@ -120,6 +122,7 @@ func (r *Runner) schedule(q *queue, a id.Allocation) {
 		r.mu.Unlock()
 		return
 	}
+	a = rec.ID // that of an event may be a small part of a long string
 	until, longest := dueAt(rec)
 	if until.IsZero() || q.seen[a].Equal(until) {
 		return

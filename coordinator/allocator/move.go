@@ -66,23 +66,22 @@ func (r *Runner) poolOf(a id.Allocation) id.Pool {
 }
 
 // confirmMove ends a relocation: the new gateway serves.
-func (r *Runner) confirmMove(ctx context.Context, rec *state.Allocation, grant state.Grant, serving command.GatewayReport, steps []command.Step) {
+func (r *Runner) confirmMove(ctx context.Context, n naming) {
 	now := r.opts.Now()
 	result, _, err := r.opts.Proposer.Propose(ctx, command.Confirm{
-		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: grant.Epoch, Timings: timingsOf(steps), Observed: serving,
-		Journal: moveJournal(rec, grant, steps, now),
+		Meta: r.meta("allocator", ""), Allocation: n.rec.ID, Epoch: n.grant.Epoch, Timings: timingsOf(n.steps), Observed: n.serving,
+		Journal: moveJournal(n.rec, n.grant, n.steps, now),
 	})
-	r.concluded(rec, grant.Epoch, "confirm", result.Err, err)
+	r.concluded(n.rec, n.grant.Epoch, "confirm", result.Err, err)
 	if err == nil && result.Err == nil {
-		r.moved(rec.ID)
 		r.mu.Lock()
-		r.verified[rec.ID] = now
+		r.verified[n.rec.ID] = now
 		r.mu.Unlock()
 	}
 }
 
 // moveJournal is the journal of a relocation: from its beginning to the choice of the gateway, the
-// organization's state, the agent's steps, and the confirmation. What ends the old gateway is added when it is
+// organization's state, the agent's steps, the name, and the confirmation. What ends the old gateway is added when it is
 // clean.
 func moveJournal(rec *state.Allocation, grant state.Grant, steps []command.Step, now time.Time) []command.Step {
 	all := []command.Step{

@@ -62,7 +62,7 @@ func (r *Runner) awaitRecycled(ctx context.Context, ended *state.Allocation) err
 			return nil
 		}
 		ws.Add(r.opts.Store.Restored())
-		if err := ws.WatchCtx(ctx); err != nil {
+		if err := changed(ctx, ws); err != nil {
 			return err
 		}
 	}

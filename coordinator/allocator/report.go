@@ -79,18 +79,18 @@ func (r *Runner) conclude(host id.Host, p Progress) (failed, confirm func(contex
 		return nil, nil
 	}
 	rn.concluded = true
-	asked, reserve := rn.asked, rn.reserve
-	if r.opts.Names != nil && rec.State != state.AllocationRelocating {
-		return nil, func(ctx context.Context) { r.name(ctx, rec, *p.Serving, steps, asked, reserve) }
+	n := naming{rec: rec, grant: grant, serving: *p.Serving, steps: steps, asked: rn.asked, reserve: rn.reserve}
+	if r.opts.Names != nil {
+		return nil, func(ctx context.Context) { r.name(ctx, n) }
 	}
 	rn.confirmed = make(chan struct{})
 	confirmed := rn.confirmed
 	return nil, func(ctx context.Context) {
 		defer close(confirmed)
 		if rec.State == state.AllocationRelocating {
-			r.confirmMove(ctx, rec, grant, *p.Serving, steps)
+			r.confirmMove(ctx, n)
 		} else {
-			r.confirm(ctx, rec, *p.Serving, steps, asked, reserve)
+			r.confirm(ctx, n)
 		}
 	}
 }
@@ -114,21 +114,21 @@ func (r *Runner) Settled(ctx context.Context, a id.Allocation) {
 
 // confirm makes the allocation active. When the entry cannot be placed the agent's next full
 // observation leads here again.
-func (r *Runner) confirm(ctx context.Context, rec *state.Allocation, serving command.GatewayReport, steps []command.Step, asked time.Time, reserve time.Duration) {
-	now := r.opts.Now()
+func (r *Runner) confirm(ctx context.Context, n naming) {
+	now, rec := r.opts.Now(), n.rec
 	began := rec.CreatedAt
-	if !asked.IsZero() {
-		began = asked
+	if !n.asked.IsZero() {
+		began = n.asked
 	}
-	timings := timingsOf(steps)
-	timings.Reserve = reserve
+	timings := timingsOf(n.steps)
+	timings.Reserve = n.reserve
 	if !rec.Warm {
 		timings.Queue = rec.ReservedAt.Sub(rec.CreatedAt)
 	}
 	timings.Total = now.Sub(began)
 	result, _, err := r.opts.Proposer.Propose(ctx, command.Confirm{
-		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: rec.Epoch, Timings: timings, Observed: serving,
-		Journal: journal(rec, steps, now),
+		Meta: r.meta("allocator", ""), Allocation: rec.ID, Epoch: rec.Epoch, Timings: timings, Observed: n.serving,
+		Journal: journal(rec, n.steps, now),
 	})
 	r.concluded(rec, rec.Epoch, "confirm", result.Err, err)
 	if err == nil && result.Err == nil {
@@ -141,7 +141,9 @@ func (r *Runner) confirm(ctx context.Context, rec *state.Allocation, serving com
 // journal completes what the agent reported by the two entries of the log. The last one has no end: that it
 // is in the log is its success.
 func journal(rec *state.Allocation, steps []command.Step, now time.Time) []command.Step {
-	all := append([]command.Step{{Step: api.StepReserve, State: api.StepDone, StartedAt: rec.CreatedAt, EndedAt: rec.ReservedAt}}, steps...)
+	all := make([]command.Step, 0, len(steps)+2)
+	all = append(all, command.Step{Step: api.StepReserve, State: api.StepDone, StartedAt: rec.CreatedAt, EndedAt: rec.ReservedAt})
+	all = append(all, steps...)
 	return append(all, command.Step{Step: api.StepConfirm, State: api.StepDone, StartedAt: now})
 }
 

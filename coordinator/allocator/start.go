@@ -3,6 +3,7 @@ package allocator
 import (
 	"context"
 	"errors"
+	"fmt"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -12,6 +13,9 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
+
+// breakerOpen is what the pool keeper notes of a pool whose gateways keep failing.
+const breakerOpen = "open"
 
 const (
 	// endingPatience is how long a start waits for the organization's last allocation to end.
@@ -186,6 +190,13 @@ func (r *Runner) withEstimate(f *fault.Error, pool id.Pool) error {
 	}
 	g := *f
 	g.RetryAfter = max(r.opts.RetryAfter(pool), time.Second)
+	p := r.opts.Store.View().Pool(nil, pool)
+	if p == nil || g.Code != fault.PoolExhausted || p.Breaker.State != breakerOpen {
+		return &g
+	}
+	// Why they fail is for those who run the system: it is what programs said last.
+	g.Message = fmt.Sprintf("pool %s has no ready gateway, and creating more is stopped because they keep failing; `demiurge status` says why; try again later, or name another pool", pool)
+	g.RetryAfter = max(g.RetryAfter, p.Breaker.Until.Sub(r.opts.Now()))
 	return &g
 }
 
@@ -323,10 +334,36 @@ func (r *Runner) watch(ctx context.Context, a id.Allocation, done func(*state.Al
 			return rec, nil
 		}
 		ws.Add(r.opts.Store.Restored())
-		if err := ws.WatchCtx(ctx); err != nil {
+		if err := changed(ctx, ws); err != nil {
 			return rec, err
 		}
 	}
+}
+
+// fewWatched is how many channels wait for one allocation, and more.
+const fewWatched = 4
+
+// changed is WatchCtx for few channels, of which that makes a select of 33 cases: a call that waits needs a larger stack
+// for that than for all else.
+func changed(ctx context.Context, ws state.WatchSet) error {
+	if len(ws) > fewWatched {
+		return ws.WatchCtx(ctx)
+	}
+	var c [fewWatched]<-chan struct{}
+	n := 0
+	for watched := range ws { // the order does not matter
+		c[n] = watched
+		n++
+	}
+	select {
+	case <-c[0]:
+	case <-c[1]:
+	case <-c[2]:
+	case <-c[3]:
+	case <-ctx.Done():
+		return ctx.Err()
+	}
+	return nil
 }
 
 func (r *Runner) enter(a id.Allocation) {

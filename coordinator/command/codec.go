@@ -194,6 +194,9 @@ func (x *codec) object(f fields) {
 	x.inside = outer
 }
 
+// shortList is how long a list is for which room is made at first: a journal is followed by more.
+const shortList = 6
+
 // list writes or reads a list of objects.
 func list[T any, P interface {
 	*T
@@ -215,8 +218,12 @@ func list[T any, P interface {
 			x.byte(',')
 		}
 		if x.reading {
-			if i == 1 {
-				*items = slices.Grow(*items, (len(x.data)-x.at)/(x.at-began)) // the others are of about this length
+			if i == 1 || i == shortList {
+				most := (len(x.data) - x.at) * i / (x.at - began) // the others are of about this length, if nothing else follows
+				if i == 1 {
+					most = min(most, shortList-1)
+				}
+				*items = slices.Grow(*items, most)
 			}
 			var item T
 			*items = append(*items, item)

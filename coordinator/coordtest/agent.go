@@ -66,6 +66,7 @@ type Agent struct {
 type scripted struct {
 	assignment api.GatewayAssignment
 	report     api.GatewayReport
+	held       bool // the assignment's grant is, by the script
 }
 
 // NewAgent starts a scripted agent that speaks through this client, until Stop.
@@ -90,7 +91,9 @@ func (a *Agent) Return() {
 	a.mu.Unlock()
 	a.done.Go(func() { a.send(ctx) })
 	a.done.Go(func() {
-		a.post(ctx, had) // before a frame says what is wanted by now
+		if a.thaw(ctx) {
+			a.post(ctx, had) // before a frame says what is wanted by now
+		}
 		a.follow(ctx)
 	})
 	a.poke()
@@ -108,11 +111,17 @@ func (a *Agent) Stop() {
 	a.StopGossip()
 }
 
-// SetScript changes how the agent behaves from now on.
+// SetScript changes how the agent behaves from now on, also with the grants that it holds.
 func (a *Agent) SetScript(s Script) {
 	a.mu.Lock()
+	defer a.mu.Unlock()
 	a.script = s
-	a.mu.Unlock()
+	for _, g := range a.gateways {
+		if g.held && g.report.Phase == api.PhaseReady {
+			a.serve(g, g.assignment)
+		}
+	}
+	a.poke()
 }
 
 // Serving lists the gateway that serves each organization on this host.
@@ -251,6 +260,9 @@ func (a *Agent) apply(g api.GatewayAssignment) {
 		delete(a.gateways, g.GatewayID)
 		return
 	}
+	if g.Grant == nil || had.Incarnation != g.Incarnation {
+		s.held = false
+	}
 	if had.Incarnation != g.Incarnation {
 		next := api.GatewayReport{GatewayID: g.GatewayID, Incarnation: g.Incarnation, Phase: api.PhaseReady, BootID: id.Secret()[:8], PID: 1}
 		if a.script.Broken != nil && a.script.Broken(g.GatewayID) {
@@ -275,7 +287,8 @@ func (a *Agent) apply(g api.GatewayAssignment) {
 // serve goes through the steps of a grant.
 func (a *Agent) serve(s *scripted, g api.GatewayAssignment) {
 	org := g.Grant.OrganizationID
-	if a.script.Hold != nil && a.script.Hold(org) {
+	s.held = a.script.Hold != nil && a.script.Hold(org)
+	if s.held {
 		return
 	}
 	for _, name := range []string{api.StepActivate, api.StepRoute, api.StepVerify} {

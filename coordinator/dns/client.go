@@ -11,6 +11,7 @@ import (
 	"os"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/demiurge-platform/demiurge/shared/logging"
 )
@@ -39,7 +40,8 @@ type record struct {
 	Disabled bool   `json:"disabled"`
 }
 
-type zone struct {
+// change is the body of a request that changes a zone.
+type change struct {
 	RRsets []rrset `json:"rrsets"`
 }
 
@@ -48,6 +50,7 @@ type zone struct {
 type client struct {
 	server  string // scheme and authority, for messages
 	zone    string // without final dot
+	domain  string // without final dot; in the zone
 	url     string // of the zone
 	keyFile string
 	timeout time.Duration
@@ -61,7 +64,7 @@ func newClient(cfg PowerDNSConfig, domain string, most int64) *client {
 	server := strings.TrimRight(cfg.URL, "/")
 	zone := cfg.zone(domain)
 	c := &client{
-		server: server, zone: zone, keyFile: cfg.KeyFile, timeout: cfg.Timeout,
+		server: server, zone: zone, domain: domain, keyFile: cfg.KeyFile, timeout: cfg.Timeout,
 		url:  server + "/api/v1/servers/localhost/zones/" + url.PathEscape(zone+"."),
 		most: most, reads: make(chan struct{}, readAtOnce),
 		http: &http.Client{
@@ -75,7 +78,7 @@ func newClient(cfg PowerDNSConfig, domain string, most int64) *client {
 	return c
 }
 
-// sets returns the records of one name, or of the whole zone when the name is empty.
+// sets returns the records of one name, or of all organizations when the name is empty: those that say where names lead.
 func (c *client) sets(ctx context.Context, name string) ([]rrset, error) {
 	at := c.url
 	if name != "" {
@@ -87,11 +90,63 @@ func (c *client) sets(ctx context.Context, name string) ([]rrset, error) {
 	case <-ctx.Done():
 		return nil, c.unanswered(ctx.Err())
 	}
-	var z zone
-	if err := c.call(ctx, http.MethodGet, at, nil, &z); err != nil {
-		return nil, err
+	var kept []rrset
+	err := c.call(ctx, http.MethodGet, at, nil, func(body *json.Decoder) error {
+		kept = nil // of a try that came to no end
+		return readZone(body, func(set rrset) {
+			held := canonical(set.Name)
+			_, ours := split(held, c.domain)
+			if ours && (name == "" || held == name) && leads(set.Type) {
+				kept = append(kept, set)
+			}
+		})
+	})
+	return kept, err
+}
+
+// errNoZone is for JSON that is no zone of PowerDNS.
+var errNoZone = errors.New("it is not a zone")
+
+// readZone reads a zone, one set after the other, so that what is not kept takes no memory.
+func readZone(body *json.Decoder, keep func(rrset)) error {
+	var err error
+	next := func(want json.Delim) {
+		var token json.Token
+		if token, err = body.Token(); err == nil && token != want {
+			err = errNoZone
+		}
 	}
-	return z.RRsets, nil
+	next('{')
+	found := false
+	for err == nil && body.More() {
+		var key json.Token
+		if key, err = body.Token(); err != nil {
+			return err
+		}
+		if key != "rrsets" {
+			var other json.RawMessage
+			err = body.Decode(&other)
+			continue
+		}
+		found = true
+		next('[')
+		for err == nil && body.More() {
+			var set rrset
+			if err = body.Decode(&set); err == nil {
+				keep(set)
+			}
+		}
+		if err == nil {
+			next(']')
+		}
+	}
+	if err == nil {
+		next('}')
+	}
+	if err == nil && !found {
+		err = errNoZone
+	}
+	return err
 }
 
 // change carries out all changes, or none of them.
@@ -105,7 +160,7 @@ func (c *client) change(ctx context.Context, changes []rrset) error {
 
 // patch sends changes, of which all are carried out or none.
 func (c *client) patch(ctx context.Context, changes []rrset) error {
-	body, err := json.Marshal(zone{RRsets: changes})
+	body, err := json.Marshal(change{RRsets: changes})
 	if err != nil {
 		return failed(&Error{Kind: Refused, Err: err}, "cannot encode a change for PowerDNS")
 	}
@@ -113,7 +168,7 @@ func (c *client) patch(ctx context.Context, changes []rrset) error {
 }
 
 // call makes one request, several times when that may help.
-func (c *client) call(ctx context.Context, method, at string, body []byte, into any) error {
+func (c *client) call(ctx context.Context, method, at string, body []byte, into func(*json.Decoder) error) error {
 	wait := firstWait
 	for try := 1; ; try++ {
 		err := c.once(ctx, method, at, body, into)
@@ -129,7 +184,7 @@ func (c *client) call(ctx context.Context, method, at string, body []byte, into 
 	}
 }
 
-func (c *client) once(ctx context.Context, method, at string, body []byte, into any) error {
+func (c *client) once(ctx context.Context, method, at string, body []byte, into func(*json.Decoder) error) error {
 	key, err := readKey(c.keyFile)
 	if err != nil {
 		return failed(&Error{Kind: Refused, Err: err}, "cannot read the API key of PowerDNS from %s: make the file readable for this program and put the api-key of PowerDNS into it", c.keyFile)
@@ -151,13 +206,13 @@ func (c *client) once(ctx context.Context, method, at string, body []byte, into 
 	}
 	defer func() { _ = resp.Body.Close() }()
 	if resp.StatusCode/100 != 2 {
-		return c.status(resp)
+		return c.status(resp, key.Reveal())
 	}
 	if into == nil {
 		return nil
 	}
 	limited := &io.LimitedReader{R: resp.Body, N: c.most}
-	err = json.NewDecoder(limited).Decode(into)
+	err = into(json.NewDecoder(limited))
 	switch {
 	case err == nil:
 		return nil
@@ -173,7 +228,7 @@ func (c *client) once(ctx context.Context, method, at string, body []byte, into 
 func malformed(err error) bool {
 	var syntax *json.SyntaxError
 	var kind *json.UnmarshalTypeError
-	return errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.EOF)
+	return errors.As(err, &syntax) || errors.As(err, &kind) || errors.Is(err, io.EOF) || errors.Is(err, errNoZone)
 }
 
 // unanswered is the fault for a request without an answer.
@@ -186,9 +241,9 @@ func (c *client) unanswered(err error) error {
 }
 
 // status is the fault for an answer that is not a success.
-func (c *client) status(resp *http.Response) error {
+func (c *client) status(resp *http.Response, key string) error {
 	cause := &Error{Kind: Refused, Status: resp.StatusCode}
-	if reason := reasonOf(resp.Body); reason != "" {
+	if reason := reasonOf(resp.Body, key); reason != "" {
 		cause.Err = errors.New(reason)
 	}
 	switch code := resp.StatusCode; {
@@ -206,8 +261,9 @@ func (c *client) status(resp *http.Response) error {
 	}
 }
 
-// reasonOf reads what PowerDNS says of an error: JSON, or text. It is for the log.
-func reasonOf(body io.Reader) string {
+// reasonOf reads what PowerDNS says of an error: JSON, or text. It is for the log, so it is one line, and what stands in
+// the place of PowerDNS may say back what it was sent: not the key.
+func reasonOf(body io.Reader, key string) string {
 	text, _ := io.ReadAll(io.LimitReader(body, 4<<10)) // what was read before an error is still a hint
 	var answer struct {
 		Error string `json:"error"`
@@ -215,10 +271,14 @@ func reasonOf(body io.Reader) string {
 	if json.Unmarshal(text, &answer) == nil && answer.Error != "" {
 		text = []byte(answer.Error)
 	}
-	if len(text) > maxReason {
-		text = text[:maxReason]
-	}
-	return strings.ToValidUTF8(strings.TrimSpace(string(text)), "?")
+	said := strings.ReplaceAll(string(text), key, "[redacted]")
+	said = strings.Map(func(r rune) rune {
+		if unicode.IsControl(r) {
+			return ' '
+		}
+		return r
+	}, said[:min(len(said), maxReason)])
+	return strings.ToValidUTF8(strings.TrimSpace(said), "?")
 }
 
 // readKey reads the file that holds nothing but the key.

@@ -36,6 +36,27 @@ func TestAnswersOfPowerDNSAreBounded(t *testing.T) {
 	}
 }
 
+// What is not asked for is not kept, however much of it there is: an answer may be as long as a whole zone.
+func TestOnlyWhatIsAskedForIsKept(t *testing.T) {
+	const filler = 100_000
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte(`{"kind": "Native", "dnskeys": [{"a": []}], "rrsets": [` + strings.Repeat(`{},`, filler) +
+			`{"name": "` + orgB + `.", "type": "A"}, {"name": "www.` + testDomain + `.", "type": "A"}, {"name": "` + strings.ToUpper(orgA) + `.", "type": "A", "ttl": 5},` +
+			`{"name": "` + orgA + `.", "type": "SSHFP"}], "soa_edit": ""}`)) // who asked may be gone
+	}))
+	defer server.Close()
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte("a-key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(PowerDNSConfig{URL: server.URL, KeyFile: file, Timeout: time.Minute}, testDomain, maxAnswer)
+	for name, want := range map[string]int{orgA: 1, orgB: 1, "": 2} {
+		if got, err := c.sets(t.Context(), name); err != nil || len(got) != want {
+			t.Errorf("%q: %d sets, %v, want %d", name, len(got), err, want)
+		}
+	}
+}
+
 // A write takes one second here, so what is asked for meanwhile is sent together.
 func TestWritesAreSentTogether(t *testing.T) {
 	refused := &Error{Kind: Refused}

@@ -192,7 +192,7 @@ func (p *powerDNS) lock(ctx context.Context, owner string) (unlock func(), err e
 func gather(sets []rrset) map[string]held {
 	out := map[string]held{}
 	for _, set := range sets {
-		name := strings.ToLower(strings.TrimSuffix(set.Name, "."))
+		name := canonical(set.Name)
 		h := out[name]
 		for _, r := range set.Records {
 			if !r.Disabled {
@@ -206,6 +206,14 @@ func gather(sets []rrset) map[string]held {
 		out[name] = h
 	}
 	return out
+}
+
+// canonical is a name of the API as this package has it.
+func canonical(name string) string { return strings.ToLower(strings.TrimSuffix(name, ".")) }
+
+// leads reports whether records of a type say where a name leads, or by which grant.
+func leads(kind string) bool {
+	return kind == "A" || kind == "AAAA" || kind == "CNAME" || kind == "TXT"
 }
 
 func (h *held) add(set rrset, content string) {

@@ -34,8 +34,8 @@ func failsAs(t *testing.T, p dns.Provider, kind dns.Kind, remedy string) {
 		if message := fault.From(err).Message; !strings.Contains(message, remedy) {
 			t.Errorf("%s: %q does not say %q", call, message, remedy)
 		}
-		if strings.Contains(fmt.Sprintf("%v %+v %#v", err, err, err), apiKey) {
-			t.Errorf("%s: the error holds the key", call)
+		if text := fmt.Sprintf("%v %+v %#v", err, err, err); strings.Contains(text, apiKey) || strings.ContainsAny(text, "\x1b\n") {
+			t.Errorf("%s: the error holds the key, or what no log should: %q", call, text)
 		}
 	}
 }
@@ -170,6 +170,11 @@ func TestPowerDNSAnswersOddly(t *testing.T) {
 		"a redirect": {redirect, dns.Refused, "set powerdns.url"},
 		"HTML":       {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte("<html>")) }, dns.Refused, "correct powerdns.url"},
 		"nothing":    {func(http.ResponseWriter, *http.Request) {}, dns.Refused, "correct powerdns.url"},
+		"no zone":    {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"status": "ok"}`)) }, dns.Refused, "correct powerdns.url"},
+		"null":       {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`null`)) }, dns.Refused, "correct powerdns.url"},
+		"the key, in an error": {func(w http.ResponseWriter, r *http.Request) {
+			http.Error(w, "you sent\x1b[31m\n"+r.Header.Get("X-API-Key"), http.StatusBadRequest)
+		}, dns.Refused, "HTTP status 400"},
 		"other JSON": {func(w http.ResponseWriter, _ *http.Request) { _, _ = w.Write([]byte(`{"rrsets": 1}`)) }, dns.Refused, "correct powerdns.url"},
 		"half an answer": {func(w http.ResponseWriter, _ *http.Request) {
 			w.Header().Set("Content-Length", "1000")

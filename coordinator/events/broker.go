@@ -99,8 +99,8 @@ func said(e *state.Event) []any {
 }
 
 // Follow hands the events after an id to send, in order, as they happen. send gets an empty batch when
-// nothing happened for a heartbeat, and truncated when events before the batch are no longer kept. It
-// returns nil when ctx is done, and send's error otherwise.
+// nothing happened for a heartbeat, and truncated when events before the batch are no longer kept. A batch is send's
+// until it returns. Follow returns nil when ctx is done, and send's error otherwise.
 func (b *Broker) Follow(ctx context.Context, after state.EventID, heartbeat time.Duration, send func(batch []state.Event, truncated bool) error) error {
 	return b.follow(ctx, after, heartbeat, 0, send)
 }
@@ -109,9 +109,11 @@ func (b *Broker) Follow(ctx context.Context, after state.EventID, heartbeat time
 func (b *Broker) follow(ctx context.Context, after state.EventID, heartbeat, settle time.Duration, send func(batch []state.Event, truncated bool) error) error {
 	alive := time.NewTicker(heartbeat)
 	defer alive.Stop()
+	var read []state.Event
 	for ctx.Err() == nil {
 		restored := b.opts.Store.Restored()
-		events, more, truncated := b.opts.Store.Events(after, batch)
+		events, more, truncated := b.opts.Store.EventsInto(read, after, batch)
+		read = events
 		if len(events) > 0 {
 			if err := send(events, truncated); err != nil {
 				return err

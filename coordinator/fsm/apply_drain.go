@@ -13,7 +13,7 @@ func drainHost(t *state.Txn, c command.DrainHost) command.Result {
 	host := t.Host(nil, c.Host)
 	switch {
 	case host == nil:
-		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+		return refuse(fault.NotFound, "host %s does not exist; `demiurge host list` shows those that do", c.Host)
 	case host.Lost():
 		return refuse(fault.HostLost, "host %s is lost, and what it served moves to other hosts already; delete it if it will not come back", c.Host)
 	}
@@ -43,7 +43,7 @@ func noteDrain(t *state.Txn, c command.NoteDrain) command.Result {
 	host := t.Host(nil, c.Host)
 	switch {
 	case host == nil:
-		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+		return refuse(fault.NotFound, "host %s does not exist; `demiurge host list` shows those that do", c.Host)
 	case c.State != api.DrainDraining && c.State != api.DrainOverdue && c.State != api.DrainDrained:
 		return refuse(fault.InvalidRequest, "a drain cannot be %q; use draining, overdue or drained", c.State)
 	case host.Drain == nil || host.Drain.State == api.DrainDrained:

@@ -11,7 +11,7 @@ import (
 func createGateways(t *state.Txn, c command.CreateGateways) command.Result {
 	pool := t.Pool(nil, c.Pool)
 	if pool == nil || pool.Deleting {
-		return refuse(fault.NotFound, "pool %q does not exist", c.Pool)
+		return refuse(fault.NotFound, "pool %q does not exist; `demiurge pool list` shows those that do", c.Pool)
 	}
 	counts := t.Counts(nil, pool.Name)
 	before := counts.Total() - counts.Of(state.GatewayTerminating)
@@ -105,7 +105,7 @@ func changeable(t *state.Txn, gateway id.Gateway) (*state.Gateway, *fault.Error)
 	g := t.Gateway(gateway)
 	switch {
 	case g == nil:
-		return nil, fault.New(fault.NotFound, "gateway %s does not exist", gateway)
+		return nil, fault.New(fault.NotFound, "gateway %s does not exist; `demiurge gateway list` shows those that do", gateway)
 	case g.Desired.Target == api.TargetGone:
 		return nil, fault.New(fault.Conflict, "gateway %s is being removed", gateway)
 	}

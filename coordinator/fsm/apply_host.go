@@ -13,7 +13,7 @@ func setHostStatus(t *state.Txn, c command.SetHostStatus) command.Result {
 	host := t.Host(nil, c.Host)
 	switch {
 	case host == nil:
-		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+		return refuse(fault.NotFound, "host %s does not exist; `demiurge host list` shows those that do", c.Host)
 	case c.Status != api.HostAlive && c.Status != api.HostSilent && c.Status != api.HostLost:
 		return refuse(fault.InvalidRequest, "a host cannot be %q; use alive, silent or lost", c.Status)
 	case c.Status == host.Status:
@@ -62,7 +62,7 @@ func endLost(t *state.Txn, a *state.Allocation, as state.AllocationState) {
 func setHostSchedulable(t *state.Txn, c command.SetHostSchedulable) command.Result {
 	host := t.Host(nil, c.Host)
 	if host == nil {
-		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+		return refuse(fault.NotFound, "host %s does not exist; `demiurge host list` shows those that do", c.Host)
 	}
 	if host.Cordoned == !c.Schedulable {
 		return command.Result{}
@@ -81,7 +81,7 @@ func setHostSchedulable(t *state.Txn, c command.SetHostSchedulable) command.Resu
 func deleteHost(t *state.Txn, c command.DeleteHost) command.Result {
 	host := t.Host(nil, c.Host)
 	if host == nil {
-		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+		return refuse(fault.NotFound, "host %s does not exist; `demiurge host list` shows those that do", c.Host)
 	}
 	gateways := t.HostGateways(host.ID)
 	for _, g := range gateways {

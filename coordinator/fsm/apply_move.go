@@ -18,7 +18,7 @@ const isolationStop = "stop"
 func loseHost(t *state.Txn, c command.LoseHost) command.Result {
 	host := t.Host(nil, c.Host)
 	if host == nil {
-		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+		return refuse(fault.NotFound, "host %s does not exist; `demiurge host list` shows those that do", c.Host)
 	}
 	if !host.Lost() {
 		t.Emit(state.Event{Type: "host.lost", Host: host.ID, Before: host.Status, After: api.HostLost, Reason: c.Reason})

@@ -65,7 +65,7 @@ func tell(t *state.Txn, a *state.Allocation, gateway id.Gateway) {
 func editOrganization(t *state.Txn, c command.EditOrganization) command.Result {
 	old := t.Organization(nil, c.Organization)
 	if old == nil {
-		return refuse(fault.NotFound, "organization %s does not exist", c.Organization)
+		return refuse(fault.NotFound, "organization %s does not exist; `demiurge org list` shows those that do", c.Organization)
 	}
 	next := *old
 	if m := c.PutMember; m != nil {
@@ -110,7 +110,7 @@ func owners(members []command.Member) int {
 func deleteOrganization(t *state.Txn, c command.DeleteOrganization) command.Result {
 	old := t.Organization(nil, c.Organization)
 	if old == nil {
-		return refuse(fault.NotFound, "organization %s does not exist", c.Organization)
+		return refuse(fault.NotFound, "organization %s does not exist; `demiurge org list` shows those that do", c.Organization)
 	}
 	if a := t.LiveAllocation(id.Organization(c.Organization)); a != nil {
 		return refuse(fault.OrganizationActive, "organization %s has allocation %s, which is %s; release it first", old.ID, a.ID, a.State)

@@ -45,7 +45,7 @@ func summary(p *state.Pool) string {
 func deletePool(t *state.Txn, c command.DeletePool) command.Result {
 	pool := t.Pool(nil, c.Pool)
 	if pool == nil {
-		return refuse(fault.NotFound, "pool %q does not exist", c.Pool)
+		return refuse(fault.NotFound, "pool %q does not exist; `demiurge pool list` shows those that do", c.Pool)
 	}
 	if pool.Deleting {
 		return command.Result{}
@@ -86,7 +86,7 @@ func removePool(t *state.Txn, pool *state.Pool) {
 func notePool(t *state.Txn, c command.NotePool) command.Result {
 	pool := t.Pool(nil, c.Pool)
 	if pool == nil {
-		return refuse(fault.NotFound, "pool %q does not exist", c.Pool)
+		return refuse(fault.NotFound, "pool %q does not exist; `demiurge pool list` shows those that do", c.Pool)
 	}
 	next := *pool
 	next.Breaker = state.Breaker{State: c.Breaker, Until: c.Until.UTC(), Failures: c.Failures, Reason: c.Reason}

@@ -81,7 +81,7 @@ func (r *relocating) destination(a *state.Allocation) *fault.Error {
 	}
 	h := r.t.Host(nil, r.c.To)
 	if h == nil {
-		return fault.New(fault.NotFound, "host %s does not exist", r.c.To)
+		return fault.New(fault.NotFound, "host %s does not exist; `demiurge host list` shows those that do", r.c.To)
 	}
 	if h.ID == a.Host {
 		return fault.New(fault.Conflict, "allocation %s is on host %s already", a.ID, h.ID)

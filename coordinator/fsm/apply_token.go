@@ -34,7 +34,7 @@ func putToken(t *state.Txn, c command.PutToken) command.Result {
 func deleteToken(t *state.Txn, c command.DeleteToken) command.Result {
 	k := t.Token(nil, c.Token)
 	if k == nil {
-		return refuse(fault.NotFound, "token %s does not exist", c.Token)
+		return refuse(fault.NotFound, "token %s does not exist; `demiurge token list` shows those that do", c.Token)
 	}
 	revoke(t, k, "")
 	return command.Result{Count: 1}

@@ -22,12 +22,7 @@ func initCluster(t *state.Txn, c command.InitCluster) command.Result {
 func collect(t *state.Txn, c command.Collect) command.Result {
 	removed := 0
 	// Collected first: removing while ranging would range over two states.
-	var allocations []*state.Allocation
-	for a := range t.Allocations(nil) {
-		if !a.State.Live() && a.EndedAt.Before(c.Before) {
-			allocations = append(allocations, a)
-		}
-	}
+	allocations := t.EndedBefore(c.Before)
 	var requests []*state.Request
 	for r := range t.Requests(nil) {
 		if r.At.Before(c.Before) {

@@ -11,6 +11,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 // The defects of the platform that this one replaces, by their numbers, as far as the state decides them.
@@ -72,6 +73,13 @@ func TestA2_UndoOfOneStartSparesAnother(t *testing.T) {
 	m.reserve(2, 3)
 	m.refused(fault.StaleEpoch, command.Fail{Meta: m.meta(), Allocation: alID(3), Code: fault.PoolExhausted, Message: "waited too long"})
 	m.wantAllocation(alID(3), state.AllocationReserved)
+
+	// And the failure of that one, which is right, leaves the neighbour on the same host alone.
+	third := m.allocation(alID(3))
+	m.ok(command.Fail{Meta: m.meta(), Allocation: third.ID, Epoch: third.Epoch, Code: fault.ActivationTimeout, Message: "late", BlameGateway: true})
+	m.wantAllocation(third.ID, state.AllocationRollingBack)
+	m.wantAllocation(second.ID, state.AllocationActive)
+	m.wantGateway(gwID(1), state.GatewayAllocated)
 }
 
 // TestA3_StopWithAnOldToken: what names a former allocation of a gateway does not reach the present one.
@@ -95,6 +103,15 @@ func TestA3_StopWithAnOldToken(t *testing.T) {
 	m.observe(stale) // the agent's word about the old epoch
 	if got := m.types(); got != "gateway.fenced" || m.records() != before {
 		t.Fatalf("a report of an old epoch: %s", got)
+	}
+	// The epoch alone tells: who claims to hold the present organization at the old epoch is not believed either, nor
+	// who names none.
+	for _, org := range []id.Organization{orgID(2), ""} {
+		stale.Organization = org
+		m.observe(stale)
+		if got := m.types(); got != "gateway.fenced" || m.records() != before {
+			t.Fatalf("a report of an old epoch and organization %q: %s", org, got)
+		}
 	}
 	m.wantAllocation(present.ID, state.AllocationActive)
 }

@@ -66,7 +66,7 @@ func outrun(t *state.Txn) {
 
 func renewGateways(t *state.Txn, c command.RenewGateways) command.Result {
 	if t.Host(nil, c.Host) == nil {
-		return refuse(fault.NotFound, "host %s does not exist", c.Host)
+		return refuse(fault.NotFound, "host %s does not exist; `demiurge host list` shows those that do", c.Host)
 	}
 	renewed := 0
 	for _, begun := range c.Gateways {

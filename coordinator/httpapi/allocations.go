@@ -232,7 +232,11 @@ func (s *Server) listAllocations(ctx context.Context, in *listAllocationsInput) 
 			return like(org, a.Organization) && like(pool, a.Pool) && like(host, a.Host) && like(gateway, a.Gateway) &&
 				(!in.Live || a.State.Live()) && (in.State == "" || conv.allocation(a).State == in.State)
 		}
-		return page(in.Paging, v.Allocations(ws), func(a *state.Allocation) string { return string(a.ID) }, keep, conv.allocation), nil
+		records := v.Allocations
+		if in.Live || in.State != "" && state.AllocationState(in.State).Live() {
+			records = v.UnendedAllocations
+		}
+		return page(in.Paging, records(ws), func(a *state.Allocation) string { return string(a.ID) }, keep, conv.allocation), nil
 	})
 }
 

@@ -32,7 +32,7 @@ func TestStartAndRelease(t *testing.T) {
 		t.Fatalf("%v, created %v", err, created)
 	}
 	host := "org-" + string(org) + ".example.test"
-	if a.State != api.AllocationActive || a.OrganizationID != string(org) || a.GatewayID == "" || a.HostID != "h1" || a.Epoch == 0 || !a.Warm ||
+	if a.State != api.AllocationActive || a.OrganizationID != string(org) || a.GatewayID == "" || a.HostID != "h1" || a.HostAddress != "192.0.2.1" || a.Epoch == 0 || !a.Warm ||
 		a.Hostname != host || a.URL != "http://"+host+":7480/" || a.ActiveAt == nil || a.EndedAt != nil || a.Index == 0 || index < a.Index {
 		t.Errorf("allocation %+v at index %d", a, index)
 	}

@@ -36,6 +36,9 @@ func (c *converter) allocation(a *state.Allocation) api.Allocation {
 		ActiveAt: instant(a.ActiveAt), EndedAt: instant(a.EndedAt), ExpiresAt: instant(a.ExpiresAt),
 		Timings: timings(a.Timings), Metadata: a.Metadata, Index: a.ModifyIndex,
 	}
+	if h := c.view.Host(nil, a.Host); h != nil { // not watched: a host changes far more often than its address
+		out.HostAddress = h.Report.Address
+	}
 	out.Relocation, out.Moves = relocation(a), moved(a)
 	if a.Failure.Code != "" {
 		out.Failure = &api.Failure{Code: string(a.Failure.Code), Message: a.Failure.Message}
@@ -200,6 +203,9 @@ func (c *converter) pool(p *state.Pool) api.Pool {
 	}
 	if out.Breaker == "" {
 		out.Breaker = breakerClosed
+	}
+	if out.Breaker != breakerClosed {
+		out.BreakerReason = p.Breaker.Reason
 	}
 	for range c.view.Line(c.ws, p.Name) {
 		out.Queued++

@@ -134,6 +134,7 @@ func (k *kit) reset() {
 	k.offset.Store(0)
 	k.cluster.leader.Store(true)
 	k.cluster.full.Store(false)
+	k.cluster.three.Store(false)
 	k.agents.gone.Store(false)
 	k.agents.own.Store(nil)
 	k.agents.ahead.Store(0)
@@ -308,6 +309,7 @@ func eventually(t testing.TB, what string, ok func() bool) {
 type scriptedCluster struct {
 	leader   atomic.Bool
 	full     atomic.Bool // its disk, nearly
+	three    atomic.Bool // it is one of three
 	barriers atomic.Int64
 	asked    atomic.Int64 // whether it leads
 }
@@ -329,7 +331,11 @@ func (c *scriptedCluster) Leader() (string, string) {
 func (c *scriptedCluster) LeaderChanged() <-chan struct{} { return nil }
 
 func (c *scriptedCluster) Peers() []api.Peer {
-	return []api.Peer{{ID: "c1", Address: "127.0.0.1:7401", Voter: true, Leader: c.leader.Load()}}
+	peers := []api.Peer{{ID: "c1", Address: "127.0.0.1:7401", Voter: true, Leader: c.leader.Load()}}
+	if c.three.Load() {
+		peers = append(peers, api.Peer{ID: "c2", Address: "127.0.0.2:7401", Voter: true}, api.Peer{ID: "c3", Address: "127.0.0.3:7401", Voter: true})
+	}
+	return peers
 }
 
 func (c *scriptedCluster) StorageLow() string {

@@ -75,10 +75,10 @@ func faultOf(status int, message string, errs []error) *fault.Error {
 			f.Locations = append(f.Locations, fault.Location{Location: "body", Message: err.Error()})
 		}
 	}
-	if len(f.Locations) > 0 {
-		return invalid(f.Locations)
+	if len(f.Locations) == 0 {
+		f.Locations = []fault.Location{{Location: "body", Message: message}} // such as: there is none
 	}
-	return f
+	return invalid(f.Locations)
 }
 
 // invalid is the refusal of an input; its text names the first wrong part for those who read only that.

@@ -53,13 +53,11 @@ func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error
 	if able > 0 {
 		out.Utilization = float64(inUse) / float64(able)
 	}
-	var stuck []*state.Allocation
+	var stuck notes
 	now := s.opts.Now()
 	for a := range v.LiveAllocations(nil) {
 		out.Allocations[conv.allocation(a).State]++
-		if a.State == state.AllocationReserved && now.After(a.Deadline.Add(stuckAfter)) {
-			stuck = append(stuck, a)
-		}
+		allocationNotes(&stuck, v, a, now)
 	}
 	out.Problems = s.problems(&out, stuck, drifted)
 	out.Healthy = len(out.Problems) == 0
@@ -69,6 +67,18 @@ func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error
 // stuckAfter is how long after its deadline an unfinished allocation is a problem: the leader has ended
 // it long before.
 const stuckAfter = 2 * time.Second
+
+// allocationNotes tells what is wrong with a live allocation: it neither comes nor goes.
+func allocationNotes(n *notes, v state.View, a *state.Allocation, now time.Time) {
+	subject := "allocation " + string(a.ID)
+	switch g := v.Gateway(nil, a.Gateway); {
+	case a.State == state.AllocationReserved && now.After(a.Deadline.Add(stuckAfter)):
+		n.add(critical, subject, fmt.Sprintf("demiurge alloc steps %s", a.ID), "reserved for organization %s and past its deadline of %s", a.Organization, a.Deadline.UTC().Format(time.RFC3339))
+	case a.State.Ending() && g != nil && g.State == state.GatewayDraining && g.Observed.Message != "":
+		n.add(critical, subject, "correct that; the agent tries again by itself",
+			"gateway %s cannot be taken back from organization %s, which cannot be started meanwhile: %s", g.ID, a.Organization, g.Observed.Message)
+	}
+}
 
 // Severities of a problem.
 const (
@@ -84,7 +94,7 @@ func (n *notes) add(severity, subject, remedy, format string, args ...any) {
 }
 
 // problems lists what is wrong, the worst first; within a severity in the order of the checks.
-func (s *Server) problems(st *api.Status, stuck []*state.Allocation, drifted map[string]bool) []api.StatusNote {
+func (s *Server) problems(st *api.Status, stuck notes, drifted map[string]bool) []api.StatusNote {
 	n := notes{}
 	if st.Leader == "" {
 		n.add(critical, "coordinators", "start the other coordinators, or look into the log for why none is elected", "there is no leader: nothing can be allocated or released; what is served goes on")
@@ -93,23 +103,24 @@ func (s *Server) problems(st *api.Status, stuck []*state.Allocation, drifted map
 		n.add(critical, "coordinator "+s.opts.Operator.NodeID(), "free some space on the disk of its data directory, or let another one lead: demiurge operator raft transfer-leadership",
 			"its disk is nearly full (%s): while it leads, nothing new is allocated", low)
 	}
-	for i := range st.Pools {
-		poolNotes(&n, &st.Pools[i])
-	}
+	s.peerNotes(&n, st)
+	// Hosts before pools: what is wrong with a host is often why its pools lack gateways.
 	for i := range st.Hosts {
 		s.hostNotes(&n, &st.Hosts[i])
 		s.memberNotes(&n, &st.Hosts[i], drifted[st.Hosts[i].HostID])
 	}
-	for _, a := range stuck {
-		n.add(critical, "allocation "+string(a.ID), fmt.Sprintf("demiurge alloc steps %s", a.ID), "reserved for organization %s and past its deadline of %s", a.Organization, a.Deadline.UTC().Format(time.RFC3339))
+	if len(st.Hosts) > 0 {
+		placeNotes(&n, st.Hosts)
 	}
+	for i := range st.Pools {
+		poolNotes(&n, &st.Pools[i])
+	}
+	n = append(n, stuck...)
 	if len(st.Pools) == 0 {
 		n.add(warning, "pools", "demiurge pool set default", "there is no pool: no gateway is kept ready")
 	}
 	if len(st.Hosts) == 0 {
 		n.add(warning, "hosts", "start an agent", "no host has registered: no gateway can run")
-	} else {
-		placeNotes(&n, st.Hosts)
 	}
 	if s.opts.Users != nil {
 		problems := s.opts.Users.Problems()
@@ -121,40 +132,88 @@ func (s *Server) problems(st *api.Status, stuck []*state.Allocation, drifted map
 	return n
 }
 
-// poolNotes tells what is wrong with a pool.
+// peerNotes tells of coordinators that are gone, and how many more may go.
+func (s *Server) peerNotes(n *notes, st *api.Status) {
+	there := map[string]string{s.opts.Operator.NodeID(): "alive"}
+	for _, m := range s.opts.Operator.Members() {
+		if m.Role == "coordinator" && there[m.Name] == "" {
+			there[m.Name] = m.Status
+		}
+	}
+	voters, living := 0, 0
+	var gone []api.Peer
+	for _, p := range st.Peers {
+		alive := there[p.ID] == "alive"
+		if !alive {
+			gone = append(gone, p)
+		}
+		if p.Voter {
+			voters++
+			if alive {
+				living++
+			}
+		}
+	}
+	for _, p := range gone {
+		how := there[p.ID]
+		if how == "" {
+			how = "not heard of"
+		}
+		n.add(warning, "coordinator "+p.ID, "start it again, or take it out for good: demiurge operator raft remove-peer "+p.ID,
+			"%s: %d of %d that vote are there, and %d must be", how, living, voters, voters/2+1)
+	}
+}
+
+// poolNotes tells what is wrong with a pool, why it lacks gateways before that it does.
 func poolNotes(n *notes, p *api.Pool) {
 	subject := "pool " + p.Name
-	coming := p.Counts.Pending + p.Counts.Starting + p.Counts.Recycling
-	grow := fmt.Sprintf("raise the pool's maximum (demiurge pool set %s --max …) or add a host", p.Name)
-	if p.Limited == "capacity" {
-		grow = "add a host, give a cordoned one back (demiurge host uncordon …), or raise capacity in an agent's configuration"
-	}
-	switch {
-	case p.Queued > 0 && p.Counts.Ready == 0:
-		n.add(critical, subject, grow, "exhausted: no gateway is ready, %d waiting in line, %d on their way", p.Queued, coming)
-	case p.MinReady > 0 && p.Counts.Ready == 0:
-		n.add(critical, subject, grow, "exhausted: no gateway is ready, %d on their way", coming)
-	case p.Counts.Ready < p.MinReady:
-		n.add(warning, subject, grow, "below its minimum: %d of %d ready, %d on their way", p.Counts.Ready, p.MinReady, coming)
-	case p.Counts.Ready == 0 && coming == 0 && p.Max > 0 && p.Counts.Total >= p.Max:
-		n.add(warning, subject, grow, "all %d gateways are taken and it has no more: starts are refused", p.Max)
-	}
-	look := fmt.Sprintf("demiurge gateway list --pool %s shows why", p.Name)
 	switch p.Breaker {
 	case "open":
-		n.add(critical, subject, look, "creating gateways is stopped because they keep failing")
+		n.add(critical, subject, fmt.Sprintf("correct that, or the pool's release (demiurge pool set %s --release …); one gateway is tried again by itself from time to time", p.Name),
+			"creating gateways is stopped because they keep failing: %s", orNothing(p.BreakerReason))
 	case "half_open":
-		n.add(warning, subject, look, "gateways kept failing; one is being tried")
+		n.add(warning, subject, "demiurge events --topic gateway shows what becomes of it", "gateways kept failing; one is being tried: %s", orNothing(p.BreakerReason))
+	}
+	coming := p.Counts.Pending + p.Counts.Starting + p.Counts.Recycling
+	lacking := lackRemedy(p, coming)
+	switch {
+	case p.Queued > 0 && p.Counts.Ready == 0:
+		n.add(critical, subject, lacking, "exhausted: no gateway is ready, %d waiting in line, %d on their way", p.Queued, coming)
+	case p.MinReady > 0 && p.Counts.Ready == 0:
+		n.add(critical, subject, lacking, "exhausted: no gateway is ready, %d on their way", coming)
+	case p.Counts.Ready < p.MinReady:
+		n.add(warning, subject, lacking, "below its minimum: %d of %d ready, %d on their way", p.Counts.Ready, p.MinReady, coming)
+	case p.Counts.Ready == 0 && coming == 0 && p.Max > 0 && p.Counts.Total >= p.Max:
+		n.add(warning, subject, lacking, "all %d gateways are taken and it has no more: starts are refused", p.Max)
 	}
 	if p.Limited == "max" || p.Limited == "capacity" {
-		n.add(warning, subject, grow, "cannot grow: limited by %s", p.Limited)
+		n.add(warning, subject, lacking, "cannot grow: limited by %s", p.Limited)
 	}
 	if bad := p.Counts.Failed + p.Counts.Unhealthy; bad > 0 {
-		n.add(warning, subject, look, "%d gateways failed, %d do not answer", p.Counts.Failed, p.Counts.Unhealthy)
+		n.add(warning, subject, whyNotReady(p), "%d gateways failed, %d do not answer", p.Counts.Failed, p.Counts.Unhealthy)
 	}
 	if p.Counts.Lost+p.Counts.Reconciling > 0 {
 		n.add(warning, subject, "bring the hosts back", "%d gateways are on lost hosts, %d are being reconciled", p.Counts.Lost, p.Counts.Reconciling)
 	}
+}
+
+func whyNotReady(p *api.Pool) string {
+	return fmt.Sprintf("demiurge gateway list --pool %s shows why", p.Name)
+}
+
+// lackRemedy is what to do about a pool that lacks ready gateways: it depends on what keeps it from having more.
+func lackRemedy(p *api.Pool, coming int) string {
+	switch {
+	case p.Breaker == "open":
+		return "its gateways keep failing: correct that first"
+	case p.Limited == "capacity":
+		return "add a host, give a cordoned one back (demiurge host uncordon …), or raise capacity in an agent's configuration"
+	case p.Limited == "" && p.Counts.Total < p.Max && coming == 0:
+		return "more are about to be started; if they are not, demiurge events --topic pool shows what was decided"
+	case p.Limited != "max" && coming > 0:
+		return fmt.Sprintf("nothing, if they become ready within seconds; otherwise demiurge gateway list --pool %s shows what they wait for", p.Name)
+	}
+	return fmt.Sprintf("raise the pool's maximum (demiurge pool set %s --max …) or add a host", p.Name)
 }
 
 // placeNotes tells when no host can be given an organization, however many gateways are ready.
@@ -201,6 +260,11 @@ func (s *Server) hostNotes(n *notes, h *api.Host) {
 		n.add(critical, subject, "start nginx; the agent's log has its last words", "nginx is down: %s", orNothing(h.Nginx.LastError))
 	case api.NginxWedged:
 		n.add(critical, subject, "restart nginx", "nginx does not take new configurations: %s", orNothing(h.Nginx.LastError))
+	case api.NginxServing:
+		if h.Nginx.LastError != "" {
+			n.add(critical, subject, "correct what it names; the agent tries again by itself. "+agentLog+" for more",
+				"nginx did not take its newest configuration, so new gateways do not become ready (generation %d serves on): %s", h.Nginx.LiveGeneration, h.Nginx.LastError)
+		}
 	}
 	for _, q := range h.Nginx.Quarantined {
 		n.add(warning, subject, "correct that part", "nginx refused %s: %s", q.Part, q.Message)

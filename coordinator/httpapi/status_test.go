@@ -53,12 +53,17 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 		subject  string
 		says     string
 	}{
-		"no leader":        {func(k *kit) { k.cluster.leader.Store(false) }, critical, "coordinators", "no leader"},
-		"disk nearly full": {func(k *kit) { k.cluster.full.Store(true) }, critical, "coordinator ", "nearly full (3 MiB free"},
-		"exhausted":        {func(k *kit) { k.setPool(1, 50); k.takeAll() }, critical, "pool default", "exhausted"},
-		"below minimum":    {func(k *kit) { k.setPool(5, 50) }, warning, "pool default", "below its minimum: 2 of 5 ready"},
-		"breaker open":     {func(k *kit) { k.breaker("open") }, critical, "pool default", "stopped"},
-		"breaker probing":  {func(k *kit) { k.breaker("half_open") }, warning, "pool default", "being tried"},
+		"no leader":                 {func(k *kit) { k.cluster.leader.Store(false) }, critical, "coordinators", "no leader"},
+		"disk nearly full":          {func(k *kit) { k.cluster.full.Store(true) }, critical, "coordinator ", "nearly full (3 MiB free"},
+		"coordinators not heard of": {func(k *kit) { k.cluster.three.Store(true) }, warning, "coordinator c3", "not heard of: 1 of 3 that vote are there, and 2 must be"},
+		"coordinator failed": {func(k *kit) {
+			k.cluster.three.Store(true)
+			k.operator.member.Store(&api.GossipMember{Role: "coordinator", Name: "c2", Status: "failed"})
+		}, warning, "coordinator c2", "failed: 1 of 3"},
+		"exhausted":       {func(k *kit) { k.setPool(1, 50); k.takeAll() }, critical, "pool default", "exhausted"},
+		"below minimum":   {func(k *kit) { k.setPool(5, 50) }, warning, "pool default", "below its minimum: 2 of 5 ready"},
+		"breaker open":    {func(k *kit) { k.breaker("open") }, critical, "pool default", "stopped because they keep failing: the last said no such library"},
+		"breaker probing": {func(k *kit) { k.breaker("half_open") }, warning, "pool default", "being tried: the last said no such library"},
 		"at its maximum": {func(k *kit) {
 			k.apply(command.NotePool{Meta: k.meta(), Pool: "default", Breaker: "closed", Limited: "max"})
 		}, warning, "pool default", "limited by max"},
@@ -75,6 +80,13 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 		"agent not connected": {func(k *kit) { k.agents.gone.Store(true) }, warning, "host h1", "not connected"},
 		"nginx down":          {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxDown) }, critical, "host h1", "nginx is down: emerg: bind"},
 		"nginx wedged":        {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxWedged) }, critical, "host h1", "does not take new configurations"},
+		"nginx refuses":       {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxServing) }, critical, "host h1", "nginx did not take its newest configuration, so new gateways do not become ready (generation 0 serves on): emerg: bind"},
+		"gateway not taken back": {func(k *kit) {
+			a := k.live(id.Organization(k.organization()))
+			k.apply(command.Release{Meta: k.meta(), Allocation: a})
+			g := k.store.View().Allocation(nil, a).Gateway
+			k.apply(command.ObserveHost{Meta: k.meta(), Host: k.host, Instance: "i1", Gateways: []command.GatewayReport{{Gateway: g, Incarnation: 1, Phase: api.PhaseUnhealthy, Message: "cannot unroute: no space left"}}})
+		}, critical, "allocation al-", "cannot be taken back from organization"},
 		"part quarantined": {func(k *kit) {
 			k.agents.gone.Store(true)
 			observe(k, api.NginxServing, command.Quarantined{Part: "site x", Message: "unknown directive"})
@@ -201,7 +213,32 @@ func (k *kit) takeAll() {
 }
 
 func (k *kit) breaker(s string) {
-	k.apply(command.NotePool{Meta: k.meta(), Pool: "default", Breaker: s, Until: k.now().Add(time.Minute), Failures: 3})
+	k.apply(command.NotePool{Meta: k.meta(), Pool: "default", Breaker: s, Until: k.now().Add(time.Minute), Failures: 3, Reason: "the last said no such library"})
+}
+
+// What is wrong with a host comes before what its pools lack for it, and the remedies are about that.
+func TestStatusNamesTheCauseFirst(t *testing.T) {
+	k := newKit(t)
+	k.withGateways(2)
+	k.setPool(5, 50)
+	k.takeAll()
+	k.agents.gone.Store(true)
+	k.apply(command.ObserveHost{Meta: k.meta(), Host: k.host, Instance: "i1", Report: &command.HostReport{Capacity: 9, NginxState: api.NginxServing, LastError: "emerg: cannot load certificate"}})
+	st := k.statusNow()
+	if len(st.Problems) < 2 || !strings.Contains(st.Problems[0].Message, "cannot load certificate") || !strings.Contains(st.Problems[1].Message, "exhausted") {
+		t.Errorf("problems %+v", st.Problems)
+	}
+	if r := st.Problems[1].Remedy; strings.Contains(r, "--max") {
+		t.Errorf("nothing limits the pool, and the remedy is: %s", r)
+	}
+	k.breaker("open")
+	st = k.statusNow()
+	if !strings.Contains(st.Problems[1].Message, "no such library") || !strings.Contains(st.Problems[2].Message, "exhausted") || strings.Contains(st.Problems[2].Remedy, "--max") {
+		t.Errorf("problems %+v", st.Problems)
+	}
+	if p := st.Pools[0]; p.Breaker != "open" || p.BreakerReason != "the last said no such library" {
+		t.Errorf("pool %+v", p)
+	}
 }
 
 // report lets one gateway be seen in a phase.

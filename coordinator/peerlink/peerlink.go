@@ -81,8 +81,9 @@ func Open(opts Options) (*Link, error) {
 			return l.dial(ctx, addr, protocolAPI)
 		},
 		ForceAttemptHTTP2: true, IdleConnTimeout: idleTime, MaxIdleConnsPerHost: 16,
-		// A leader that hangs must not hold the calls of everybody for ever.
-		HTTP2: &http.HTTP2Config{SendPingTimeout: 5 * time.Second, PingTimeout: 5 * time.Second},
+		// A leader that hangs must not hold the calls of everybody for much longer than the election of another takes;
+		// one that is only very busy must be given the time to answer.
+		HTTP2: &http.HTTP2Config{SendPingTimeout: time.Second, PingTimeout: 3 * time.Second},
 	}
 	l.work.Go(l.accept)
 	return l, nil

@@ -118,7 +118,7 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 	if c.Of(state.GatewayFailed) > 0 {
 		for g := range view.GatewaysOfPool(nil, p.Name) {
 			if g.State == state.GatewayFailed && g.Desired.Organization == "" {
-				out.Failed = append(out.Failed, g.ID)
+				out.Failed, out.LastWords = append(out.Failed, g.ID), g.Observed.Message
 			}
 		}
 	}

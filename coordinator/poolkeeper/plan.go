@@ -41,7 +41,9 @@ type Pool struct {
 	Total    int // all but terminating
 	Queued   int
 	Failed   []id.Gateway // given up by their agents, without organization
-	Spare    []id.Gateway // ready ones, those to be missed least first; only of a pool above its maximum
+	// LastWords is what the agent said of the last of those.
+	LastWords string
+	Spare     []id.Gateway // ready ones, those to be missed least first; only of a pool above its maximum
 	// ReadySince tells that a gateway of the pool became ready after the breaker was last noted.
 	ReadySince bool
 	Hosts      []Host // eligible ones
@@ -132,11 +134,18 @@ func breaker(p Pool, now time.Time) state.Breaker {
 		}
 		doublings := min((b.Failures-breakerThreshold)/breakerThreshold, 10)
 		b.State, b.Until = BreakerOpen, now.Add(min(breakerFirst<<doublings, breakerLongest))
-		b.Reason = fmt.Sprintf("%d gateways in a row did not become ready; the last is %s", b.Failures, p.Failed[len(p.Failed)-1])
+		b.Reason = fmt.Sprintf("%d gateways in a row did not become ready; the last, %s: %s", b.Failures, p.Failed[len(p.Failed)-1], orUnknown(p.LastWords))
 	case b.State == BreakerOpen && !now.Before(b.Until):
-		b.State, b.Reason = BreakerHalfOpen, "trying one gateway"
+		b.State, b.Reason = BreakerHalfOpen, "trying one gateway after "+b.Reason
 	}
 	return b
+}
+
+func orUnknown(words string) string {
+	if words == "" {
+		return "it said nothing"
+	}
+	return words
 }
 
 // spread places n gateways one by one on the host that is least full, by id among equals, and returns

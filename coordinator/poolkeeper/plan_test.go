@@ -2,6 +2,7 @@ package poolkeeper
 
 import (
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -103,8 +104,11 @@ func TestBreaker(t *testing.T) {
 	if a.Breaker.State != BreakerClosed || a.Breaker.Failures != 1 || len(a.Create) != 3 || len(a.Retire) != 1 {
 		t.Fatalf("after one failure: %+v", a)
 	}
-	p.Spec.Breaker, p.Failed = a.Breaker, []id.Gateway{"gw-aaaaaaaaab", "gw-aaaaaaaaac"}
+	p.Spec.Breaker, p.Failed, p.LastWords = a.Breaker, []id.Gateway{"gw-aaaaaaaaab", "gw-aaaaaaaaac"}, "exited with code 3: no such library"
 	a = Plan(p, now)
+	if why := a.Breaker.Reason; why != "3 gateways in a row did not become ready; the last, gw-aaaaaaaaac: exited with code 3: no such library" {
+		t.Fatalf("it opens because: %s", why)
+	}
 	if a.Breaker.State != BreakerOpen || len(a.Create) != 0 || a.Limited != LimitedByBreaker {
 		t.Fatalf("after three failures: %+v", a)
 	}
@@ -116,7 +120,7 @@ func TestBreaker(t *testing.T) {
 		t.Fatalf("before its time: %+v", a)
 	}
 	a = Plan(p, now.Add(breakerFirst))
-	if a.Breaker.State != BreakerHalfOpen || len(a.Create) != 1 {
+	if a.Breaker.State != BreakerHalfOpen || len(a.Create) != 1 || !strings.Contains(a.Breaker.Reason, "no such library") {
 		t.Fatalf("when its time is over: %+v", a)
 	}
 	p.Spec.Breaker, p.InFlight = a.Breaker, 1

@@ -2,6 +2,7 @@ package state
 
 import (
 	"iter"
+	"slices"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -65,18 +66,20 @@ type Candidate struct {
 	Reason   string  `json:"reason,omitzero"`
 }
 
-// allocationTrees are partial but for the first one: an ended allocation is in no other.
+// allocationTrees have each live allocation in the first tree and each ended one in the second. The others have some
+// of the live ones.
 type allocationTrees struct {
-	allocations tree[Allocation] // by id
-	live        tree[Allocation] // the one live allocation of an organization, by that
-	line        tree[Allocation] // the queued, stranded and held ones by pool and place
-	ending      tree[Allocation] // the one that is being cleaned up on a gateway, or left it, by that
+	allocations tree[*Allocation]      // those that have not ended, by id
+	ended       tree[packedAllocation] // by id
+	live        tree[*Allocation]      // the one live allocation of an organization, by that
+	line        tree[*Allocation]      // the queued, stranded and held ones by pool and place
+	ending      tree[*Allocation]      // the one that is being cleaned up on a gateway, or left it, by that
 }
 
 func allocationTable() table {
 	return table{
 		kind: 7,
-		save: func(v View, put func(any) error) error { return saveTree(&v.trees.allocations, put) },
+		save: func(v View, put func(any) error) error { return saveTree(v.Allocations(nil), put) },
 		restore: restoreTree("allocations", func(t *Txn, a *Allocation, in interner) error {
 			if a.ID == "" {
 				return errNoKey
@@ -89,6 +92,13 @@ func allocationTable() table {
 			return nil
 		}),
 	}
+}
+
+func unendedKey(a *Allocation) string {
+	if a.State.Live() {
+		return string(a.ID)
+	}
+	return ""
 }
 
 func liveKey(a *Allocation) string {
@@ -126,14 +136,21 @@ func endingKey(a *Allocation) string {
 // keep puts an allocation where it is found, in the place of what it was before, which may be nil. A nil
 // after takes it out.
 func (t *Txn) keep(before, after *Allocation) {
-	rekey(&t.trees.allocations, before, after, func(a *Allocation) string { return string(a.ID) })
+	rekey(&t.trees.allocations, before, after, unendedKey)
+	if before != nil && !before.State.Live() && (after == nil || after.State.Live()) {
+		t.trees.ended.remove(string(before.ID))
+	}
+	if after != nil && !after.State.Live() {
+		packed := pack(after)
+		t.trees.ended.put(packed.id(), packed)
+	}
 	rekey(&t.trees.live, before, after, liveKey)
 	rekey(&t.trees.line, before, after, lineKey)
 	rekey(&t.trees.ending, before, after, endingKey)
 }
 
 // rekey is keep in one tree; "" keeps a record out of it. A key that another record has meanwhile is that one's.
-func rekey(in *tree[Allocation], before, after *Allocation, key func(*Allocation) string) {
+func rekey(in *tree[*Allocation], before, after *Allocation, key func(*Allocation) string) {
 	next := ""
 	if after != nil {
 		next = key(after)
@@ -150,12 +167,53 @@ func rekey(in *tree[Allocation], before, after *Allocation, key func(*Allocation
 
 // Allocation gives an allocation; nil when it is unknown.
 func (v View) Allocation(ws WatchSet, allocation id.Allocation) *Allocation {
-	return v.trees.allocations.get(ws, string(allocation))
+	if a := v.trees.allocations.get(ws, string(allocation)); a != nil {
+		return a
+	}
+	if packed := v.trees.ended.get(ws, string(allocation)); packed != "" {
+		return packed.unpack()
+	}
+	return nil
 }
 
-// Allocations ranges over all allocations, ended ones too, by id.
+// Allocations ranges over all allocations, ended ones too, by id. Each ended one costs its unpacking.
 func (v View) Allocations(ws WatchSet) iter.Seq[*Allocation] {
+	unended, ended := v.trees.allocations.all(ws, ""), v.trees.ended.all(ws, "")
+	return func(yield func(*Allocation) bool) {
+		rest := slices.Collect(unended)
+		for packed := range ended {
+			for len(rest) > 0 && string(rest[0].ID) < packed.id() {
+				if !yield(rest[0]) {
+					return
+				}
+				rest = rest[1:]
+			}
+			if !yield(packed.unpack()) {
+				return
+			}
+		}
+		for _, a := range rest {
+			if !yield(a) {
+				return
+			}
+		}
+	}
+}
+
+// UnendedAllocations ranges over the live allocations by id.
+func (v View) UnendedAllocations(ws WatchSet) iter.Seq[*Allocation] {
 	return v.trees.allocations.all(ws, "")
+}
+
+// EndedBefore lists the allocations that ended before a moment, by id.
+func (v View) EndedBefore(moment time.Time) []id.Allocation {
+	var found []id.Allocation
+	for packed := range v.trees.ended.all(nil, "") {
+		if packed.endedAt().Before(moment) {
+			found = append(found, id.Allocation(packed.id()))
+		}
+	}
+	return found
 }
 
 // LiveAllocations ranges over the live allocations by organization.
@@ -230,6 +288,6 @@ func (t *Txn) allocationMoved(before, after *Allocation, reason string) {
 }
 
 // RemoveAllocation forgets an ended allocation.
-func (t *Txn) RemoveAllocation(a *Allocation) {
-	t.keep(t.Allocation(a.ID), nil)
+func (t *Txn) RemoveAllocation(allocation id.Allocation) {
+	t.keep(t.Allocation(allocation), nil)
 }

@@ -1,6 +1,7 @@
 package state
 
 import (
+	"slices"
 	"sync"
 	"time"
 
@@ -45,12 +46,8 @@ func (e *Event) ID() EventID { return EventID{e.Index, e.Seq} }
 // KeptEvents is how many events the feed keeps.
 const KeptEvents = 65536
 
-// chunkEvents divides KeptEvents: a chunk is dropped as a whole, and the few more that are kept until
-// then are hidden.
-const chunkEvents = 512
-
-// feed is the bounded tail of all events. Events are written once and never moved, so a cut of the feed
-// shares its chunks.
+// feed is the bounded tail of all events. Chunks are written once, from the front, and replaced by their sealed form,
+// which is never written, so a cut of the feed shares them.
 type feed struct {
 	mu         sync.Mutex
 	cutLocked  feedCut
@@ -60,23 +57,30 @@ type feed struct {
 
 // feedCut is the feed at one moment.
 type feedCut struct {
-	chunks  []*[chunkEvents]Event
+	chunks  []chunk
 	skip    int     // events of the first chunk that are dropped
 	length  int     // of what is kept
 	dropped EventID // the last event that was dropped
 	last    EventID
+	spare   *[chunkEvents]Event // of a chunk that is sealed now, to be written again
+	lent    *[chunkEvents]Event // that a cut shares, so that it stays as it is
 }
 
 func newFeed() *feed { return &feed{more: make(chan struct{})} }
 
-func (c *feedCut) at(i int) *Event {
+func (c *feedCut) at(i int) Event {
 	i += c.skip
-	return &c.chunks[i/chunkEvents][i%chunkEvents]
+	return c.chunks[i/chunkEvents].at(i % chunkEvents)
+}
+
+func (c *feedCut) idAt(i int) EventID {
+	i += c.skip
+	return c.chunks[i/chunkEvents].idAt(i % chunkEvents)
 }
 
 func (c *feedCut) push(e *Event) {
 	if c.length == KeptEvents {
-		c.dropped = c.at(0).ID()
+		c.dropped = c.idAt(0)
 		c.skip, c.length = c.skip+1, c.length-1
 		if c.skip == chunkEvents {
 			c.chunks, c.skip = c.chunks[1:], 0
@@ -84,11 +88,24 @@ func (c *feedCut) push(e *Event) {
 	}
 	end := c.skip + c.length
 	if end/chunkEvents == len(c.chunks) {
-		c.chunks = append(c.chunks, new([chunkEvents]Event))
+		if c.spare == nil {
+			c.spare = new([chunkEvents]Event)
+		}
+		c.chunks = append(c.chunks, chunk{open: c.spare})
+		c.spare = nil
 	}
-	c.chunks[end/chunkEvents][end%chunkEvents] = *e
+	newest := &c.chunks[end/chunkEvents]
+	newest.open[end%chunkEvents] = *e
 	c.length++
 	c.last = e.ID()
+	if end%chunkEvents == chunkEvents-1 {
+		if sealed := seal(newest.open); sealed != nil {
+			if newest.open != c.lent {
+				c.spare = newest.open
+			}
+			*newest = chunk{sealed: sealed}
+		}
+	}
 }
 
 // from is the position of the first event after an id.
@@ -96,7 +113,7 @@ func (c *feedCut) from(after EventID) int {
 	lo, hi := 0, c.length
 	for lo < hi {
 		mid := (lo + hi) / 2
-		if after.Before(c.at(mid).ID()) {
+		if after.Before(c.idAt(mid)) {
 			hi = mid
 		} else {
 			lo = mid + 1
@@ -106,7 +123,7 @@ func (c *feedCut) from(after EventID) int {
 }
 
 func (f *feed) append(pieces [][]Event) {
-	if len(pieces) == 0 {
+	if len(pieces) == 0 || len(pieces[0]) == 0 {
 		return
 	}
 	f.mu.Lock()
@@ -124,8 +141,11 @@ func (f *feed) append(pieces [][]Event) {
 func (f *feed) cut() feedCut {
 	f.mu.Lock()
 	defer f.mu.Unlock()
+	if n := len(f.cutLocked.chunks); n > 0 {
+		f.cutLocked.lent = f.cutLocked.chunks[n-1].open
+	}
 	c := f.cutLocked
-	c.chunks = append([]*[chunkEvents]Event(nil), c.chunks...)
+	c.chunks, c.spare = slices.Clone(c.chunks), nil
 	return c
 }
 
@@ -148,16 +168,21 @@ func (f *feed) violate(what string) {
 // Events gives at most max events after one, and a channel that closes when newer ones than those exist
 // or a restore replaced the feed. truncated: events after it have been dropped already.
 func (s *Store) Events(after EventID, limit int) (events []Event, more <-chan struct{}, truncated bool) {
+	return s.EventsInto(nil, after, limit)
+}
+
+// EventsInto is Events for a reader that has done with the events of the last time: their place is used again.
+func (s *Store) EventsInto(last []Event, after EventID, limit int) (events []Event, more <-chan struct{}, truncated bool) {
+	events = last[:0]
 	f := s.current.Load().feed
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	c := &f.cutLocked
 	first := c.from(after)
-	if n := min(c.length-first, limit); n > 0 {
-		events = make([]Event, n)
-		for i := range events {
-			events[i] = *c.at(first + i)
-		}
+	n := min(c.length-first, limit)
+	events = slices.Grow(events, max(n, 0))
+	for i := range n {
+		events = append(events, c.at(first+i))
 	}
 	return events, f.more, after.Before(c.dropped)
 }

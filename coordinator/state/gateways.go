@@ -67,7 +67,7 @@ type GatewayObserved struct {
 func gatewayTable() table {
 	return table{
 		kind: 8,
-		save: func(v View, put func(any) error) error { return saveTree(&v.trees.gateways, put) },
+		save: func(v View, put func(any) error) error { return saveTree(v.trees.gateways.all(nil, ""), put) },
 		restore: restoreTree("gateways", func(t *Txn, g *Gateway, in interner) error {
 			if g.ID == "" {
 				return errNoKey

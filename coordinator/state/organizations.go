@@ -25,7 +25,7 @@ type Organization struct {
 func organizationTable() table {
 	return table{
 		kind: 4,
-		save: func(v View, put func(any) error) error { return saveTree(&v.trees.organizations, put) },
+		save: func(v View, put func(any) error) error { return saveTree(v.trees.organizations.all(nil, ""), put) },
 		restore: restoreTree("organizations", func(t *Txn, o *Organization, _ interner) error {
 			if o.ID == "" {
 				return errNoKey

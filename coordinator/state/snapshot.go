@@ -55,7 +55,8 @@ func (c Checkpoint) Save(w io.Writer) error {
 		return err
 	}
 	for i := range c.events.length {
-		if err := put(kindEvent, c.events.at(i)); err != nil {
+		event := c.events.at(i)
+		if err := put(kindEvent, &event); err != nil {
 			return err
 		}
 	}

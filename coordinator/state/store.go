@@ -23,6 +23,8 @@ type Store struct {
 	// publish is held while a transaction is made visible, so that a checkpoint sees tables and events of
 	// the same index.
 	publish sync.Mutex
+	// spareEvents is where the writer's next transaction gathers its first events. Only the writer uses it.
+	spareEvents []Event
 }
 
 // contents is what a restore replaces as a whole.
@@ -33,6 +35,9 @@ type contents struct {
 	restored chan struct{}
 }
 
+// firstEvents is more than most transactions have.
+const firstEvents = 64
+
 // New makes an empty store.
 func New() *Store {
 	db, err := memdb.NewMemDB(schema())
@@ -41,7 +46,7 @@ func New() *Store {
 	}
 	c := &contents{db: db, feed: newFeed(), restored: make(chan struct{})}
 	c.view.Store(&View{txn: db.Txn(false), trees: newTrees()})
-	s := &Store{}
+	s := &Store{spareEvents: make([]Event, 0, firstEvents)}
 	s.current.Store(c)
 	return s
 }

@@ -40,7 +40,7 @@ type edge[T any] struct {
 
 type leaf[T any] struct {
 	key    string
-	record *T
+	record T
 	watch  signal
 }
 
@@ -50,6 +50,9 @@ type home[T any] struct {
 	whole   signal                  // closes when anything changes
 	missing [missingSignals]signal  // by hash of the key: closes when one of these keys comes
 	seed    maphash.Seed
+	// sharing: those who wait for records that are there share the signals, too. It is for records that are many
+	// and hardly change: a channel for each that was ever waited for would stay as long as they do.
+	sharing bool
 }
 
 // missingSignals is how many signals those who wait for records that are not there share.
@@ -87,6 +90,13 @@ func (s *signal) fire(next *chan struct{}) {
 
 func newTree[T any]() tree[T] { return tree[T]{home: &home[T]{seed: maphash.MakeSeed()}} }
 
+// newQuietTree is newTree for records that hardly change.
+func newQuietTree[T any]() tree[T] {
+	t := newTree[T]()
+	t.home.sharing = true
+	return t
+}
+
 // begin makes a published version the beginning of a transaction's.
 func (t *tree[T]) begin(o *owner) { t.owner = o }
 
@@ -102,7 +112,11 @@ func (t *tree[T]) notify() {
 		return
 	}
 	for _, l := range t.replaced {
-		l.watch.fire(over)
+		if t.home.sharing {
+			t.home.signalOf(l.key).fire(nil)
+		} else {
+			l.watch.fire(over)
+		}
 	}
 	for _, key := range t.added {
 		t.home.signalOf(key).fire(nil)
@@ -115,24 +129,24 @@ func (h *home[T]) signalOf(key string) *signal {
 	return &h.missing[maphash.String(h.seed, key)%missingSignals]
 }
 
-// get looks a key up; nil when it is not there.
-func (t *tree[T]) get(ws memdb.WatchSet, key string) *T {
+// get looks a key up; the zero value when it is not there.
+func (t *tree[T]) get(ws memdb.WatchSet, key string) (record T) {
 	l := t.root.find(key)
 	if ws != nil {
 		ws.Add(t.watch(l, key))
 	}
-	if l == nil {
-		return nil
+	if l != nil {
+		record = l.record
 	}
-	return l.record
+	return record
 }
 
 func (t *tree[T]) watch(l *leaf[T], key string) <-chan struct{} {
-	if l != nil {
+	if l != nil && !t.home.sharing {
 		return l.watch.wait()
 	}
 	wait := t.home.signalOf(key).wait()
-	if t.home.current.Load().find(key) != nil { // it came between this version and now
+	if t.home.current.Load().find(key) != l { // it came or went between this version and now
 		return *over
 	}
 	return wait
@@ -140,7 +154,7 @@ func (t *tree[T]) watch(l *leaf[T], key string) <-chan struct{} {
 
 // all ranges over the records whose keys begin with prefix, by key. The records may be changed meanwhile,
 // the range is of what was there before.
-func (t *tree[T]) all(ws memdb.WatchSet, prefix string) iter.Seq[*T] {
+func (t *tree[T]) all(ws memdb.WatchSet, prefix string) iter.Seq[T] {
 	if ws != nil {
 		wait := t.home.whole.wait()
 		if t.home.current.Load() != t.root {
@@ -148,7 +162,7 @@ func (t *tree[T]) all(ws memdb.WatchSet, prefix string) iter.Seq[*T] {
 		}
 		ws.Add(wait)
 	}
-	return func(yield func(*T) bool) {
+	return func(yield func(T) bool) {
 		if t.owner != nil {
 			t.owner = &owner{}
 		}
@@ -187,7 +201,7 @@ func (n *node[T]) below(prefix string) *node[T] {
 	return n
 }
 
-func (n *node[T]) walk(yield func(*T) bool) bool {
+func (n *node[T]) walk(yield func(T) bool) bool {
 	if n == nil {
 		return true
 	}
@@ -216,7 +230,7 @@ func (n *node[T]) edge(label byte) (int, bool) {
 }
 
 // put stores a record.
-func (t *tree[T]) put(key string, record *T) {
+func (t *tree[T]) put(key string, record T) {
 	t.root = t.putBelow(t.root, key, &leaf[T]{key: key, record: record})
 }
 

@@ -4,31 +4,32 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"iter"
 )
 
 // trees are the tables that every allocation reads and writes.
 type trees struct {
-	organizations tree[Organization]
-	gateways      tree[Gateway]
+	organizations tree[*Organization]
+	gateways      tree[*Gateway]
 	allocationTrees
-	tallies tree[tally] // derived from hosts and gateways, so not in a snapshot
+	tallies tree[*tally] // derived from hosts and gateways, so not in a snapshot
 }
 
 func newTrees() *trees {
 	return &trees{
-		organizations: newTree[Organization](),
-		gateways:      newTree[Gateway](),
+		organizations: newTree[*Organization](),
+		gateways:      newTree[*Gateway](),
 		allocationTrees: allocationTrees{
-			allocations: newTree[Allocation](), live: newTree[Allocation](),
-			line: newTree[Allocation](), ending: newTree[Allocation](),
+			allocations: newTree[*Allocation](), ended: newQuietTree[packedAllocation](), live: newTree[*Allocation](),
+			line: newTree[*Allocation](), ending: newTree[*Allocation](),
 		},
-		tallies: newTree[tally](),
+		tallies: newTree[*tally](),
 	}
 }
 
 // each lists the trees as what a transaction does with all of them.
-func (t *trees) each() [7]anyTree {
-	return [...]anyTree{&t.organizations, &t.gateways, &t.allocations, &t.live, &t.line, &t.ending, &t.tallies}
+func (t *trees) each() [8]anyTree {
+	return [...]anyTree{&t.organizations, &t.gateways, &t.allocations, &t.ended, &t.live, &t.line, &t.ending, &t.tallies}
 }
 
 type anyTree interface {
@@ -58,9 +59,9 @@ func (t *trees) notify() {
 	}
 }
 
-// saveTree is saveAll for a tree.
-func saveTree[T any](from *tree[T], put func(any) error) error {
-	for r := range from.all(nil, "") {
+// saveTree is saveAll for records in a tree.
+func saveTree[T any](from iter.Seq[T], put func(any) error) error {
+	for r := range from {
 		if err := put(r); err != nil {
 			return err
 		}

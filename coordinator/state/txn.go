@@ -37,6 +37,7 @@ func (s *Store) Begin() *Txn {
 		store:   s,
 		View:    View{txn: s.current.Load().db.Txn(true), trees: base.trees.begin(), about: base.about},
 		tallies: map[id.Host]*tally{},
+		events:  [][]Event{s.spareEvents[:0]},
 		granted: map[id.Pool]bool{},
 	}
 }
@@ -70,8 +71,9 @@ func (t *Txn) Commit() {
 	t.txn.Commit()
 	t.trees.publish()
 	c.view.Store(&View{txn: c.db.Txn(false), trees: t.trees, about: t.about})
-	c.feed.append(t.events)
+	c.feed.append(t.events) // which copies them
 	t.store.publish.Unlock()
+	t.store.spareEvents = t.events[0]
 	t.trees.notify()
 }
 
@@ -86,12 +88,8 @@ func (t *Txn) Emit(e Event) {
 		e.At = t.at
 	}
 	n := len(t.events)
-	if n == 0 || len(t.events[n-1]) == cap(t.events[n-1]) {
-		size := 4
-		if n > 0 {
-			size = min(2*cap(t.events[n-1]), 1024)
-		}
-		t.events = append(t.events, make([]Event, 0, size))
+	if last := t.events[n-1]; len(last) == cap(last) {
+		t.events = append(t.events, make([]Event, 0, min(2*cap(last), 1024)))
 		n++
 	}
 	t.events[n-1] = append(t.events[n-1], e)

@@ -48,7 +48,7 @@ func ReadKey(path string) (pki.Key, error) {
 
 // WriteKey saves a cluster key in a data directory.
 func WriteKey(f fsx.FS, dir string, key pki.Key) error {
-	return fsx.WriteAtomic(f, "trust.key", KeyPath(dir), []byte(key.Reveal()+"\n"), 0o600)
+	return save(f, "trust.key", KeyPath(dir), []byte(key.Reveal()+"\n"), 0o600)
 }
 
 func encodeKey(raw []byte) string { return base64.StdEncoding.EncodeToString(raw) }

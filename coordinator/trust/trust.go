@@ -109,7 +109,15 @@ func Open(o Options) (*Keeper, error) {
 
 // writeBundle puts the trusted CAs where people's tools can read them (`demiurge --ca-cert`).
 func (k *Keeper) writeBundle() error {
-	return fsx.WriteAtomic(k.opts.FS, "trust.bundle", filepath.Join(k.opts.Dir, bundleFile), []byte(k.Bundle().PEM()), 0o644)
+	return save(k.opts.FS, "trust.bundle", filepath.Join(k.opts.Dir, bundleFile), []byte(k.Bundle().PEM()), 0o644)
+}
+
+// save replaces a file of a coordinator's data directory.
+func save(f fsx.FS, label, path string, data []byte, perm fs.FileMode) error {
+	if err := fsx.WriteAtomic(f, label, path, data, perm); err != nil {
+		return fmt.Errorf("cannot write %s: %w; free space or repair the disk of the data directory", path, err)
+	}
+	return nil
 }
 
 // Cluster is the id of the cluster.
@@ -191,7 +199,7 @@ func WriteRecord(f fsx.FS, dir string, r Record) error {
 	if err != nil {
 		return fmt.Errorf("cannot encode the cluster's certificates: %w", err)
 	}
-	return fsx.WriteAtomic(f, "trust.record", filepath.Join(dir, recordFile), append(data, '\n'), 0o600)
+	return save(f, "trust.record", filepath.Join(dir, recordFile), append(data, '\n'), 0o600)
 }
 
 // founding is the record of a cluster that nobody leads yet.
