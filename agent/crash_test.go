@@ -1,14 +1,12 @@
 package agent_test
 
 import (
-	"bytes"
 	"fmt"
 	"net/http"
 	"os"
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 
@@ -16,31 +14,14 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/failpoint"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/outputtest"
 )
 
 // process is the real agent program on the host.
 type process struct {
 	cmd  *exec.Cmd
 	done chan struct{} // closed when it has ended
-	log  lockedBuffer
-}
-
-// lockedBuffer is a bytes.Buffer that is written and read at the same time.
-type lockedBuffer struct {
-	mu sync.Mutex
-	b  bytes.Buffer
-}
-
-func (l *lockedBuffer) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *lockedBuffer) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
+	log  outputtest.Output
 }
 
 // file writes the host's agent.yaml.

@@ -101,6 +101,7 @@ func (w *walker) walk(points []fsxtest.Point, change func(), ended func() bool, 
 	reached := 0
 	for _, p := range points {
 		w.round++
+		met.add(p.Label)
 		when := fmt.Sprintf("crash at %s, call %d, torn %t", p.Label, p.N, p.Torn)
 		w.faulty.CrashAt(p)
 		change()
@@ -158,10 +159,15 @@ func TestCrashAtEveryStep(t *testing.T) {
 		{"refused part", 2, crashInRefusedPart},
 		{"rejected configuration", 2, crashInRejectedConfiguration},
 		{"port taken", 8, crashWhilePortIsTaken},
+		{"recovery before the pointer", 1, func(t *testing.T, s share) { crashInRecovery(t, s, "nginx.pointer.rename") }},
 		{"recovery before the signal", 2, func(t *testing.T, s share) { crashInRecovery(t, s, "nginx.pointer.sync") }},
 		{"recovery after the signal", 2, func(t *testing.T, s share) { crashInRecovery(t, s, "nginx.fence.refuse") }},
 		{"route switch", 1, crashInRouteSwitch},
 		{"prepare", 1, crashInPrepare},
+		{"start on leftovers", 1, crashOnLeftovers},
+		{"start after nginx died", 1, crashOnOrphans},
+		{"what is rarely reached", 1, crashWhereRarely},
+		{"last resort", 1, crashInLastResort},
 	} {
 		for i := range walk.hosts {
 			group.Go(func() {
@@ -180,11 +186,20 @@ func TestCrashAtEveryStep(t *testing.T) {
 		}
 	}
 	group.Wait()
+	if !t.Failed() {
+		everyLabelIsMet(t)
+	}
 }
 
 func crashInGoodGeneration(t *testing.T, part share) {
 	w := newWalker(t, nil)
 	change := func() { w.engine.SetConfig(w.config()) }
+	for range kept { // from then on each takes the oldest away
+		w.round++
+		w.apply(w.config())
+		w.settled()
+		eventually(t, "the configuration is live", w.done)
+	}
 	points := unique(w.record(change, w.done), "")
 	for _, label := range []string{
 		"nginx.generation.write", "nginx.generation.durable", "nginx.generation.rename", "nginx.generation.sync", "nginx.test",
@@ -317,6 +332,7 @@ func crashWhilePortIsTaken(t *testing.T, part share) {
 	// Counting begins with the change, so the numbers of the recording hold.
 	for _, p := range part(points) {
 		w.round++
+		met.add(p.Label)
 		when := fmt.Sprintf("port taken, crash at %s, call %d, torn %t", p.Label, p.N, p.Torn)
 		arm0 := func() { // the engine is stopped here
 			port := freePort(t)
@@ -374,6 +390,7 @@ func crashInRecovery(t *testing.T, part share, first string) {
 		return p.N > 1 || strings.HasPrefix(p.Label, "nginx.layout") || strings.HasPrefix(p.Label, "nginx.route")
 	})
 	for _, p := range part(points) {
+		met.add(p.Label)
 		cut()
 		when := fmt.Sprintf("second crash at %s, torn %t", p.Label, p.Torn)
 		w.withFaults().CrashAt(p)
@@ -410,6 +427,7 @@ func crashInRouteSwitch(t *testing.T, part share) {
 	points := part(unique(w.faulty.Points(), ""))
 	epoch := id.Epoch(10)
 	for _, p := range points {
+		met.add(p.Label)
 		when := fmt.Sprintf("crash at %s, call %d", p.Label, p.N)
 		w.route(w.org, w.gw, epoch)
 		w.faulty.CrashAt(p)
@@ -445,6 +463,7 @@ func crashInPrepare(t *testing.T, part share) {
 	}
 	points := part(unique(f.Points(), ""))
 	for _, p := range points {
+		met.add(p.Label)
 		for _, dir := range []string{h.opts.DataDir, h.opts.RunDir} {
 			entries, err := os.ReadDir(dir)
 			if err != nil {

@@ -280,7 +280,9 @@ func (h *host) ask(hostname, path string, headers ...string) (status int, header
 
 func (h *host) tryAsk(hostname, path string, headers ...string) (int, http.Header, string, error) {
 	tr := &http.Transport{DisableKeepAlives: true}
-	req, err := http.NewRequest(http.MethodGet, "http://"+h.opts.Listen[0].String()+path, nil)
+	ctx, cancel := context.WithTimeout(context.Background(), longWait) // an nginx without workers answers nobody
+	defer cancel()
+	req, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://"+h.opts.Listen[0].String()+path, nil)
 	if err != nil {
 		return 0, nil, "", err
 	}

@@ -169,7 +169,7 @@ func closed(d directive) error {
 	known := "absolute_redirect access_log add_header client_body_temp_path client_max_body_size default default_type error_page fastcgi_temp_path geo if " +
 		"include internal keepalive keepalive_requests keepalive_timeout large_client_header_buffers listen location log_format map map_hash_bucket_size " +
 		"map_hash_max_size proxy_buffer_size proxy_connect_timeout proxy_hide_header proxy_http_version proxy_ignore_headers proxy_max_temp_file_size proxy_next_upstream " +
-		"proxy_pass proxy_read_timeout proxy_send_timeout proxy_set_header proxy_temp_path real_ip_header real_ip_recursive request_pool_size return root scgi_temp_path server set " +
+		"proxy_headers_hash_bucket_size proxy_pass proxy_read_timeout proxy_send_timeout proxy_set_header proxy_temp_path real_ip_header real_ip_recursive request_pool_size return root scgi_temp_path server set " +
 		"server_name server_names_hash_bucket_size server_names_hash_max_size server_tokens set_real_ip_from ssl_certificate ssl_certificate_key ssl_protocols " +
 		"ssl_session_cache ssl_session_timeout try_files upstream uwsgi_temp_path variables_hash_bucket_size"
 	if !slices.Contains(strings.Fields(known), d.words[0]) {
@@ -267,6 +267,20 @@ func FuzzManifest(f *testing.F) {
 	f.Fuzz(func(t *testing.T, b []byte) {
 		if m, err := decodeManifest(b); err == nil && string(m.encode()) != string(b) {
 			t.Fatalf("%q is read as %+v", b, m)
+		}
+	})
+}
+
+func FuzzPointerAndLinks(f *testing.F) {
+	for _, s := range []string{"include generations/000042/http.conf;\n", "include generations/42/http.conf;\n", "include /etc/nginx.conf;\n", "gw-aaaaaaaaaa.7", "gw-aaaaaaaaaa.07", "..", ""} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, s string) {
+		if n, ok := parsePointer([]byte(s)); ok && string(pointerText(n)) != s {
+			t.Fatalf("the pointer %q is read as %d", s, n)
+		}
+		if target, ok := parseLink(s); ok && link(target) != s {
+			t.Fatalf("the link %q is read as %+v", s, target)
 		}
 	})
 }

@@ -72,23 +72,24 @@ func (e *Engine) rollback(ctx context.Context, master process) error {
 }
 
 // restart is the last resort: nginx is ended, and whoever runs it starts it with the live generation,
-// which Prepare has put the pointer back to.
+// which Prepare has put the pointer back to. The journal names the attempt until nginx has ended: an agent that
+// dies before that would otherwise leave an nginx that serves nothing, and nobody would know that it has to end.
 func (e *Engine) restart(master process, n uint64) error {
 	e.log.Error("ending nginx: neither the new nor the last live generation could be proven", "pid", master.pid)
-	err := e.abandon(n)
-	if stepErr := e.fs.Step("nginx.restart"); stepErr != nil {
-		return errors.Join(err, stepErr)
+	if err := e.fs.Step("nginx.restart"); err != nil {
+		return err
 	}
-	if sigErr := master.signal(syscall.SIGTERM); sigErr != nil && !errors.Is(sigErr, errNoMaster) {
-		return errors.Join(err, sigErr)
+	if err := master.signal(syscall.SIGTERM); err != nil && !errors.Is(err, errNoMaster) {
+		return err
 	}
 	for end := time.Now().Add(2 * time.Second); master.alive() && time.Now().Before(end); {
 		time.Sleep(10 * time.Millisecond)
 	}
+	var err error
 	if master.alive() {
-		err = errors.Join(err, master.signal(syscall.SIGKILL))
+		err = master.signal(syscall.SIGKILL)
 	}
-	return err
+	return errors.Join(err, e.abandon(n))
 }
 
 // resume ends what a crash or a full disk has cut. A candidate that nginx runs and that can be proven

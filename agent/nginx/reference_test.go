@@ -6,8 +6,10 @@ import (
 	"path/filepath"
 	"strings"
 	"sync"
+	"syscall"
 	"testing"
 
+	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -46,6 +48,43 @@ func TestN1_OneBadPartDoesNotBlockTheOthers(t *testing.T) {
 		t.Errorf("still quarantined: %+v", q)
 	}
 	h.mustServe(org, gs[0], 7)
+}
+
+// N1, where only nginx can tell: a part that it refuses is found, left out alone, and named with nginx's words, and
+// every later change goes on without it.
+func TestN1_APartThatNginxRefusesDoesNotBlockTheOthers(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	certify(t, h)
+	h.startNginx()
+	h.startEngine()
+	g, bad, good := h.gateway(nil), id.NewOrganization(), id.NewOrganization()
+	cfg := slots(g)
+	cfg.Sites = []Site{
+		{Organization: bad, Domains: []string{"bad.own.test"}, Certificate: true}, // there is none
+		{Organization: good, Domains: []string{"good.own.test"}},
+	}
+	h.apply(cfg)
+	h.settled()
+	q := h.engine.Status().Quarantined
+	if len(q) != 1 || q[0].Part != "site/"+string(bad) || !strings.Contains(q[0].Message, "cannot load certificate") {
+		t.Errorf("not named with nginx's words: %+v", q)
+	}
+	h.route(good, g, 3)
+	if status, _, _ := h.ask("good.own.test", "/"); status != 200 {
+		t.Errorf("the good site answers %d", status)
+	}
+	before := h.engine.Status().LiveGeneration
+	next := h.gateway(nil)
+	cfg.Slots = slots(g, next).Slots
+	h.apply(cfg)
+	h.settled()
+	h.route(bad, next, 4)
+	h.mustServe(bad, next, 4) // on the platform's name
+	if st := h.engine.Status(); st.LiveGeneration <= before || len(st.Quarantined) != 1 || st.LastError != "" {
+		t.Errorf("after a later change: %+v", st)
+	}
+	h.clean()
 }
 
 // N2: a host pattern that matched nothing passed nginx -t and sent everybody to the front page.
@@ -170,8 +209,8 @@ func TestN5_LongNamesAndPorts(t *testing.T) {
 	for _, bad := range []string{"dev.test:7480", "dev.test/", "*.test", "dev .test", "", "dev.test;", "~^x"} {
 		opts := h.opts
 		opts.Domain = bad
-		if _, err := Open(opts); err == nil {
-			t.Errorf("domain %q is accepted", bad)
+		if _, err := Open(opts); err == nil || !strings.Contains(err.Error(), "as domain") { // the directory is in use, too
+			t.Errorf("domain %q: %v", bad, err)
 		}
 	}
 }
@@ -199,6 +238,33 @@ func TestN6_LiveMeansThatTheOldWorkersAcceptNoMore(t *testing.T) {
 			}
 		}
 	}
+}
+
+// A9: a gateway was given on while its old route still led to it. The end of a route is one only when nginx has said
+// so; until then the caller is told that it is not, and tries again.
+func TestA9_TheEndOfARouteIsProven(t *testing.T) {
+	t.Parallel()
+	h, gs, org := serving(t, 1)
+	h.stopEngine()
+	f := h.withFaults()
+	h.startEngine()
+	for _, label := range []string{"nginx.route.remove", "nginx.route.prove"} {
+		f.Fail(label, syscall.EIO)
+		for range 2 { // the second time as the first
+			if err := h.engine.Unroute(within(t), org, Target{gs[0].id, 7}); !fault.Is(err, fault.RouteApplyFailed) {
+				t.Errorf("%s: %v", label, err)
+			}
+		}
+		f.Fail(label, nil)
+		if err := h.engine.Unroute(within(t), org, Target{gs[0].id, 7}); err != nil {
+			t.Errorf("%s: %v", label, err)
+		}
+		if status, _, _ := h.ask(orgHost(org), "/"); status != 503 {
+			t.Errorf("%s: after the end: %d", label, status)
+		}
+		h.route(org, gs[0], 7)
+	}
+	h.clean()
 }
 
 // A listener change in one step that nginx cannot do, and one that it can.

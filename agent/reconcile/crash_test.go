@@ -1,9 +1,11 @@
 package reconcile_test
 
 import (
+	"flag"
 	"fmt"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"testing/synctest"
 
@@ -84,6 +86,7 @@ var acts = []act{
 // TestCrashAtEveryStep walks every labelled effect of every act: the agent dies there, a new one starts on
 // what is left, and in the end all of it has happened; or, when the coordinator gave up meanwhile, none.
 func TestCrashAtEveryStep(t *testing.T) {
+	var met []string
 	for _, a := range acts {
 		t.Run(a.name, func(t *testing.T) {
 			points := record(t, a)
@@ -91,6 +94,7 @@ func TestCrashAtEveryStep(t *testing.T) {
 				t.Fatalf("only %d steps: %v", len(points), points)
 			}
 			for _, p := range points {
+				met = append(met, p.Label)
 				t.Run(fmt.Sprintf("%s %d torn %v", p.Label, p.N, p.Torn), func(t *testing.T) {
 					crash(t, a, p, false)
 					crash(t, a, p, true)
@@ -98,6 +102,42 @@ func TestCrashAtEveryStep(t *testing.T) {
 			}
 		})
 	}
+	if strings.Contains(flag.Lookup("test.run").Value.String(), "/") {
+		return // only some of the acts were asked for
+	}
+	all, err := fsxtest.Labels(".", "reconcile.")
+	if err != nil || len(all) < 8 {
+		t.Fatalf("the labels of the sources are %v, %v", all, err)
+	}
+	met = append(met, "reconcile.leftover") // TestCrashWhileLeftoversAreRemoved
+	for _, label := range fsxtest.Unwalked(all, met) {
+		t.Errorf("nothing crashes at %s: add an act that reaches it", label)
+	}
+}
+
+// What nobody knows is removed when a coordinator has said what it wants; an agent that dies there leaves it to the next.
+func TestCrashWhileLeftoversAreRemoved(t *testing.T) {
+	story(t, func(t *testing.T, h *agenttest.Host) {
+		g := ready(h)
+		pid := h.Report(g).PID
+		h.Kill()
+		stray := filepath.Join(h.Dir(), string(id.NewGateway()))
+		if err := os.MkdirAll(filepath.Join(stray, reconcile.StateDir), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		h.Start()
+		h.FS.CrashAt(fsxtest.Point{Label: "reconcile.leftover", N: 1})
+		h.Connect()
+		h.Until("the crash", h.Over)
+		synctest.Wait()
+		h.Kill()
+		h.Start()
+		h.Connect()
+		h.Until("the stray directory is gone", func() bool { _, err := os.Stat(stray); return os.IsNotExist(err) })
+		if r := h.WaitPhase(g, api.PhaseReady, 1); r.PID != pid {
+			t.Fatalf("the gateway was touched: %+v", r)
+		}
+	})
 }
 
 // record runs an act without a crash and returns its effects.

@@ -225,6 +225,7 @@ func TestA11_WithoutCoordinatorTheJournalCounts(t *testing.T) {
 		epoch := h.Grant(g, org)
 		pid := h.WaitServing(g, epoch).PID
 		h.Kill()
+		stray := h.Stray(id.NewGateway())
 		h.Start() // and no Connect
 		h.WaitServing(g, epoch)
 		h.End(pid, driver.Exit{Signal: "SIGKILL", Known: true})
@@ -232,7 +233,6 @@ func TestA11_WithoutCoordinatorTheJournalCounts(t *testing.T) {
 			r := h.Report(g)
 			return r.Phase == api.PhaseServing && r.PID != pid && r.Epoch == epoch
 		})
-		stray := h.Stray(id.NewGateway())
 		time.Sleep(10 * time.Minute)
 		if len(h.Running(stray.Gateway)) != 1 {
 			t.Fatal("without a coordinator, what nobody knows was ended")
