@@ -73,8 +73,8 @@ test: deps-test ## Run every test, with the race detector, and the tests of the 
 	$(GO) test -race -p 2 -timeout 15m $(LONGEST) $(PKG)
 	cd packaging/prometheus && promtool test rules demiurge.rules.test.yml
 
-deps-e2e: ## Install what `make e2e` needs and this machine lacks (nginx, ip, nft)
-	.ci/packages nginx ip nft
+deps-e2e: ## Install what `make e2e` needs and this machine lacks (nginx, ip, nft, PowerDNS, dig, systemd)
+	.ci/packages nginx ip nft pdns_server sqlite3 dig systemd-run
 
 # oauth2-proxy is built in its own module: `go install` would also ask for the list of its versions.
 clients: deps-dev ## Run OAuth clients that others wrote (oauth4webapi from npm's registry, oauth2-proxy from its module) against a real agent
@@ -84,12 +84,14 @@ clients: deps-dev ## Run OAuth clients that others wrote (oauth4webapi from npm'
 		$(GO) -C "$$source" build -o "$$dir/oauth2-proxy" . && \
 		NODE_MODULES="$$dir/node_modules" OAUTH2_PROXY="$$dir/oauth2-proxy" $(GO) test -tags clients -count=1 -run 'Oauth4webapi|OAuth2Proxy' ./agent
 
-e2e: deps-e2e ## Run what docs/operations.md says, then break a cluster in every way once, under load, and check what it promised (root; SEED=n)
+e2e: deps-e2e ## Run what docs/operations.md says, and the units under a real systemd, then break a cluster in every way once, under load, and check what it promised (root; SEED=n)
 	$(GO) test -tags e2e -count=1 ./cmd/e2e/lab ./cmd/e2e/operations
+	$(GO) test -tags e2e -count=1 ./cmd/e2e/booted
 	$(GO) test -tags e2e -count=1 -v -timeout 25m ./cmd/e2e -seed $(SEED)
 
 e2e-short: deps-e2e ## The same with one fault of each family, as CI does it (root; SEED=n)
 	$(GO) test -tags e2e -count=1 ./cmd/e2e/lab ./cmd/e2e/operations
+	$(GO) test -tags e2e -count=1 -short ./cmd/e2e/booted
 	$(GO) test -tags e2e -count=1 -v -short -timeout 8m ./cmd/e2e -seed $(SEED)
 
 soak: deps-e2e ## The same again and again for DURATION (20m)

@@ -141,6 +141,7 @@ func TestUnitsKeepTheirPromises(t *testing.T) {
 			"ExecStartPre=/usr/bin/demiurge-agent nginx-prepare --config /etc/demiurge/agent.yaml": "nginx starts only with a proven configuration",
 			"CapabilityBoundingSet=CAP_NET_BIND_SERVICE":                                           "ports 80 and 443 are all that it needs",
 			"KillMode=mixed": "workers of a dead master are ended: they hold the ports",
+			`ExecStop=-/bin/sh -c 'kill -QUIT $MAINPID && exec timeout 2 tail -s 0.1 -f --pid=$MAINPID /dev/null'`: "requests may end, and open WebSockets hold nothing up",
 		},
 	} {
 		lines := strings.Split(read(t, unit), "\n")

@@ -17,9 +17,6 @@ import (
 
 const defaultConfig = "/etc/demiurge/agent.yaml"
 
-// maxProcs is the variable by which somebody else decides how many processors this process uses.
-const maxProcs = "GOMAXPROCS"
-
 func main() {
 	root := program.Command(program.Options{
 		Name:     "demiurge-agent",
@@ -67,9 +64,6 @@ func main() {
 
 // run runs the agent. The host's processors are there for the gateways: one is enough for it, until it has much to do.
 func run(ctx context.Context, path string, environ []string, hup <-chan os.Signal) error {
-	if os.Getenv(maxProcs) != "" {
-		return agent.Run(ctx, path, environ, hup)
-	}
 	return processors.Govern(processors.Options{Much: 0.6, Little: 0.45}, func() error { return agent.Run(ctx, path, environ, hup) })
 }
 

@@ -3,7 +3,6 @@
 package main
 
 import (
-	"context"
 	"fmt"
 	"os"
 
@@ -12,13 +11,9 @@ import (
 	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/coordinator"
 	"github.com/demiurge-platform/demiurge/shared/config"
-	"github.com/demiurge-platform/demiurge/shared/processors"
 )
 
 const defaultConfig = "/etc/demiurge/coordinator.yaml"
-
-// maxProcs is the variable by which somebody else decides how many processors this process uses.
-const maxProcs = "GOMAXPROCS"
 
 func main() {
 	root := program.Command(program.Options{
@@ -26,7 +21,7 @@ func main() {
 		Short:    "Keeps the pool and allocation state of a Demiurge cluster",
 		RunShort: "Run the coordinator until SIGINT or SIGTERM; SIGHUP or a changed file reloads what can be reloaded",
 		Config:   defaultConfig,
-		Run:      run,
+		Run:      coordinator.Run,
 		Validate: func(path string, environ []string) error {
 			_, err := load(path, environ)
 			return err
@@ -34,17 +29,6 @@ func main() {
 	})
 	root.AddCommand(keygenCommand(), joinCommand(), recoverCommand())
 	program.Main(root)
-}
-
-// run runs the coordinator. With little to do it has one of Go's processors, because with several every step of a piece
-// of work wakes a thread on another of them. That one waits for the disk with each log write, until the
-// runtime notices, so it has all of them long before one would not do.
-func run(ctx context.Context, path string, environ []string, hup <-chan os.Signal) error {
-	if os.Getenv(maxProcs) != "" {
-		return coordinator.Run(ctx, path, environ, hup)
-	}
-	few := processors.Options{Much: 0.35, Little: 0.25, Least: coordinator.LeastProcessors}
-	return processors.Govern(few, func() error { return coordinator.Run(ctx, path, environ, hup) })
 }
 
 // keygenCommand makes the key of a new cluster.

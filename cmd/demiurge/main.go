@@ -14,9 +14,6 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/processors"
 )
 
-// maxProcs is the variable by which somebody else decides how many processors this process uses.
-const maxProcs = "GOMAXPROCS"
-
 func main() {
 	os.Exit(run())
 }
@@ -42,9 +39,9 @@ func run() int {
 	if err != nil {
 		executable = os.Args[0]
 	}
-	code := 0
-	command := func() error {
-		code = cli.Run(ctx, cli.Options{
+	// Most commands wait for an answer. A bench that asks a system on the same machine should cost it as little as it can.
+	return processors.Govern(processors.Options{Much: 0.6, Little: 0.45}, func() int {
+		return cli.Run(ctx, cli.Options{
 			Args:       os.Args[1:],
 			Stdin:      os.Stdin,
 			Stdout:     os.Stdout,
@@ -54,13 +51,5 @@ func run() int {
 			Executable: executable,
 			Hurry:      hurry,
 		})
-		return nil
-	}
-	if os.Getenv(maxProcs) != "" {
-		_ = command() // it returns nil
-		return code
-	}
-	// Most commands wait for an answer. A bench that asks a system on the same machine should cost it as little as it can.
-	_ = processors.Govern(processors.Options{Much: 0.6, Little: 0.45}, command)
-	return code
+	})
 }

@@ -7,4 +7,5 @@
 // A piece whose load is too small before its fault proves nothing: it is tried once more, and then the run fails and
 // says that the machine is too slow. The tests have the build tag e2e, for they need root and minutes; `make e2e` and
 // `make soak` run them, `make e2e-short` takes one fault of each family, and `make judge` judges a stored history once more.
+// Beside it, package operations does what the operator's document says, and package booted has a real systemd.
 package e2e

@@ -61,7 +61,7 @@ func TestClusterKeepsItsPromises(t *testing.T) {
 	c := newCluster(ctx, t, dir, !testing.Short(), upgraded)
 	first := check.Run{Begun: begun}
 	c.quiet(&first)
-	last, base := first.After, c.used()
+	last, base := first.After, c.used(nil)
 	t.Logf("all is quiet after %s", time.Since(begun).Round(time.Millisecond))
 	n := &nemesis{c: c, rng: rand.New(rand.NewPCG(seed, 3))}
 	piece := uint64(0)
@@ -91,7 +91,7 @@ func TestClusterKeepsItsPromises(t *testing.T) {
 				piece++
 			}
 			if b.name == upgrade.name {
-				base = c.used()
+				base = c.used(nil)
 			}
 			t.Logf("nothing found so far: round %d, %d of %d faults, %s; seed %d", round+1, i+1, len(order), progress(time.Since(begun)), seed)
 			if end {
@@ -156,7 +156,8 @@ func (c *cluster) piece(r *check.Run, n *nemesis, b breakage, path string) (vali
 	c.asked += len(l.operations) // of which all are answered
 	c.quiet(r)
 	if len(r.UsedBefore) > 0 {
-		r.UsedAfter = c.used()
+		r.UsedAfter = c.used(r.UsedBefore)
+		c.t.Logf("used %+v, and before %+v", r.UsedAfter, r.UsedBefore)
 	}
 	for _, a := range c.agents {
 		c.reports = append(c.reports, a.run.Violations()...)

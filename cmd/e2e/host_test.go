@@ -41,6 +41,7 @@ type realHost struct {
 	host  *lab.Host
 	agent *lab.Program
 	nginx *lab.Program
+	dir   string // of all that its programs keep
 	full  string // while this file is there, the agent finds its disk full, or bad
 	armed string // file that says at which step the agent is to die
 	trace string // file with the steps that the agent passed
@@ -54,6 +55,7 @@ func (c *cluster) addRealHost(name string) {
 	h := &realHost{name: name, host: c.host(name)}
 	c.hosts = append(c.hosts, h)
 	dir := filepath.Join(c.dir, name)
+	h.dir = dir
 	c.must(os.Mkdir(dir, 0o700))
 	file := filepath.Join(c.dir, name+".yaml")
 	var addresses []string

@@ -6,6 +6,8 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io/fs"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"strings"
@@ -72,17 +74,18 @@ func (c *cluster) quiet(r *check.Run) {
 	r.After.Quiet = true
 }
 
-// used is the least that each program is seen to use within some seconds when quiet: connections end by and by.
-func (c *cluster) used() []check.Usage {
+// used is the least that each program is seen to use within some seconds when quiet: connections end by and by. Those of a
+// partition do so late, so while it is more than before, the look goes on for settle.
+func (c *cluster) used(before []check.Usage) []check.Usage {
 	c.t.Helper()
 	for _, n := range c.nodes {
 		n.http.CloseIdleConnections()
 	}
 	var least []check.Usage
-	for turn := range 20 {
+	for begun := time.Now(); ; waitFor(c.ctx, 100*time.Millisecond) {
 		now, err := c.using()
 		c.must(err)
-		if turn == 0 {
+		if least == nil {
 			least = now
 		}
 		for i, u := range now {
@@ -90,39 +93,53 @@ func (c *cluster) used() []check.Usage {
 				least[i] = u
 			}
 		}
-		waitFor(c.ctx, 100*time.Millisecond)
+		gone := time.Since(begun)
+		if gone > settle || gone > 2*time.Second && len(check.Grown(check.Run{UsedBefore: before, UsedAfter: least})) == 0 {
+			return least
+		}
 	}
-	return least
 }
 
 // using is what each program uses now.
 func (c *cluster) using() ([]check.Usage, error) {
 	var out []check.Usage
-	note := func(p *lab.Program, metrics []byte, err error) error {
+	note := func(kind, data string, p *lab.Program, metrics []byte, err error) error {
 		if err != nil {
 			return err
 		}
-		u := check.Usage{Program: p.Name}
+		u := check.Usage{Program: p.Name, Kind: kind}
 		if u.Goroutines, err = goroutines(metrics); err != nil {
 			return fmt.Errorf("%s: %w", p.Name, err)
 		}
 		u.Files, err = p.Files()
+		u.Stored = stored(data)
 		out = append(out, u)
 		return err
 	}
 	for _, n := range c.nodes {
 		metrics, err := c.fetch(n, "/metrics")
-		if err = note(n.Program, metrics, err); err != nil {
+		if err = note("coordinator", n.dir, n.Program, metrics, err); err != nil {
 			return nil, err
 		}
 	}
 	for _, h := range c.hosts {
 		metrics, err := h.metrics(c.ctx)
-		if err = note(h.agent, metrics, err); err != nil {
+		if err = note("agent", h.dir, h.agent, metrics, err); err != nil {
 			return nil, err
 		}
 	}
 	return out, nil
+}
+
+// stored counts the files below a directory, in which programs are at work.
+func stored(dir string) (n int) {
+	_ = filepath.WalkDir(dir, func(_ string, _ fs.DirEntry, err error) error { // what is gone is not there
+		if err == nil {
+			n++
+		}
+		return nil
+	})
+	return n
 }
 
 // whole looks at everything at one index, and fails while something is on its way.

@@ -26,15 +26,47 @@ type Options struct {
 	Validate func(path string, environ []string) error
 }
 
+// Exit codes, those of demiurge.
+const (
+	exitDone   = 0
+	exitFailed = 1 // refused or failed
+	exitUsage  = 2 // the command line is wrong
+)
+
 // Main runs the command line until it is done, SIGINT or SIGTERM, and ends the process.
 func Main(root *cobra.Command) {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := root.ExecuteContext(ctx)
+	code := execute(ctx, root, os.Stderr)
 	stop()
-	if err != nil {
-		fmt.Fprintln(os.Stderr, root.Name()+": "+err.Error())
-		os.Exit(1)
+	os.Exit(code)
+}
+
+// execute runs the command line and returns the exit code. What fails before a command's own work is a wrong command line.
+func execute(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
+	running := false
+	var watch func(*cobra.Command)
+	watch = func(c *cobra.Command) {
+		if work := c.RunE; work != nil {
+			c.RunE = func(c *cobra.Command, args []string) error {
+				running = true
+				return work(c, args)
+			}
+		}
+		for _, sub := range c.Commands() {
+			watch(sub)
+		}
 	}
+	watch(root)
+	command, err := root.ExecuteContextC(ctx)
+	if err == nil {
+		return exitDone
+	}
+	fmt.Fprintln(stderr, root.Name()+": "+err.Error())
+	if running {
+		return exitFailed
+	}
+	fmt.Fprintf(stderr, "Run '%s --help' for usage.\n", command.CommandPath())
+	return exitUsage
 }
 
 // Command makes the command line, to which a program may add commands made with WithConfig.

@@ -10,13 +10,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/outputtest"
 )
 
 // patience is how long anything may take on a busy machine.
@@ -59,26 +59,8 @@ type system struct {
 	file   api.DevFile // as it was when all was ready
 	client *client.Client
 	cmd    *exec.Cmd
-	out    *output
+	out    *outputtest.Output
 	ended  chan struct{}
-}
-
-// output is what a program printed, read while it runs.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
 }
 
 // setup is what a test wants of its system.
@@ -86,7 +68,8 @@ type setup struct {
 	flavor   flavor
 	gateways int
 	env      []string
-	dir      string // empty: a new one
+	dir      string   // empty: a new one
+	args     []string // more of them
 }
 
 // start runs a system until the test ends, and looks through its logs then.
@@ -95,8 +78,9 @@ func start(t testing.TB, o setup) *system {
 	if o.dir == "" {
 		o.dir = shortDir(t)
 	}
-	s := &system{t: t, bin: programs.of(t, o.flavor), dir: o.dir, env: o.env, out: &output{}, ended: make(chan struct{})}
+	s := &system{t: t, bin: programs.of(t, o.flavor), dir: o.dir, env: o.env, out: &outputtest.Output{}, ended: make(chan struct{})}
 	s.args = []string{"dev", "--data-dir", s.dir, "--address", "127.0.0.1:0", "--nginx-port", "0", "--gateways", fmt.Sprint(o.gateways)}
+	s.args = append(s.args, o.args...)
 	s.cmd = exec.Command(filepath.Join(s.bin, "demiurge"), s.args...)
 	s.cmd.Env = append(os.Environ(), o.env...)
 	s.cmd.Stdout, s.cmd.Stderr = s.out, s.out
@@ -122,7 +106,7 @@ func start(t testing.TB, o setup) *system {
 		return ""
 	})
 	var err error
-	if s.client, err = client.New(client.Options{Addresses: []string{s.file.API}, Token: s.file.Token}); err != nil {
+	if s.client, err = client.New(client.Options{Addresses: s.file.Servers, Token: s.file.Token}); err != nil {
 		t.Fatal(err)
 	}
 	return s
@@ -179,7 +163,7 @@ func tail(s string, n int) string { return s[max(0, len(s)-n):] }
 // logs are all logs by name.
 func (s *system) logs() map[string]string {
 	out := map[string]string{}
-	for _, pattern := range []string{"log/*.log", "agent/gateways/*/log*", "agent/nginx/logs/error*"} {
+	for _, pattern := range []string{"log/*.log", "agent*/gateways/*/log*", "agent*/nginx/logs/error*"} {
 		files, _ := filepath.Glob(filepath.Join(s.dir, pattern))
 		for _, f := range files {
 			if b, err := os.ReadFile(f); err == nil {
@@ -208,7 +192,7 @@ func shortDir(t testing.TB) string {
 // command runs the command line to its end.
 func (s *system) command(args ...string) (stdout, stderr string, code int) {
 	s.t.Helper()
-	return run(s.t, filepath.Join(s.bin, "demiurge"), []string{"DEMIURGE_ADDR=" + s.file.API, "DEMIURGE_TOKEN=" + s.file.Token}, args...)
+	return run(s.t, filepath.Join(s.bin, "demiurge"), []string{"DEMIURGE_ADDR=" + strings.Join(s.file.Servers, ","), "DEMIURGE_TOKEN=" + s.file.Token}, args...)
 }
 
 // run runs any program to its end.

@@ -127,7 +127,12 @@ type answer struct {
 var web = &http.Client{Transport: &http.Transport{DisableKeepAlives: true}, Timeout: 10 * time.Second}
 
 func (s *system) get(organization, path string) (answer, error) {
-	req, err := http.NewRequest(http.MethodGet, s.file.HTTP+path, nil)
+	return s.getAt(s.file.HTTP, organization, path)
+}
+
+// getAt asks the nginx of one host.
+func (s *system) getAt(base, organization, path string) (answer, error) {
+	req, err := http.NewRequest(http.MethodGet, base+path, nil)
 	if err != nil {
 		return answer{}, err
 	}
@@ -155,7 +160,7 @@ func (s *system) host(organization string) string {
 
 // unserved is why nginx does not serve an allocation as it should, or "".
 func (s *system) unserved(a api.Allocation) string {
-	got, err := s.get(a.OrganizationID, "/collab/ping")
+	got, err := s.getAt(s.at(a.HostID), a.OrganizationID, "/collab/ping")
 	switch {
 	case err != nil:
 		return err.Error()
@@ -165,6 +170,16 @@ func (s *system) unserved(a api.Allocation) string {
 		return fmt.Sprintf("organization %s of gateway %s at epoch %d is answered by %+v", a.OrganizationID, a.GatewayID, a.Epoch, got.health)
 	}
 	return ""
+}
+
+// at is where a host serves organizations; that of one that is not known is the first's.
+func (s *system) at(host string) string {
+	for _, h := range s.file.Hosts {
+		if h.HostID == host {
+			return h.HTTP
+		}
+	}
+	return s.file.HTTP
 }
 
 // mustServe fails the test unless nginx serves the allocation now.

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"syscall"
 	"testing"
+
+	"github.com/demiurge-platform/demiurge/shared/outputtest"
 )
 
 // refusal is a program that cannot be started as it is configured.
@@ -136,7 +138,7 @@ func (r refusal) try(t *testing.T, s *system) {
 // waitEnd runs a program that must end by itself, with a failure.
 func waitEnd(t *testing.T, cmd *exec.Cmd) string {
 	t.Helper()
-	var out output
+	var out outputtest.Output
 	cmd.Stdout, cmd.Stderr = &out, &out
 	if err := cmd.Start(); err != nil {
 		t.Fatal(err)

@@ -254,11 +254,19 @@ func (a *app) printAllocation(x api.Allocation) error {
 			millis(t.Activate), millis(t.Route), millis(t.DNS), millis(t.Verify), millis(t.Confirm), millis(t.Total))
 		return fields(w,
 			"Allocation", x.AllocationID, "Organization", x.OrganizationID, "State", x.State, "Failure", failure,
-			"Place in line", number(x.Position), "Pool", x.Pool, "Gateway", x.GatewayID, "Host", x.HostID, "Epoch", number(x.Epoch),
+			"Place in line", number(x.Position), "Pool", x.Pool, "Gateway", x.GatewayID, "Host", hostText(x), "Epoch", number(x.Epoch),
 			"Host name", x.Hostname, "URL", x.URL, "Warm", yes(x.Warm), "Created", stamp(&x.CreatedAt), "Active", stamp(x.ActiveAt),
 			"Ended", stamp(x.EndedAt), "Expires", stamp(x.ExpiresAt), "Timings", timings, "Metadata", joined(x.Metadata),
 			"Moving", movingText(x.Relocation), "Last move", movedText(x.Moves))
 	})
+}
+
+// hostText is an allocation's host and where that is: without a DNS server nothing else tells where to ask for it.
+func hostText(x api.Allocation) string {
+	if x.HostAddress == "" {
+		return x.HostID
+	}
+	return x.HostID + " at " + x.HostAddress
 }
 
 func (a *app) allocSteps() *cobra.Command {

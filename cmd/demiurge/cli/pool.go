@@ -76,7 +76,7 @@ func (a *app) printPool(x api.Pool) error {
 	return a.print(x, func(w io.Writer) error {
 		err := fields(w, "Pool", x.Name, "Min ready", x.MinReady, "Step", x.Step, "Max", x.Max, "Max in flight", x.MaxInFlight,
 			"Release", x.Release, "Limits", limits(x.Limits), "Isolation", x.Isolation, "Activation timeout", x.ActivationTimeout,
-			"Queued", x.Queued, "Breaker", x.Breaker, "Limited by", x.Limited)
+			"Queued", x.Queued, "Breaker", x.Breaker, "Breaker says", x.BreakerReason, "Limited by", x.Limited)
 		if err != nil {
 			return err
 		}

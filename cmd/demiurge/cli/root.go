@@ -120,7 +120,7 @@ error), and 2 when the command line is wrong.`,
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
 	flags := root.PersistentFlags()
-	flags.StringVar(&a.address, "address", "", "URL of a coordinator (environment DEMIURGE_ADDR, default "+defaultAddress+")")
+	flags.StringVar(&a.address, "address", "", "URL of a coordinator, or of several with commas between (environment DEMIURGE_ADDR, default "+defaultAddress+")")
 	flags.StringVar(&a.token, "token", "", "API token, or the token of a platform user (environment DEMIURGE_TOKEN)")
 	flags.StringVar(&a.caCert, "ca-cert", "", "file with the CA certificates to trust (environment DEMIURGE_CACERT)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output: table or json")
@@ -194,10 +194,15 @@ func (a *app) client() (*client.Client, error) { return client.New(a.clientOptio
 // clientOptions reads the global flags. patience is how long a missing leader is waited for: 0 is the
 // client's default, negative not at all.
 func (a *app) clientOptions(patience time.Duration) client.Options {
+	var addresses []string
+	for address := range strings.SplitSeq(a.setting(a.address, "DEMIURGE_ADDR", defaultAddress), ",") {
+		addresses = append(addresses, strings.TrimSpace(address))
+	}
 	return client.Options{
-		Addresses: []string{a.setting(a.address, "DEMIURGE_ADDR", defaultAddress)},
+		Addresses: addresses,
 		Token:     a.setting(a.token, "DEMIURGE_TOKEN", ""),
 		CACert:    a.setting(a.caCert, "DEMIURGE_CACERT", ""),
 		RetryFor:  patience,
+		Probe:     2 * time.Second,
 	}
 }

@@ -1,7 +1,6 @@
 package cli_test
 
 import (
-	"bytes"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -15,29 +14,12 @@ import (
 	"github.com/demiurge-platform/demiurge/cmd/demiurge/cli"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/outputtest"
 )
-
-// output is written by commands and read by tests at the same time.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
 
 // command is a command line that runs.
 type command struct {
-	stdout, stderr output
+	stdout, stderr outputtest.Output
 	interrupt      context.CancelFunc
 	hurry          chan struct{}
 	code           chan int

@@ -8,6 +8,7 @@ import (
 	"os"
 	"os/exec"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -36,31 +37,40 @@ type ending struct {
 	patience time.Duration
 }
 
-// keep runs a program until the stack stops and starts it again when it dies.
-func (s *system) keep(stack *lifecycle.Stack, p program) {
-	stack.Go(p.name, func(ctx context.Context) {
-		pause := firstPause
-		for {
-			begun := time.Now()
-			err := s.once(ctx, p)
-			if ctx.Err() != nil {
-				return
-			}
-			if !s.died(p, err) {
-				return
-			}
-			if time.Since(begun) > calmAfter {
-				pause = firstPause
-			}
-			fmt.Fprintf(s.opts.Stderr, "%s\n  starting it again in %s\n", err, pause)
-			select {
-			case <-ctx.Done():
-				return
-			case <-time.After(pause):
-			}
-			pause = min(2*pause, lastPause)
+// keep runs so many programs of one kind until the stack stops, and then stops all of them at once.
+func (s *system) keep(stack *lifecycle.Stack, kind func(i int) program, n int) {
+	stack.Go(kind(0).name, func(ctx context.Context) {
+		var all sync.WaitGroup
+		for i := range n {
+			all.Go(func() { s.supervise(ctx, kind(i)) })
 		}
+		all.Wait()
 	})
+}
+
+// supervise runs a program and starts it again when it dies.
+func (s *system) supervise(ctx context.Context, p program) {
+	pause := firstPause
+	for {
+		begun := time.Now()
+		err := s.once(ctx, p)
+		if ctx.Err() != nil {
+			return
+		}
+		if !s.died(err) {
+			return
+		}
+		if time.Since(begun) > calmAfter {
+			pause = firstPause
+		}
+		fmt.Fprintf(s.opts.Stderr, "%s\n  starting it again in %s\n", err, pause)
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(pause):
+		}
+		pause = min(2*pause, lastPause)
+	}
 }
 
 // once runs a program from start to end. It returns why it ended, with its last words.
@@ -108,6 +118,7 @@ func (s *system) once(ctx context.Context, p program) error {
 func (s *system) stop(p program, running identity, ended <-chan error) error {
 	for _, e := range p.stop {
 		running.signal(e.signal)
+		running.signal(syscall.SIGCONT) // one that somebody stopped hears nothing
 		select {
 		case err := <-ended:
 			return err

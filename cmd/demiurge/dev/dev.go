@@ -1,6 +1,7 @@
 // Package dev runs a whole Demiurge system on one machine: the real programs as child processes, nginx, a
 // pool of gateways and one sample organization, all below one directory. It starts again what dies and
-// leaves nothing behind.
+// leaves nothing behind. There may be several coordinators and hosts: each is a machine in small, with a
+// loopback address and directories of its own.
 package dev
 
 import (
@@ -29,18 +30,23 @@ const readyWithin = 2 * time.Minute
 // tellEvery is how long whoever waits for a start is left without a word of what it waits for.
 const tellEvery = 10 * time.Second
 
+// mostHosts is how many hosts a machine may be divided into.
+const mostHosts = 20
+
 // Options of a dev system.
 type Options struct {
-	DataDir    string   // everything is below it, and it is kept; empty: a temporary one, removed at the end
-	Address    string   // of the coordinator's API, on loopback; port 0: a free one
-	NginxPort  int      // on 127.0.0.1; 0: a free one
-	Gateways   int      // to keep ready
-	Domain     string   // organizations are served as org-<id>.<domain>
-	Executable string   // this program: the others are beside it
-	Environ    []string // of this program; what configures Demiurge is not handed on
-	Stdout     io.Writer
-	Stderr     io.Writer
-	Hurry      <-chan struct{} // closed when stopping shall not be polite any more; nil: never
+	DataDir      string   // everything is below it, and it is kept; empty: a temporary one, removed at the end
+	Address      string   // of the first coordinator's API, on loopback; port 0: a free one
+	NginxPort    int      // of every host; 0: a free one
+	Gateways     int      // to keep ready
+	Hosts        int      // 0: as many as DataDir has, else one
+	Coordinators int      // likewise
+	Domain       string   // organizations are served as org-<id>.<domain>
+	Executable   string   // this program: the others are beside it
+	Environ      []string // of this program; what configures Demiurge is not handed on
+	Stdout       io.Writer
+	Stderr       io.Writer
+	Hurry        <-chan struct{} // closed when stopping shall not be polite any more; nil: never
 }
 
 // Check finds what is wrong with the options by themselves.
@@ -64,7 +70,47 @@ func (o Options) Check() error {
 	if _, err := id.ParseDomain(o.Domain); err != nil {
 		return fmt.Errorf("--domain: %w", err)
 	}
-	return nil
+	if o.Hosts < 0 || o.Hosts > mostHosts {
+		return fmt.Errorf("cannot use %d as --hosts: want 1 to %d", o.Hosts, mostHosts)
+	}
+	switch o.Coordinators {
+	case 0, 1, 3, 5:
+	case 2, 4:
+		return fmt.Errorf("cannot use %d as --coordinators: %d of %d have to be there, so that it bears the loss of no more than with %d; want 1, 3 or 5",
+			o.Coordinators, o.Coordinators/2+1, o.Coordinators, o.Coordinators-1)
+	default:
+		return fmt.Errorf("cannot use %d as --coordinators: want 1, 3 or 5", o.Coordinators)
+	}
+	if o.Coordinators > 0 {
+		_, err = coordinatorAddress(o.Address, o.Coordinators-1)
+	}
+	return err
+}
+
+// sized settles how many coordinators and hosts there are, by what was asked for and what the data directory has:
+// hosts may come to it, and nothing may go.
+func (o Options) sized(dir string, earlier ports) (Options, error) {
+	coordinators, hosts := len(earlier.Coordinators), len(earlier.Hosts)
+	if coordinators > 0 && o.Coordinators > 0 && o.Coordinators != coordinators {
+		return o, fmt.Errorf("cannot run %s on %s: what it holds was begun by %d, and only those can go on with it; leave --coordinators out or give %d, or choose a new directory with --data-dir",
+			count(o.Coordinators, "coordinator"), dir, coordinators, coordinators)
+	}
+	if o.Hosts > 0 && o.Hosts < hosts {
+		return o, fmt.Errorf("cannot run %s on %s: it has %d, and organizations may be on any of them; leave --hosts out or give %d or more, or choose a new directory with --data-dir",
+			count(o.Hosts, "host"), dir, hosts, hosts)
+	}
+	o.Coordinators, o.Hosts = max(1, o.Coordinators, coordinators), max(1, o.Hosts, hosts)
+	return o, o.Check() // once more: the address may have no room for as many as there are
+}
+
+// count is a number of things.
+func count(n int, thing string) string { return fmt.Sprintf("%d %s", n, plural(n, thing)) }
+
+func plural(n int, thing string) string {
+	if n == 1 {
+		return thing
+	}
+	return thing + "s"
 }
 
 // Run starts the system, prints "ready", and keeps it running until ctx ends; then it stops all of it.
@@ -90,7 +136,11 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err := home.cleanLeftovers(opts.Stderr); err != nil {
 		return err
 	}
-	ports, err := choosePorts(opts, home.earlierPorts())
+	earlier := home.earlierPorts()
+	if opts, err = opts.sized(home.dir, earlier); err != nil {
+		return err
+	}
+	ports, err := choosePorts(opts, earlier)
 	if err != nil {
 		return err
 	}
@@ -106,7 +156,7 @@ func (s *system) run(ctx context.Context) error {
 	var stack lifecycle.Stack
 	err := s.start(ctx, &stack)
 	if err == nil {
-		s.announce()
+		s.announce(ctx)
 		<-ctx.Done()
 		fmt.Fprintln(s.opts.Stderr, "stopping; once more to stop at once")
 	}
@@ -135,11 +185,17 @@ func (s *system) start(ctx context.Context, stack *lifecycle.Stack) error {
 		what string
 		do   func(context.Context) error
 	}{
-		{"coordinator", func(ctx context.Context) error { s.keep(stack, s.coordinator()); return s.waitReady(ctx) }},
+		{plural(s.opts.Coordinators, "coordinator"), func(ctx context.Context) error {
+			s.keep(stack, s.coordinator, s.opts.Coordinators)
+			return s.waitReady(ctx)
+		}},
 		{"tokens", s.tokens},
-		{"agent's certificate", s.certificate},
-		{"nginx", func(context.Context) error { s.keep(stack, s.nginx()); return nil }},
-		{"agent", func(context.Context) error { s.keep(stack, s.agent()); return nil }},
+		{"certificates", s.certificates},
+		{"nginx", func(context.Context) error { s.keep(stack, s.nginx, s.opts.Hosts); return nil }},
+		{plural(s.opts.Hosts, "agent"), func(ctx context.Context) error {
+			s.keep(stack, s.agent, s.opts.Hosts)
+			return s.waitHosts(ctx)
+		}},
 		{"pool", s.pool},
 		{"sample organization", s.organization},
 		{"gateways", s.waitGateways},

@@ -21,6 +21,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
+	"github.com/demiurge-platform/demiurge/shared/outputtest"
 )
 
 // patience is for whole programs on a busy machine.
@@ -30,8 +31,8 @@ const patience = 90 * time.Second
 type running struct {
 	program string
 	cmd     *exec.Cmd
-	stdout  output
-	stderr  output
+	stdout  outputtest.Output
+	stderr  outputtest.Output
 	ended   chan struct{}
 	err     error // of the program's end, once ended is closed
 	seen    map[identity]bool

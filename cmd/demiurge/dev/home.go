@@ -38,17 +38,19 @@ type home struct {
 
 func (h *home) path(elem ...string) string { return filepath.Join(append([]string{h.dir}, elem...)...) }
 
-func (h *home) coordinatorConfig() string { return h.path("coordinator.yaml") }
-func (h *home) agentConfig() string       { return h.path("agent.yaml") }
-func (h *home) coordinatorData() string   { return h.path("coordinator") }
-func (h *home) agentData() string         { return h.path("agent") }
-func (h *home) runDir() string            { return h.path("run") }
-func (h *home) logs() string              { return h.path("log") }
-func (h *home) log(name string) string    { return h.path("log", name+".log") }
-func (h *home) adminToken() string        { return h.path("coordinator", "admin.token") }
-func (h *home) devFile() string           { return h.path("dev.json") }
-func (h *home) recordFile() string        { return h.path("processes.json") }
-func (h *home) portsFile() string         { return h.path("ports.json") }
+// The first of each has names without a number, which the directories of earlier versions have.
+func (h *home) coordinatorConfig(i int) string { return h.path(numbered("coordinator", i) + ".yaml") }
+func (h *home) agentConfig(i int) string       { return h.path(numbered("agent", i) + ".yaml") }
+func (h *home) coordinatorData(i int) string   { return h.path(numbered("coordinator", i)) }
+func (h *home) agentData(i int) string         { return h.path(numbered("agent", i)) }
+func (h *home) runDir(i int) string            { return h.path(numbered("run", i)) }
+func (h *home) adminToken(i int) string        { return h.path(numbered("coordinator", i), "admin.token") }
+func (h *home) clusterKey() string             { return h.path("cluster.key") }
+func (h *home) logs() string                   { return h.path("log") }
+func (h *home) log(name string) string         { return h.path("log", name+".log") }
+func (h *home) devFile() string                { return h.path("dev.json") }
+func (h *home) recordFile() string             { return h.path("processes.json") }
+func (h *home) portsFile() string              { return h.path("ports.json") }
 
 // openHome makes or takes up the directory; empty: a temporary one. Nothing but an empty directory or one
 // of its own is taken.
@@ -77,9 +79,8 @@ func (h *home) take() error {
 	if !plainPath.MatchString(h.dir) {
 		return fmt.Errorf("cannot use %s as data directory: nginx wants a path of letters, digits and ./_@+-; choose another with --data-dir", h.dir)
 	}
-	if n := len(h.runDir() + longestSocket); n > socketLimit {
-		return fmt.Errorf("cannot use %s as data directory: unix sockets below it would have %d characters and the system allows %d; choose one of at most %d characters with --data-dir",
-			h.dir, n, socketLimit, len(h.dir)-(n-socketLimit))
+	if err := h.leavesRoom(1); err != nil {
+		return err
 	}
 	entries, err := os.ReadDir(h.dir)
 	if err != nil {
@@ -95,12 +96,51 @@ func (h *home) take() error {
 	if h.lock, err = lock(h.path("lock")); err != nil {
 		return fmt.Errorf("cannot use %s as data directory: %w", h.dir, err)
 	}
-	for _, dir := range []string{h.coordinatorData(), h.agentData(), h.runDir(), h.logs()} {
+	if err := makeDirs(h.coordinatorData(0), h.agentData(0), h.runDir(0), h.logs()); err != nil {
+		return err
+	}
+	return writeFile(h.path(marker), []byte(markerText)) // last: what has it is locked by whoever uses it
+}
+
+// leavesRoom checks that so many hosts find room for their unix sockets.
+func (h *home) leavesRoom(hosts int) error {
+	if n := len(h.runDir(hosts-1) + longestSocket); n > socketLimit {
+		return fmt.Errorf("cannot use %s as data directory: unix sockets below it would have %d characters and the system allows %d; choose one of at most %d characters with --data-dir",
+			h.dir, n, socketLimit, len(h.dir)-(n-socketLimit))
+	}
+	return nil
+}
+
+// grow makes the directories of so many coordinators and hosts, as far as they are not there.
+func (h *home) grow(coordinators, hosts int) error {
+	if err := h.leavesRoom(hosts); err != nil {
+		return err
+	}
+	var dirs []string
+	for i := range coordinators {
+		dirs = append(dirs, h.coordinatorData(i))
+	}
+	for i := range hosts {
+		dirs = append(dirs, h.agentData(i), h.runDir(i))
+	}
+	return makeDirs(dirs...)
+}
+
+func makeDirs(dirs ...string) error {
+	for _, dir := range dirs {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return fmt.Errorf("cannot write to the data directory: %w; choose another with --data-dir", err)
 		}
 	}
-	return writeFile(h.path(marker), []byte(markerText)) // last: what has it is locked by whoever uses it
+	return nil
+}
+
+// numbered is the name of the i-th, of which the first has no number.
+func numbered(name string, i int) string {
+	if i == 0 {
+		return name
+	}
+	return fmt.Sprintf("%s-%d", name, i+1)
 }
 
 // lock takes an exclusive lock that the system releases when this process ends, however it ends.

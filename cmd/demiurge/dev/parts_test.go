@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -40,7 +39,7 @@ func shortDir(t *testing.T) string {
 }
 
 func valid() Options {
-	return Options{Address: "127.0.0.1:7400", NginxPort: 7480, Gateways: 3, Domain: "dev.localhost"}
+	return Options{Address: "127.0.0.1:7400", NginxPort: 7480, Gateways: 3, Hosts: 1, Coordinators: 1, Domain: "dev.localhost"}
 }
 
 func TestOptionsAreChecked(t *testing.T) {
@@ -48,14 +47,21 @@ func TestOptionsAreChecked(t *testing.T) {
 		t.Fatalf("the defaults: %v", err)
 	}
 	for name, change := range map[string]func(*Options){
-		"cannot use \"7400\" as --address":         func(o *Options) { o.Address = "7400" },
-		"serves loopback only":                     func(o *Options) { o.Address = "10.0.0.1:7400" },
-		"cannot use \"localhost:7400\"":            func(o *Options) { o.Address = "localhost:7400" },
-		"want a port from 0 to 65535":              func(o *Options) { o.Address = "127.0.0.1:http" },
-		"cannot use -1 as --nginx-port":            func(o *Options) { o.NginxPort = -1 },
-		"cannot use 1001 as --gateways":            func(o *Options) { o.Gateways = 1001 },
-		"--domain: cannot use \"a b\" as domain":   func(o *Options) { o.Domain = "a b" },
-		"--domain: cannot use \"x;\\n\" as domain": func(o *Options) { o.Domain = "x;\n" },
+		"cannot use \"7400\" as --address":               func(o *Options) { o.Address = "7400" },
+		"serves loopback only":                           func(o *Options) { o.Address = "10.0.0.1:7400" },
+		"cannot use \"localhost:7400\"":                  func(o *Options) { o.Address = "localhost:7400" },
+		"want a port from 0 to 65535":                    func(o *Options) { o.Address = "127.0.0.1:http" },
+		"cannot use -1 as --nginx-port":                  func(o *Options) { o.NginxPort = -1 },
+		"cannot use 1001 as --gateways":                  func(o *Options) { o.Gateways = 1001 },
+		"cannot use -1 as --hosts: want 1 to 20":         func(o *Options) { o.Hosts = -1 },
+		"cannot use 21 as --hosts: want 1 to 20":         func(o *Options) { o.Hosts = 21 },
+		"cannot use 7 as --coordinators: want 1, 3 or 5": func(o *Options) { o.Coordinators = 7 },
+		"2 of 2 have to be there, so that it bears the loss of no more than with 1; want 1, 3 or 5":                 func(o *Options) { o.Coordinators = 2 },
+		"cannot use 4 as --coordinators: 3 of 4 have to be there, so that it bears the loss of no more than with 3": func(o *Options) { o.Coordinators = 4 },
+		"cannot use \"[::1]:7400\" as --address of several coordinators":                                            func(o *Options) { o.Address, o.Coordinators = "[::1]:7400", 3 },
+		"cannot use \"127.255.255.254:0\" as --address of several coordinators: each takes a loopback":              func(o *Options) { o.Address, o.Coordinators = "127.255.255.254:0", 3 },
+		"--domain: cannot use \"a b\" as domain":                                                                    func(o *Options) { o.Domain = "a b" },
+		"--domain: cannot use \"x;\\n\" as domain":                                                                  func(o *Options) { o.Domain = "x;\n" },
 	} {
 		o := valid()
 		change(&o)
@@ -106,7 +112,7 @@ func TestHomeIsHeldByOneAndKept(t *testing.T) {
 	if _, err := openHome(dir); err == nil || !strings.Contains(err.Error(), "another demiurge dev runs on it") {
 		t.Fatalf("a second one: %v", err)
 	}
-	for _, path := range []string{first.devFile(), first.recordFile(), first.agentConfig()} {
+	for _, path := range []string{first.devFile(), first.recordFile(), first.agentConfig(0)} {
 		if err := writeFile(path, []byte("x")); err != nil {
 			t.Fatal(err)
 		}
@@ -119,7 +125,7 @@ func TestHomeIsHeldByOneAndKept(t *testing.T) {
 		t.Fatalf("again: %v", err)
 	}
 	defer again.close()
-	for path, kept := range map[string]bool{again.devFile(): false, again.recordFile(): false, again.agentConfig(): true} {
+	for path, kept := range map[string]bool{again.devFile(): false, again.recordFile(): false, again.agentConfig(0): true} {
 		if _, err := os.Stat(path); (err == nil) != kept {
 			t.Errorf("%s: %v, want kept %v", path, err, kept)
 		}
@@ -140,41 +146,6 @@ func TestTemporaryHomeIsRemoved(t *testing.T) {
 	}
 	if left, _ := os.ReadDir(os.TempDir()); len(left) != 0 {
 		t.Errorf("left over: %v", left)
-	}
-}
-
-func TestPortsInUseNameTheFlag(t *testing.T) {
-	taken, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer taken.Close()
-	address := taken.Addr().String()
-	o := valid()
-	o.Address, o.NginxPort = address, 0
-	if _, err := choosePorts(o, ports{}); err == nil || !strings.Contains(err.Error(), address+": another program does") || !strings.Contains(err.Error(), "--address") {
-		t.Errorf("API: %v", err)
-	}
-	o.Address, o.NginxPort = "127.0.0.1:0", taken.Addr().(*net.TCPAddr).Port
-	if _, err := choosePorts(o, ports{}); err == nil || !strings.Contains(err.Error(), address+": another program does") || !strings.Contains(err.Error(), "--nginx-port") {
-		t.Errorf("nginx: %v", err)
-	}
-	o.NginxPort = 0
-	p, err := choosePorts(o, ports{Raft: address}) // the earlier Raft address is taken: another one
-	if err != nil {
-		t.Fatal(err)
-	}
-	all := []string{p.API, p.Nginx, p.Raft, p.Gossip, p.Member, address}
-	slices.Sort(all)
-	if len(slices.Compact(all)) != 6 {
-		t.Errorf("ports = %+v, want different ones", p)
-	}
-	if again, err := choosePorts(o, p); err != nil || again != p {
-		t.Errorf("ports moved from %+v to %+v (%v) without need", p, again, err)
-	}
-	o.Address = p.Raft // what is asked for goes before what was
-	if again, err := choosePorts(o, p); err != nil || again.API != p.Raft || again.Raft == p.Raft || again.Nginx != p.Nginx {
-		t.Errorf("ports are %+v (%v), want the API at %s", again, err, p.Raft)
 	}
 }
 
@@ -274,8 +245,9 @@ func TestTheFamilyHasTheSlackOfTheUnits(t *testing.T) {
 	}
 }
 
-func TestEndKillsWhatDoesNotListen(t *testing.T) {
-	f := newFamily()
+// deaf is a child that does not listen to SIGTERM.
+func deaf(t *testing.T, f *family) (*exec.Cmd, identity) {
+	t.Helper()
 	cmd := exec.Command("sh", "-c", "trap '' TERM; echo armed; exec sleep 1000") // what is ignored stays ignored
 	out, err := cmd.StdoutPipe()
 	if err != nil {
@@ -288,6 +260,12 @@ func TestEndKillsWhatDoesNotListen(t *testing.T) {
 	if _, err := out.Read(make([]byte, 1)); err != nil {
 		t.Fatal(err)
 	}
+	return cmd, child
+}
+
+func TestEndKillsWhatDoesNotListen(t *testing.T) {
+	f := newFamily()
+	cmd, child := deaf(t, f)
 	find := func() []identity { return descendants(os.Getpid()) }
 	hurry := make(chan struct{})
 	close(hurry)
@@ -296,6 +274,24 @@ func TestEndKillsWhatDoesNotListen(t *testing.T) {
 	}
 	if child.alive() {
 		t.Error("it is alive")
+	}
+	_ = f.wait(cmd) // killed: the error is what was wanted
+}
+
+func TestEndWaitsForWhatIsFoundNoMore(t *testing.T) {
+	f := newFamily()
+	cmd, child := deaf(t, f)
+	found := []identity{child}
+	find := func() (now []identity) {
+		now, found = found, nil // like one that ends: what it is found by goes before its files and ports
+		return now
+	}
+	if err := end(find, 10*time.Millisecond, nil); err != nil {
+		t.Fatal(err)
+	}
+	if child.alive() {
+		t.Error("it is alive")
+		child.signal(syscall.SIGKILL)
 	}
 	_ = f.wait(cmd) // killed: the error is what was wanted
 }

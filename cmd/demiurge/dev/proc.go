@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -131,12 +132,18 @@ func belongsTo(pid int, dir string) bool {
 }
 
 // end asks processes to end and kills those that have not after the patience, or at once in a hurry. find
-// is asked again and again, because what ends may have started something meanwhile.
+// is asked again and again, because what ends may have started something meanwhile. A process that ends has lost what it
+// is found by some moments before its files and ports: those that were found are waited for.
 func end(find func() []identity, patience time.Duration, hurry <-chan struct{}) error {
-	asked := map[identity]bool{}
+	asked := map[identity]bool{} // of those found
 	deadline := time.Now().Add(patience)
 	for until := deadline.Add(10 * time.Second); ; {
 		left := find()
+		for p := range asked {
+			if p.alive() && !slices.Contains(left, p) {
+				left = append(left, p)
+			}
+		}
 		if len(left) == 0 {
 			return nil
 		}
@@ -150,8 +157,9 @@ func end(find func() []identity, patience time.Duration, hurry <-chan struct{}) 
 				p.signal(syscall.SIGKILL)
 			} else if !asked[p] {
 				p.signal(syscall.SIGTERM)
-				asked[p] = true
+				p.signal(syscall.SIGCONT) // one that somebody stopped hears nothing
 			}
+			asked[p] = true
 		}
 		if time.Now().After(until) {
 			return fmt.Errorf("cannot end %d processes, the first with pid %d", len(left), left[0].PID)

@@ -1,37 +1,18 @@
 package dev
 
 import (
-	"bytes"
 	"context"
 	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"syscall"
 	"testing"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
+	"github.com/demiurge-platform/demiurge/shared/outputtest"
 )
-
-// output is written by a running system and read by its test.
-type output struct {
-	mu   sync.Mutex
-	text bytes.Buffer
-}
-
-func (o *output) Write(p []byte) (int, error) {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.Write(p)
-}
-
-func (o *output) String() string {
-	o.mu.Lock()
-	defer o.mu.Unlock()
-	return o.text.String()
-}
 
 // standIns is a directory with scripts in place of the programs.
 func standIns(t *testing.T, coordinator string) string {
@@ -57,7 +38,7 @@ func wantNothingRuns(t *testing.T) {
 func TestFailedStartSaysWhyAndLeavesNothing(t *testing.T) {
 	program := standIns(t, "sleep 1000 & echo 'cannot open the log: disk full' >&2; exit 3")
 	t.Setenv("TMPDIR", shortDir(t))
-	var stdout, stderr output
+	var stdout, stderr outputtest.Output
 	o := valid()
 	o.Address, o.NginxPort, o.Executable, o.Environ, o.Stdout, o.Stderr = "127.0.0.1:0", 0, program, os.Environ(), &stdout, &stderr
 	err := Run(t.Context(), o)
@@ -82,7 +63,7 @@ func TestInterruptedStartLeavesNothing(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			program := standIns(t, c.coordinator)
 			t.Setenv("TMPDIR", shortDir(t))
-			var stdout, stderr output
+			var stdout, stderr outputtest.Output
 			hurry := make(chan struct{})
 			o := valid()
 			o.Address, o.NginxPort, o.Executable, o.Environ, o.Stdout, o.Stderr, o.Hurry = "127.0.0.1:0", 0, program, os.Environ(), &stdout, &stderr, hurry
@@ -112,8 +93,8 @@ func TestProgramsAreStartedAgain(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.close()
-	var stderr output
-	s, err := newSystem(Options{Stderr: &stderr, Environ: os.Environ()}, programs{}, h, ports{API: "127.0.0.1:1"})
+	var stderr outputtest.Output
+	s, err := newSystem(Options{Stderr: &stderr, Environ: os.Environ()}, programs{}, h, ports{Coordinators: []coordinatorPorts{{API: "127.0.0.1:1"}}})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -122,10 +103,11 @@ func TestProgramsAreStartedAgain(t *testing.T) {
 	}
 	runs := filepath.Join(t.TempDir(), "runs")
 	var stack lifecycle.Stack
-	s.keep(&stack, program{
+	thing := program{
 		name: "thing-1", log: h.log("thing-1"), stop: []ending{{syscall.SIGTERM, 10 * time.Second}},
 		argv: []string{"/bin/sh", "-c", fmt.Sprintf("echo run >>%s; n=$(wc -l <%s); echo words of run $n; [ $n -lt 3 ] && exit 5; exec sleep 1000", runs, runs)},
-	})
+	}
+	s.keep(&stack, func(int) program { return thing }, 1)
 	waitFor(t, "the third run", func() bool {
 		b, _ := os.ReadFile(runs)
 		return strings.Count(string(b), "run") == 3

@@ -56,8 +56,10 @@ func (s *system) missing() string {
 
 func (s *system) waitReady(ctx context.Context) error {
 	return s.poll(ctx, func(ctx context.Context) string {
-		if err := s.open.Ready(ctx); err != nil {
-			return err.Error()
+		for i, c := range s.open {
+			if err := c.Ready(ctx); err != nil {
+				return fmt.Sprintf("%s: %v", coordinatorName(i), err)
+			}
 		}
 		return ""
 	})
@@ -78,28 +80,37 @@ func (s *system) tokens(ctx context.Context) error {
 	})
 }
 
-// certificate lets the agent's program join. It does so at every start: the certificate of an earlier run may
+// certificates lets the agents' program join. It does so at every start: the certificate of an earlier run may
 // have expired since.
-func (s *system) certificate(ctx context.Context) error {
-	made, err := s.admin.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: hostID})
-	if err != nil {
-		return err
+func (s *system) certificates(ctx context.Context) error {
+	for i := range s.opts.Hosts {
+		made, err := s.admin.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: hostID(i)})
+		if err != nil {
+			return err
+		}
+		if err := s.commandWith(ctx, made.Secret, s.tools.agent, "join", "--config", s.home.agentConfig(i), "--token", "-", "--again"); err != nil {
+			return err
+		}
 	}
-	return s.commandWith(ctx, made.Secret, s.tools.agent, "join", "--config", s.home.agentConfig(), "--token", "-", "--again")
+	return nil
 }
 
-// firstToken reads the admin token and tries it. The coordinator writes the file before the token counts.
-func (s *system) firstToken(ctx context.Context) error {
-	b, err := os.ReadFile(s.home.adminToken())
-	if err != nil {
-		return err
+// firstToken reads the admin token and tries it. The coordinator that led first has it, and writes the file before
+// the token counts; one that led before it, and not for long enough, may have another.
+func (s *system) firstToken(ctx context.Context) (err error) {
+	for i := range s.opts.Coordinators {
+		var b []byte
+		if b, err = os.ReadFile(s.home.adminToken(i)); err != nil {
+			continue
+		}
+		s.token = strings.TrimSpace(string(b))
+		if s.admin, err = client.New(client.Options{Addresses: s.ports.servers(), Token: s.token, Probe: time.Second}); err != nil {
+			continue
+		}
+		if _, err = s.admin.ListTokens(ctx); err == nil {
+			return nil
+		}
 	}
-	s.token = strings.TrimSpace(string(b))
-	s.admin, err = client.New(client.Options{Addresses: []string{"http://" + s.ports.API}, Token: s.token})
-	if err != nil {
-		return err
-	}
-	_, err = s.admin.ListTokens(ctx)
 	return err
 }
 
@@ -134,37 +145,70 @@ func (s *system) organization(ctx context.Context) error {
 	return err
 }
 
-// waitGateways waits until the host serves on the wanted port, which an earlier run may not have had, as
+// waitGateways waits until every host serves on the wanted port, which an earlier run may not have had, as
 // many gateways as wanted are ready, and those of an earlier run are known and serve again.
 func (s *system) waitGateways(ctx context.Context) error {
-	var dialer net.Dialer
 	return s.poll(ctx, func(ctx context.Context) string {
-		host, err := s.admin.Host(ctx, hostID)
-		if err != nil {
-			return err.Error()
+		for i := range s.opts.Hosts {
+			if problem := s.hostServes(ctx, i); problem != "" {
+				return problem
+			}
 		}
-		if host.LastSeen == nil { // what the log says of it is from an earlier run
-			return fmt.Sprintf("host %s has not reported yet; see %s", hostID, s.home.log(agentName))
-		}
-		if host.State != api.HostAlive || host.Nginx.State != api.NginxServing {
-			return fmt.Sprintf("host %s is %s, its nginx %q %s", hostID, host.State, host.Nginx.State, host.Nginx.LastError)
-		}
-		conn, err := dialer.DialContext(ctx, "tcp", s.ports.Nginx)
-		if err != nil {
-			return err.Error()
-		}
-		_ = conn.Close()
 		pool, err := s.admin.Pool(ctx, poolName)
 		if err != nil {
 			return err.Error()
 		}
 		c := pool.Counts
 		if c.Ready < s.opts.Gateways || c.Lost+c.Reconciling > 0 {
-			return fmt.Sprintf("%d of %d gateways are ready, %d starting, %d failed, %d not heard of yet; see %s",
-				c.Ready, s.opts.Gateways, c.Pending+c.Starting, c.Failed+c.Unhealthy, c.Lost+c.Reconciling, s.home.log(agentName))
+			return fmt.Sprintf("%d of %d gateways are ready, %d starting, %d failed, %d not heard of yet; see the agents' logs in %s",
+				c.Ready, s.opts.Gateways, c.Pending+c.Starting, c.Failed+c.Unhealthy, c.Lost+c.Reconciling, s.home.logs())
 		}
 		return s.serving(ctx)
 	})
+}
+
+// waitHosts waits until every host is heard of: gateways that are made sooner are all on the first one.
+func (s *system) waitHosts(ctx context.Context) error {
+	return s.poll(ctx, func(ctx context.Context) string {
+		for i := range s.opts.Hosts {
+			if _, problem := s.hostSeen(ctx, i); problem != "" {
+				return problem
+			}
+		}
+		return ""
+	})
+}
+
+// hostSeen is a host that its agent told of, or what is in the way.
+func (s *system) hostSeen(ctx context.Context, i int) (host api.Host, problem string) {
+	host, err := s.admin.Host(ctx, hostID(i))
+	switch {
+	case err != nil:
+		return host, err.Error()
+	case host.LastSeen == nil: // what the log says of it is from an earlier run
+		return host, fmt.Sprintf("host %s has not reported yet; see %s", hostID(i), s.home.log(agentName(i)))
+	case host.State != api.HostAlive:
+		return host, fmt.Sprintf("host %s is %s", hostID(i), host.State)
+	}
+	return host, ""
+}
+
+// hostServes says what a host still lacks.
+func (s *system) hostServes(ctx context.Context, i int) (problem string) {
+	host, problem := s.hostSeen(ctx, i)
+	if problem != "" {
+		return problem
+	}
+	if host.Nginx.State != api.NginxServing {
+		return fmt.Sprintf("the nginx of host %s is %q %s", hostID(i), host.Nginx.State, host.Nginx.LastError)
+	}
+	var dialer net.Dialer
+	conn, err := dialer.DialContext(ctx, "tcp", s.ports.Hosts[i].Nginx)
+	if err != nil {
+		return err.Error()
+	}
+	_ = conn.Close()
+	return ""
 }
 
 // serving looks whether the allocations of an earlier run serve: starting what is there already answers
@@ -207,7 +251,9 @@ func (s *system) watchProcesses(ctx context.Context) {
 func (s *system) watchGateways(ctx context.Context) {
 	var index uint64
 	for ctx.Err() == nil {
-		items, err := s.admin.ListGateways(ctx, client.GatewayFilter{}, client.Blocking(index, 10*time.Second), client.IndexTo(&index))
+		call, cancel := context.WithTimeout(ctx, 20*time.Second) // a coordinator that hangs meanwhile is another's turn
+		items, err := s.admin.ListGateways(call, client.GatewayFilter{}, client.Blocking(index, 10*time.Second), client.IndexTo(&index))
+		cancel()
 		if err != nil {
 			index = 0 // whoever answers next may be younger
 			select {
@@ -264,8 +310,11 @@ func (s *system) writeDevFile(ctx context.Context) error {
 		return ctx.Err()
 	}
 	file := api.DevFile{
-		API: "http://" + s.ports.API, Token: s.token, HTTP: "http://" + s.ports.Nginx, Domain: s.opts.Domain,
-		OrganizationID: SampleOrganization, PID: os.Getpid(),
+		API: s.ports.servers()[0], Servers: s.ports.servers(), Token: s.token, HTTP: "http://" + s.ports.Hosts[0].Nginx,
+		DNS: s.ports.Coordinators[0].DNS, Domain: s.opts.Domain, OrganizationID: SampleOrganization, PID: os.Getpid(),
+	}
+	for i, h := range s.ports.Hosts {
+		file.Hosts = append(file.Hosts, api.DevHost{HostID: hostID(i), HTTP: "http://" + h.Nginx})
 	}
 	s.mu.Lock()
 	for name, i := range s.processes {

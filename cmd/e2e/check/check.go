@@ -37,13 +37,13 @@ type Limits struct {
 	Reservation time.Duration
 	// Search bounds the search for an order of the operations.
 	Search time.Duration
-	// Goroutines and Files are how many more than before a program may have.
-	Goroutines, Files int
+	// Goroutines, Files and Stored are how many more a program may have than any of its kind had before.
+	Goroutines, Files, Stored int
 }
 
 // DefaultLimits are those of the short form.
 func DefaultLimits() Limits {
-	return Limits{Rate: 100, Reservation: 90 * time.Second, Search: 2 * time.Minute, Goroutines: 200, Files: 100}
+	return Limits{Rate: 100, Reservation: 90 * time.Second, Search: 2 * time.Minute, Goroutines: 40, Files: 30, Stored: 150}
 }
 
 // Violation is a promise that was not kept.
@@ -123,6 +123,9 @@ func Rate(ops []Operation, at time.Duration) float64 {
 
 // Unsettled lists the routes and names that differ from the state, and the coordinators that differ.
 func Unsettled(r Run) []Violation { return slices.Concat(routes(r), names(r), sameState(r)) }
+
+// Grown lists the programs that use more than before, which may yet pass.
+func Grown(r Run) []Violation { return noGrowth(r, DefaultLimits()) }
 
 // describe prints an operation for a report.
 func describe(op Operation) string {

@@ -75,8 +75,8 @@ func newSound(seed uint64, n int) check.Run {
 			}
 			s.run.Names = append(s.run.Names, name)
 		}
-		s.run.UsedBefore = append(s.run.UsedBefore, check.Usage{Program: node, Goroutines: 100, Files: 30})
-		s.run.UsedAfter = append(s.run.UsedAfter, check.Usage{Program: node, Goroutines: 120, Files: 35})
+		s.run.UsedBefore = append(s.run.UsedBefore, check.Usage{Program: node, Kind: "coordinator", Goroutines: 100, Files: 30, Stored: 50})
+		s.run.UsedAfter = append(s.run.UsedAfter, check.Usage{Program: node, Kind: "coordinator", Goroutines: 120, Files: 35, Stored: 70})
 	}
 	for _, host := range []string{"h1", "h2"} {
 		for i := range organizations {

@@ -372,18 +372,19 @@ func names(r Run) []Violation {
 	return out
 }
 
-// noGrowth: when quiet a program uses no more than at the beginning.
+// noGrowth: when quiet a program uses no more than any of its kind at the beginning.
 func noGrowth(r Run, l Limits) []Violation {
 	var out []Violation
 	before := map[string]Usage{}
 	for _, u := range r.UsedBefore {
-		before[u.Program] = u
+		most := before[u.Kind]
+		before[u.Kind] = Usage{Goroutines: max(most.Goroutines, u.Goroutines), Files: max(most.Files, u.Files), Stored: max(most.Stored, u.Stored)}
 	}
 	for _, u := range r.UsedAfter {
-		was, ok := before[u.Program]
-		if ok && (u.Goroutines > was.Goroutines+l.Goroutines || u.Files > was.Files+l.Files) {
-			out = append(out, Violation{NoGrowth, fmt.Sprintf("%s had %d goroutines and %d files, and has %d and %d",
-				u.Program, was.Goroutines, was.Files, u.Goroutines, u.Files)})
+		was, ok := before[u.Kind]
+		if ok && (u.Goroutines > was.Goroutines+l.Goroutines || u.Files > was.Files+l.Files || u.Stored > was.Stored+l.Stored) {
+			out = append(out, Violation{NoGrowth, fmt.Sprintf("%s has %d goroutines, %d open files and %d files in its data directory, where at the beginning no %s had more than %d, %d and %d",
+				u.Program, u.Goroutines, u.Files, u.Stored, cmp.Or(u.Kind, "program"), was.Goroutines, was.Files, was.Stored)})
 		}
 	}
 	return out

@@ -166,6 +166,7 @@ var planted = []struct {
 	{"a silent name server", check.Names, func(t *testing.T, r *check.Run) { nameOf(t, r, true).Error = "timeout" }},
 	{"goroutines that stay", check.NoGrowth, func(_ *testing.T, r *check.Run) { r.UsedAfter[1].Goroutines = 5000 }},
 	{"files that stay open", check.NoGrowth, func(_ *testing.T, r *check.Run) { r.UsedAfter[1].Files = 500 }},
+	{"files that stay on disk", check.NoGrowth, func(_ *testing.T, r *check.Run) { r.UsedAfter[1].Stored = 500 }},
 	{"a stale read", check.Linearizable, func(t *testing.T, r *check.Run) {
 		// Somebody who asks long after the release is told of the allocation as if it lived.
 		released := find(t, r, check.Release, nil)
@@ -283,7 +284,7 @@ func TestPlantedViolationsAreFound(t *testing.T) {
 // Every invariant is planted against.
 func TestEveryInvariantIsPlantedAgainst(t *testing.T) {
 	for _, i := range []check.Invariant{
-		check.Valid, check.Seen, check.OneLive, check.EpochsRise, check.ExactlyOnce, check.NothingLeft, check.Deadlines,
+		check.Valid, check.Seen, check.OneLive, check.EpochsRise, check.ExactlyOnce, check.NothingLeft, check.Cordoned, check.Deadlines,
 		check.Counts, check.SameState, check.Routes, check.Names, check.NoGrowth, check.Linearizable,
 	} {
 		if !slices.ContainsFunc(planted, func(p struct {

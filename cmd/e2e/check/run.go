@@ -93,8 +93,10 @@ type NodeState struct {
 // Usage is what one program uses of its machine.
 type Usage struct {
 	Program    string `json:"program"`
+	Kind       string `json:"kind,omitempty"` // programs of one kind may change their parts: any coordinator may lead
 	Goroutines int    `json:"goroutines"`
-	Files      int    `json:"files"`
+	Files      int    `json:"files"`            // that it has open
+	Stored     int    `json:"stored,omitempty"` // files in its data directory
 }
 
 // Fault is something that was broken on purpose.

@@ -3,8 +3,10 @@
 package lab_test
 
 import (
+	"bufio"
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -138,6 +140,95 @@ func TestLeftoversAreSwept(t *testing.T) {
 	if _, err := os.Stat("/run/netns/" + left); err == nil {
 		t.Errorf("%s is still there", left)
 	}
+}
+
+// bootedVariable makes this test's program boot a machine and wait for its end.
+const bootedVariable = "LAB_BOOTED"
+
+// A machine that systemd has booted goes with the process that has booted it, even when that is killed.
+func TestBootedMachinesEndWithTheirProcess(t *testing.T) {
+	if image := os.Getenv(bootedVariable); image != "" {
+		bootAndWait(t, image)
+		return
+	}
+	image := t.TempDir()
+	for _, dir := range []string{"etc", "usr"} {
+		if err := os.Mkdir(filepath.Join(image, dir), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	cmd := exec.Command(os.Args[0], "-test.run", "^"+t.Name()+"$")
+	cmd.Env = append(os.Environ(), bootedVariable+"="+image)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	line, err := bufio.NewReader(out).ReadString('\n')
+	if killed := cmd.Process.Kill(); killed != nil {
+		t.Error(killed)
+	}
+	_ = cmd.Wait() // it was killed
+	systemd, known := strings.CutPrefix(strings.TrimSpace(line), "systemd ")
+	if !known {
+		t.Fatalf("it has not booted: %q, %v", line, err)
+	}
+	poll(t, func() error {
+		groups, err := exec.Command("unshare", "--mount", "sh", "-c", "mount -t cgroup2 groups /mnt && ls /mnt").Output()
+		if err != nil {
+			return err
+		}
+		if strings.Contains(string(groups), "dme"+strconv.Itoa(cmd.Process.Pid)+"-") {
+			return fmt.Errorf("there are the control groups %s", groups)
+		}
+		if _, err = os.Stat("/proc/" + systemd); !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("systemd runs still: %v", err)
+		}
+		return nil
+	})
+	n, err := lab.Open() // removes the rest
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := n.Close(); err != nil {
+		t.Error(err)
+	}
+}
+
+// poll asks until a condition holds.
+func poll(t *testing.T, holds func() error) {
+	t.Helper()
+	if err := lab.Await(t.Context(), 30*time.Second, "what the lab was told", holds); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// bootAndWait boots a machine, says so, and never ends.
+func bootAndWait(t *testing.T, image string) {
+	n, err := lab.Open()
+	if err != nil {
+		t.Fatal(err)
+	}
+	h, err := n.Add("booted")
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := h.Boot(t.Context(), image)
+	if err != nil {
+		t.Fatal(err)
+	}
+	said, err := b.Shell(t.Context(), "cat /proc/1/comm && ls /sys/fs/cgroup/system.slice && hostname")
+	if err != nil || !strings.HasPrefix(said, "systemd\n") || !strings.HasSuffix(said, "booted\n") {
+		t.Fatalf("%v: %s", err, said)
+	}
+	pids, err := h.Processes("systemd")
+	if err != nil || len(pids) != 1 {
+		t.Fatalf("systemd is %v, %v", pids, err)
+	}
+	fmt.Println("systemd", pids[0])
+	select {} // until it is killed
 }
 
 // Root that lacks something, as in most containers, is told what.

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
@@ -17,8 +18,9 @@ import (
 type Machine struct {
 	*Host
 
-	holder *exec.Cmd // keeps the mounts
-	path   string    // PATH of what is run
+	pid   int      // of a process that is on it
+	enter []string // options of nsenter, which say what the machine has of its own
+	path  string   // PATH of what is run
 }
 
 // MachineOptions say what a machine has beside the files of the machine that this runs on.
@@ -43,24 +45,23 @@ func (h *Host) Machine(o MachineOptions) (*Machine, error) {
 		fmt.Fprintf(&script, "mkdir -p /mnt/up%[1]s /mnt/work%[1]s\nmount -t overlay files -o lowerdir=%[2]s,upperdir=/mnt/up%[1]s,workdir=/mnt/work%[1]s %[1]s\n", dir, lower)
 	}
 	script.WriteString("mount -t tmpfs -o mode=0755 run /run\necho ready\nexec sleep infinity\n")
-	m := &Machine{Host: h, path: o.Tools + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
-	m.holder = exec.Command("ip", "netns", "exec", h.namespace, "sh", "-c", script.String())
-	m.holder.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
+	holder := exec.Command("ip", "netns", "exec", h.namespace, "sh", "-c", script.String()) // keeps the mounts
+	holder.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	var wrong strings.Builder
-	m.holder.Stderr = &wrong
-	out, err := m.holder.StdoutPipe()
+	holder.Stderr = &wrong
+	out, err := holder.StdoutPipe()
 	if err == nil {
-		err = m.holder.Start()
+		err = holder.Start()
 	}
 	if err != nil {
 		return nil, fmt.Errorf("cannot make machine %s: %w", h.Name, err)
 	}
 	line, _ := bufio.NewReader(out).ReadString('\n')
-	go func() { _ = m.holder.Wait() }() // ends with the host
+	go func() { _ = holder.Wait() }() // ends with the host
 	if line != "ready\n" {
 		return nil, fmt.Errorf("cannot give machine %s files of its own: %s", h.Name, wrong.String())
 	}
-	return m, nil
+	return &Machine{Host: h, pid: holder.Process.Pid, enter: []string{"--mount", "--net", "--wd=/"}, path: o.Tools + ":/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"}, nil
 }
 
 // Keep writes what was changed on this machine into a directory, for machines that have the same from the start.
@@ -71,13 +72,12 @@ func (m *Machine) Keep(ctx context.Context, dir string) error {
 
 // Path is where a file of the machine is for this process.
 func (m *Machine) Path(path string) string {
-	return filepath.Join("/proc", strconv.Itoa(m.holder.Process.Pid), "root", path)
+	return filepath.Join("/proc", strconv.Itoa(m.pid), "root", path)
 }
 
 // inside is how a command runs on the machine.
 func (m *Machine) inside(args ...string) []string {
-	pid := strconv.Itoa(m.holder.Process.Pid)
-	return append([]string{"nsenter", "--mount=/proc/" + pid + "/ns/mnt", "--net=/proc/" + pid + "/ns/net", "--wd=/", "--"}, args...)
+	return slices.Concat([]string{"nsenter", "--target", strconv.Itoa(m.pid)}, m.enter, []string{"--"}, args)
 }
 
 // Shell runs a script on the machine to its end, or until ctx ends, and returns all that it says.

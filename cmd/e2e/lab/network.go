@@ -29,6 +29,8 @@ type Network struct {
 	id    string
 	names []string // of namespaces, to be removed
 	hosts int
+
+	machines []*Booted // to be removed
 }
 
 // Host has a network namespace of its own.
@@ -162,10 +164,13 @@ func (n *Network) Add(name string) (*Host, error) {
 // Close ends what still runs on the hosts, and removes them.
 func (n *Network) Close() error {
 	var errs []error
+	for _, b := range n.machines {
+		errs = append(errs, b.Close())
+	}
 	for _, name := range n.names {
 		errs = append(errs, remove(name))
 	}
-	n.names = nil
+	n.machines, n.names = nil, nil
 	return errors.Join(errs...)
 }
 

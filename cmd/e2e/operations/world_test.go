@@ -210,19 +210,8 @@ func (w *world) follow(m *machine, command string, words ...string) (wait func()
 // await polls until a condition holds.
 func (w *world) await(what string, holds func() error) {
 	w.t.Helper()
-	for end := time.Now().Add(patience); ; {
-		err := holds()
-		if err == nil {
-			return
-		}
-		if time.Now().After(end) {
-			w.t.Fatalf("waited in vain for %s: %v", what, err)
-		}
-		select {
-		case <-w.ctx.Done():
-			w.t.Fatalf("interrupted while waiting for %s", what)
-		case <-time.After(50 * time.Millisecond):
-		}
+	if err := lab.Await(w.ctx, patience, what, holds); err != nil {
+		w.t.Fatal(err)
 	}
 }
 

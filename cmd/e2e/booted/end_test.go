@@ -1,0 +1,88 @@
+//go:build e2e
+
+package booted
+
+import (
+	"fmt"
+	"strings"
+)
+
+// stopAll stops each unit, and starts it again.
+func (w *world) stopAll() {
+	u := w.user()
+	defer u.leave()
+	running := func() []string {
+		return strings.Fields(u.m.do("for p in /proc/[0-9]*; do readlink $p/exe | grep -e demiurge -e nginx || true; done | sort | uniq"))
+	}
+	gateways := u.m.gateways()
+	u.m.do("systemctl stop " + agent)
+	u.undisturbed("without an agent")
+	if len(u.m.gateways()) != len(gateways) {
+		w.t.Errorf("the end of the agent has ended gateways: %v are %v", gateways, u.m.gateways())
+	}
+	u.m.do("systemctl stop " + nginx)
+	u.m.do("systemctl kill --signal=KILL " + agent)
+	if u.m == w.machines[0] {
+		u.m.do("systemctl stop " + coordinator)
+	}
+	w.await("all to be over", func() error {
+		if left := running(); len(left) > 0 {
+			return fmt.Errorf("there are still %v", left)
+		}
+		return nil
+	})
+	for _, unit := range []string{agent, nginx} {
+		if state := u.m.property(unit, "ActiveState"); state != "inactive" {
+			w.t.Errorf("%s is %s after its stop", unit, state)
+		}
+	}
+	if u.m == w.machines[0] {
+		u.m.do("systemctl start " + coordinator)
+	}
+	u.m.do("systemctl start " + nginx + " " + agent)
+	w.healthy()
+	w.serves(w.at())
+}
+
+// switchOff switches the machine off that is not the coordinator's: what it serves moves to the other one at once. When
+// it is switched on again, all comes back by itself.
+func (w *world) switchOff() {
+	second := w.machines[1]
+	if w.at() != second {
+		w.operator("alloc migrate --host " + second.host + " " + w.allocation().AllocationID)
+	}
+	before := w.serves(second)
+	w.must(second.Shutdown(w.ctx))
+	w.await("the organization on the other machine", func() error {
+		if a := w.allocation(); a.HostID == second.host {
+			return fmt.Errorf("it is %s on %s", a.State, a.HostID)
+		}
+		return nil
+	})
+	if now := w.serves(w.machines[0]); now.epoch <= before.epoch && len(now.epoch) <= len(before.epoch) {
+		w.t.Errorf("served at epoch %s, and was at %s", now.epoch, before.epoch)
+	}
+	w.must(second.Start(w.ctx))
+	w.must(second.active(nginx, agent, leave))
+	w.healthy()
+	w.operator("alloc migrate --host " + second.host + " " + w.allocation().AllocationID)
+	w.serves(second)
+}
+
+// switchOffLeased switches a machine off whose organization must not be served in two places, while a user has its page
+// open: that page is closed before the organization is served elsewhere.
+func (w *world) switchOffLeased() {
+	w.operator("pool set default --isolation stop")
+	w.healthy()
+	first, second := w.machines[0], w.machines[1]
+	u := w.user()
+	off := make(chan error, 1)
+	go func() { off <- second.Shutdown(w.ctx) }() // waited for below
+	now := w.serves(first)
+	select {
+	case <-u.socket.closed:
+	default:
+		w.t.Errorf("served on %s at epoch %s while a user is still connected to %s at epoch %s", first.Name, now.epoch, second.Name, u.by.epoch)
+	}
+	w.must(<-off)
+}
