@@ -94,7 +94,7 @@ func (h *host) servesAgain(g *gateway, org id.Organization, epoch id.Epoch) {
 
 // crashOnLeftovers: a start finds what crashes, other boots and the version before have left, and is itself cut at
 // every step of clearing it away.
-func crashOnLeftovers(t *testing.T, part share) {
+func crashOnLeftovers(t *testing.T) {
 	h, g, org := served(t)
 	l := h.layout()
 	litter := map[string]string{
@@ -126,7 +126,7 @@ func crashOnLeftovers(t *testing.T, part share) {
 		if err := h.opened(); err != nil {
 			t.Fatalf("%s: %v", what, err)
 		}
-		for _, p := range part(unique(h.faulty.Points(), "")) {
+		for _, p := range unique(h.faulty.Points(), "") {
 			met.add(p.Label)
 			mess()
 			h.withFaults().CrashAt(p)
@@ -146,7 +146,7 @@ func crashOnLeftovers(t *testing.T, part share) {
 }
 
 // crashOnOrphans: nginx's master died and left its workers; the start that ends them is cut there.
-func crashOnOrphans(t *testing.T, _ share) {
+func crashOnOrphans(t *testing.T) {
 	h, g, org := served(t)
 	l := h.layout()
 	h.withFaults()
@@ -178,7 +178,7 @@ func crashOnOrphans(t *testing.T, _ share) {
 }
 
 // crashWhereRarely: steps that only a failure, a stranger or a certificate brings about.
-func crashWhereRarely(t *testing.T, _ share) {
+func crashWhereRarely(t *testing.T) {
 	w := newWalker(t, func(h *host) { certify(t, h) })
 	for _, c := range []struct {
 		labels []string
@@ -232,7 +232,7 @@ func crashWhereRarely(t *testing.T, _ share) {
 
 // crashInLastResort: neither the new generation nor the last one can be proven, and the agent dies before it ends
 // nginx. The next agent, and nginx's owner, bring it back.
-func crashInLastResort(t *testing.T, _ share) {
+func crashInLastResort(t *testing.T) {
 	w := newWalker(t, nil)
 	good, err := os.ReadFile(w.layout().mainConf())
 	if err != nil {
