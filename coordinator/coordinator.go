@@ -275,12 +275,8 @@ func (c *Coordinator) Healthy() bool { return !c.node.Stats().Fenced }
 // State is the index of the newest entry in this coordinator's state, and a digest of all records and
 // events: coordinators at the same index have the same. It reads everything.
 func (c *Coordinator) State() (index uint64, hash string) {
-	for {
-		index = c.store.View().Index()
-		if hash = c.store.Hash(); c.store.View().Index() == index {
-			return index, hash
-		}
-	}
+	at := c.store.Checkpoint() // of one moment: a digest takes longer than it is until the next entry
+	return at.View.Index(), at.Hash()
 }
 
 // Failed gives the error of a part that ended by itself.

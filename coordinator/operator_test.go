@@ -2,9 +2,12 @@ package coordinator_test
 
 import (
 	"bytes"
+	"context"
 	"io"
 	"slices"
 	"strings"
+	"sync"
+	"sync/atomic"
 	"testing"
 
 	"github.com/demiurge-platform/demiurge/coordinator/coordtest"
@@ -167,4 +170,34 @@ func TestRemovingACoordinator(t *testing.T) {
 		members, err2 := s.Leader().Admin.Members(ctx, client.MemberFilter{})
 		return err == nil && err2 == nil && len(peers) == 2 && len(members) == 2
 	})
+}
+
+// TestStateIsToldWhileItIsWrittenTo: reading everything takes longer than it is until the next entry.
+func TestStateIsToldWhileItIsWrittenTo(t *testing.T) {
+	t.Parallel()
+	c := coordtest.Start(t)
+	ctx := c.Context()
+	writing, stop := context.WithCancel(ctx)
+	var written atomic.Int64
+	var writers sync.WaitGroup
+	for range 16 {
+		writers.Go(func() {
+			for writing.Err() == nil {
+				if _, err := c.Admin.PutOrganization(writing, string(id.NewOrganization()), api.PutOrganization{Name: "one of many"}); err == nil {
+					written.Add(1)
+				}
+			}
+		})
+	}
+	coordtest.Eventually(t, "there is much to read", func() bool { return written.Load() >= 1500 })
+	during, err := c.Admin.NodeState(ctx)
+	stop()
+	writers.Wait()
+	if err != nil {
+		t.Fatal(err)
+	}
+	after, err := c.Admin.NodeState(ctx)
+	if err != nil || after.Index <= during.Index || after.Hash == during.Hash {
+		t.Errorf("%+v, then %+v, %v", during, after, err)
+	}
 }

@@ -74,7 +74,7 @@ func TestSnapshotWhileMoving(t *testing.T) {
 	m.lose("h1") // 2 is on its way, 3 and 4 wait
 	again := newMachine(t)
 	restore(t, again.fsm, m.snapshot())
-	if again.records() != m.records() || again.store.Hash() != m.store.Hash() {
+	if again.records() != m.records() || again.store.Checkpoint().Hash() != m.store.Checkpoint().Hash() {
 		t.Fatalf("restored\n%s\nfrom\n%s", again.records(), m.records())
 	}
 	if err := again.store.Check(); err != nil {
@@ -88,7 +88,7 @@ func TestSnapshotWhileMoving(t *testing.T) {
 			x.confirmPending(alID(n))
 		}
 	}
-	if again.store.Hash() != m.store.Hash() {
+	if again.store.Checkpoint().Hash() != m.store.Checkpoint().Hash() {
 		t.Fatal("what was restored goes another way")
 	}
 }

@@ -63,14 +63,14 @@ func TestUnknownCommandStops(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) {
 			m := small(t, 1)
-			before := m.store.Hash()
+			before := m.store.Checkpoint().Hash()
 			good := m.entry(m.reserveOf(1, 1))
 			bad := &raft.Log{Index: good.Index + 1, Type: raft.LogCommand, Data: []byte(data)}
 			defer func() {
 				if r := recover(); r == nil || !strings.Contains(r.(string), "cannot apply entry") {
 					t.Fatalf("recovered %v", r)
 				}
-				if m.store.Hash() != before {
+				if m.store.Checkpoint().Hash() != before {
 					t.Fatal("a part of the batch took effect")
 				}
 			}()
@@ -155,7 +155,7 @@ func TestRestoreRefusesAndKeeps(t *testing.T) {
 		return string(b)
 	}
 	target := small(t, 1)
-	before, restored := target.store.Hash(), target.store.Restored()
+	before, restored := target.store.Checkpoint().Hash(), target.store.Restored()
 	refuse := func(what, data, text string) {
 		t.Helper()
 		for _, err := range []error{target.fsm.Restore(closer{strings.NewReader(data)}), fsm.Check(strings.NewReader(data))} {
@@ -163,7 +163,7 @@ func TestRestoreRefusesAndKeeps(t *testing.T) {
 				t.Fatalf("%s: %v, want %q", what, err, text)
 			}
 		}
-		if target.store.Hash() != before {
+		if target.store.Checkpoint().Hash() != before {
 			t.Fatalf("%s: a refused snapshot changed the state", what)
 		}
 	}
@@ -183,7 +183,7 @@ func TestRestoreRefusesAndKeeps(t *testing.T) {
 	}
 	restore(t, target.fsm, saved)
 	<-restored
-	if target.store.Hash() != m.store.Hash() {
+	if target.store.Checkpoint().Hash() != m.store.Checkpoint().Hash() {
 		t.Fatal("the restored state is another one")
 	}
 	if err := target.store.Check(); err != nil {
@@ -194,7 +194,7 @@ func TestRestoreRefusesAndKeeps(t *testing.T) {
 // TestSnapshotIsOfOneMoment: what is applied while a snapshot is written is not in it.
 func TestSnapshotIsOfOneMoment(t *testing.T) {
 	m := small(t, 2)
-	want := m.store.Hash()
+	want := m.store.Checkpoint().Hash()
 	s, err := m.fsm.Snapshot()
 	if err != nil {
 		t.Fatal(err)
@@ -207,7 +207,7 @@ func TestSnapshotIsOfOneMoment(t *testing.T) {
 	}
 	other := newMachine(t)
 	restore(t, other.fsm, sink.String())
-	if got := other.store.Hash(); got != want {
+	if got := other.store.Checkpoint().Hash(); got != want {
 		t.Fatal("the snapshot has later changes")
 	}
 }

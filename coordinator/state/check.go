@@ -11,10 +11,10 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// Hash is a digest of every record and event: members that applied the same log have the same.
-func (s *Store) Hash() string {
+// Hash is a digest of every record and event: members that applied the same log have the same. It reads everything.
+func (c Checkpoint) Hash() string {
 	h := sha256.New()
-	if err := s.Checkpoint().Save(h); err != nil {
+	if err := c.Save(h); err != nil {
 		panic("cannot encode the state: " + err.Error()) // records always encode and a hash always writes
 	}
 	return hex.EncodeToString(h.Sum(nil))

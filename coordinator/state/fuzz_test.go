@@ -36,7 +36,7 @@ func FuzzLoad(f *testing.F) {
 		if err != nil {
 			t.Fatalf("what was saved cannot be loaded: %v", err)
 		}
-		if back.Hash() != loaded.Hash() {
+		if back.Checkpoint().Hash() != loaded.Checkpoint().Hash() {
 			t.Fatal("another state was loaded than was saved")
 		}
 	})

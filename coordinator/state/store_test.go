@@ -203,13 +203,13 @@ func TestLineOrder(t *testing.T) {
 
 func TestAbortLeavesNothing(t *testing.T) {
 	s := fixture(t)
-	want := s.Hash()
+	want := s.Checkpoint().Hash()
 	x := s.Begin()
 	x.Entry(state.Origin{Index: 2, At: start})
 	x.PutGateway(gateway(9, "h1", "a", api.PhaseReady), "")
 	x.RemoveGateway(x.Gateway(gw(4)), "")
 	x.Abort()
-	if s.Hash() != want {
+	if s.Checkpoint().Hash() != want {
 		t.Fatal("an aborted transaction left something")
 	}
 	write(s, 2, func(x *state.Txn) { x.PutGateway(gateway(8, "h1", "a", api.PhaseReady), "") })
@@ -323,7 +323,7 @@ func TestSaveAndLoad(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if loaded.Hash() != s.Hash() {
+	if loaded.Checkpoint().Hash() != s.Checkpoint().Hash() {
 		t.Fatal("what was loaded is not what was saved")
 	}
 	v := loaded.View()

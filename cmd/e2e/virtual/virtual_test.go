@@ -284,8 +284,8 @@ func (w *world) states() []check.NodeState {
 	for {
 		var out []check.NodeState
 		for i := range size {
-			index, hash := w.member(i).store.View().Index(), w.member(i).store.Hash()
-			out = append(out, check.NodeState{Node: name(i), Index: index, Hash: hash})
+			at := w.member(i).store.Checkpoint()
+			out = append(out, check.NodeState{Node: name(i), Index: at.View.Index(), Hash: at.Hash()})
 		}
 		if !slices.ContainsFunc(out, func(s check.NodeState) bool { return s.Index != out[0].Index }) {
 			return out
