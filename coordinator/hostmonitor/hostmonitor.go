@@ -66,11 +66,11 @@ func (m *Monitor) Run(ctx context.Context) {
 	tick := time.NewTicker(look)
 	defer tick.Stop()
 	var doubtful []id.Host
-	var moved <-chan struct{}
+	var changed <-chan struct{}
 	for n := 0; ; n++ {
 		members := m.opts.Members()
-		if n == round || members.Moved() != moved {
-			n, moved = 0, members.Moved()
+		if n == round || members.Changed() != changed {
+			n, changed = 0, members.Changed()
 			doubtful = m.all(ctx, members, began)
 		} else {
 			doubtful = m.again(ctx, doubtful, members, began)
@@ -84,7 +84,7 @@ func (m *Monitor) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-tick.C:
-		case <-moved:
+		case <-changed:
 		}
 	}
 }

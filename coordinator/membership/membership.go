@@ -23,16 +23,26 @@ type Pool interface {
 	Changes() <-chan gossip.Change
 }
 
-// Host is a host as the gossip knows its agent.
+// Host is a host as the gossip knows its agent. Of its health nothing is here: it says nothing of whether the host lives,
+// and a thousand of them tell of it hundreds of times a second.
 type Host struct {
-	Status      gossip.Status // failed is a suspicion
-	Since       time.Time     // of the status
-	Flaps       int           // failures with return within gossip.FlapWindow
-	Run         string        // differs from start to start of the agent
-	Address     netip.AddrPort
-	Version     string
-	Digest      gossip.Digest
-	DigestError string // why there is none
+	Status  gossip.Status // failed is a suspicion
+	Since   time.Time     // of the status
+	Flaps   int           // failures with return within gossip.FlapWindow
+	Run     string        // differs from start to start of the agent
+	Address netip.AddrPort
+	Version string
+}
+
+// hostOf is what is kept of a host's agent.
+func hostOf(m *gossip.Member) Host {
+	return Host{Status: m.Status, Since: m.Since, Flaps: m.Flaps, Run: m.Run, Address: m.Address, Version: m.Version}
+}
+
+func (h Host) equal(o Host) bool {
+	same := h.Since.Equal(o.Since)
+	h.Since = o.Since
+	return same && h == o
 }
 
 // Snapshot is the view at one moment. It is shared and must not be changed.
@@ -43,15 +53,10 @@ type Snapshot struct {
 	Isolated bool
 
 	changed chan struct{}
-	moved   chan struct{} // shared with newer snapshots that differ in digests only
 }
 
 // Changed is closed when there is a newer snapshot.
 func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
-
-// Moved is closed when there is a newer snapshot in which anything but digests differs. A thousand hosts tell of another
-// load all the time, which says nothing of whether they live.
-func (s *Snapshot) Moved() <-chan struct{} { return s.moved }
 
 // Signals gives the gossip's part of what Judge needs of a host.
 func (s *Snapshot) Signals(h id.Host) Signals {
@@ -66,8 +71,7 @@ func (s *Snapshot) Stranger(h id.Host, own api.HostGossip) bool {
 	return ok && own.Run != "" && (known.Run != own.Run || known.Address.String() != own.Address)
 }
 
-// breath is the least time between two snapshots: each is of every member, and a thousand members have news all the
-// time.
+// breath is the least time between two snapshots: each is of every member.
 const breath = 10 * time.Millisecond
 
 // refresh is how often everything is read anew: the flaps of a host that is quiet now grow old.
@@ -97,9 +101,12 @@ func (v *View) Run(ctx context.Context) {
 		select {
 		case <-ctx.Done():
 			return
-		case _, ok := <-changes:
+		case c, ok := <-changes:
 			if !ok {
 				return
+			}
+			if !v.Snapshot().news(&c) {
+				continue
 			}
 		case <-tick.C:
 		}
@@ -112,25 +119,28 @@ func (v *View) Run(ctx context.Context) {
 	}
 }
 
+// news reports whether a change is of anything that is kept here.
+func (s *Snapshot) news(c *gossip.Change) bool {
+	if c.Kind != gossip.Updated || c.Member.Role != gossip.RoleAgent {
+		return true
+	}
+	known, ok := s.Hosts[c.Member.Host]
+	return !ok || !known.equal(hostOf(&c.Member))
+}
+
 // renew takes a new snapshot, if anything differs. A change only says that there is something to read: what
 // the members are now counts, so that no order of changes can leave the view wrong.
 func (v *View) renew() {
 	next := take(v.pool.Members())
 	v.mu.Lock()
 	before := v.now
-	if before.equal(next) {
-		v.mu.Unlock()
-		return
-	}
-	v.now = next
-	moved := !before.stands(next)
-	if !moved {
-		next.moved = before.moved
+	same := before.equal(next)
+	if !same {
+		v.now = next
 	}
 	v.mu.Unlock()
-	close(before.changed)
-	if moved {
-		close(before.moved)
+	if !same {
+		close(before.changed)
 	}
 }
 
@@ -143,7 +153,7 @@ func (v *View) Snapshot() *Snapshot {
 
 // take sorts members into a snapshot.
 func take(members []gossip.Member) *Snapshot {
-	s := &Snapshot{Hosts: map[id.Host]Host{}, Coordinators: map[string]gossip.Member{}, changed: make(chan struct{}), moved: make(chan struct{})}
+	s := &Snapshot{Hosts: map[id.Host]Host{}, Coordinators: map[string]gossip.Member{}, changed: make(chan struct{})}
 	others, alive := 0, 0
 	for _, m := range members {
 		if !m.Self && m.Status != gossip.StatusLeft {
@@ -156,10 +166,7 @@ func take(members []gossip.Member) *Snapshot {
 			s.Coordinators[m.Name] = m
 			continue
 		}
-		s.Hosts[m.Host] = Host{
-			Status: m.Status, Since: m.Since, Flaps: m.Flaps, Run: m.Run, Address: m.Address, Version: m.Version,
-			Digest: m.Digest, DigestError: m.DigestError,
-		}
+		s.Hosts[m.Host] = hostOf(&m)
 	}
 	s.Isolated = others > 1 && alive == 0
 	return s
@@ -167,22 +174,8 @@ func take(members []gossip.Member) *Snapshot {
 
 // equal reports whether nothing differs.
 func (s *Snapshot) equal(o *Snapshot) bool {
-	return s.stands(o) && maps.EqualFunc(s.Hosts, o.Hosts, func(a, b Host) bool {
-		x, _ := a.Digest.Encode()
-		y, _ := b.Digest.Encode()
-		return x == y && a.DigestError == b.DigestError
-	})
-}
-
-// stands reports whether nothing but digests differs.
-func (s *Snapshot) stands(o *Snapshot) bool {
-	return s.Isolated == o.Isolated &&
-		maps.EqualFunc(s.Hosts, o.Hosts, func(a, b Host) bool {
-			return a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run && a.Address == b.Address &&
-				a.Version == b.Version
-		}) &&
+	return s.Isolated == o.Isolated && maps.EqualFunc(s.Hosts, o.Hosts, Host.equal) &&
 		maps.EqualFunc(s.Coordinators, o.Coordinators, func(a, b gossip.Member) bool {
-			return a.Status == b.Status && a.Since.Equal(b.Since) && a.Flaps == b.Flaps && a.Run == b.Run &&
-				a.Version == b.Version && a.Address == b.Address && maps.Equal(a.Tags, b.Tags)
+			return hostOf(&a).equal(hostOf(&b)) && maps.Equal(a.Tags, b.Tags)
 		})
 }

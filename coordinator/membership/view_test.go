@@ -2,9 +2,12 @@ package membership_test
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"go.uber.org/goleak"
@@ -22,12 +25,14 @@ const patience = time.Minute
 type fakePool struct {
 	mu      sync.Mutex
 	members []gossip.Member // guarded by mu
+	reads   int             // guarded by mu
 	changes chan gossip.Change
 }
 
 func (p *fakePool) Members() []gossip.Member {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.reads++
 	return append([]gossip.Member(nil), p.members...)
 }
 
@@ -87,36 +92,66 @@ func TestView(t *testing.T) {
 	if s = next(failed); s.Isolated {
 		t.Errorf("the only other: %+v", s)
 	}
-	withDigest := agent("h1", gossip.StatusAlive)
-	withDigest.Digest.Generation = 7
-	if s = next(withDigest); s.Hosts["h1"].Digest.Generation != 7 {
-		t.Errorf("digest: %+v", s)
-	}
-	// Another digest is news for those who read it, and for nobody else.
-	calm := s.Moved()
-	withDigest.Digest.Generation = 8
-	if s = next(withDigest); s.Moved() != calm {
-		t.Error("another digest moved somebody")
-	}
-	select {
-	case <-calm:
-		t.Error("another digest told that somebody moved")
-	default:
-	}
-	next(failed)
-	waitClosed(t, calm)
-	if s = next(withDigest); s.Moved() == calm {
-		t.Error("what was told once is told again")
-	}
+	back := agent("h1", gossip.StatusAlive)
+	next(back)
 	// Nothing new wakes nobody.
 	same := v.Snapshot()
-	p.set(me, withDigest)
-	p.set(me, withDigest) // the first was read when the second is taken
+	p.set(me, back)
+	p.set(me, back) // the first was read when the second is taken
 	if v.Snapshot() != same {
 		t.Error("there is a new snapshot of the same members")
 	}
 	cancel()
 	<-ended
+}
+
+// A thousand members whose gateways are given out tell of their health hundreds of times a second. Each reading of them all
+// takes milliseconds.
+func TestHealthIsNoNews(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := &fakePool{changes: make(chan gossip.Change), members: []gossip.Member{coordinator("c1", gossip.StatusAlive, true)}}
+		for n := range 1000 {
+			p.members = append(p.members, agent(fmt.Sprintf("h%d", n), gossip.StatusAlive))
+		}
+		v := membership.New(p)
+		ctx, cancel := context.WithCancel(t.Context())
+		var running sync.WaitGroup
+		running.Go(func() { v.Run(ctx) })
+		before := v.Snapshot()
+		p.mu.Lock()
+		all := slices.Clone(p.members[1:])
+		p.mu.Unlock()
+		for n := range all {
+			all[n].Digest.Generation++
+			p.changes <- gossip.Change{Kind: gossip.Updated, Member: all[n]}
+		}
+		synctest.Wait()
+		p.mu.Lock()
+		reads := p.reads
+		p.mu.Unlock()
+		if v.Snapshot() != before || reads != 1 {
+			t.Errorf("the members were read %d times", reads)
+		}
+		for what, change := range map[string]func(*gossip.Member){
+			"address": func(m *gossip.Member) { m.Address = netip.MustParseAddrPort("192.0.2.7:7402") },
+			"run":     func(m *gossip.Member) { m.Run = "another" },
+			"version": func(m *gossip.Member) { m.Version = "2" },
+			"flaps":   func(m *gossip.Member) { m.Flaps++ },
+		} {
+			before = v.Snapshot()
+			change(&all[7])
+			p.mu.Lock()
+			p.members = append([]gossip.Member{coordinator("c1", gossip.StatusAlive, true)}, all...)
+			p.mu.Unlock()
+			p.changes <- gossip.Change{Kind: gossip.Updated, Member: all[7]}
+			synctest.Wait()
+			if v.Snapshot() == before {
+				t.Errorf("another %s is no news", what)
+			}
+		}
+		cancel()
+		running.Wait()
+	})
 }
 
 func waitClosed(t *testing.T, ch <-chan struct{}) {
