@@ -7,6 +7,7 @@ import (
 	"encoding/hex"
 	"net/http"
 	"strings"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
@@ -196,10 +197,65 @@ func (s *Server) authenticate(secret string) (*state.Token, *fault.Error) {
 	if token == nil || subtle.ConstantTimeCompare([]byte(token.Hash), []byte(hash)) != 1 {
 		return nil, refused
 	}
-	if !token.ExpiresAt.IsZero() && !s.opts.Now().Before(token.ExpiresAt) {
+	if s.over(token.ExpiresAt) {
 		return nil, refused
 	}
 	return token, nil
+}
+
+// over reports whether a moment has come; the zero one never does.
+func (s *Server) over(end time.Time) bool { return !end.IsZero() && !s.opts.Now().Before(end) }
+
+// ends is when the caller's token expires; zero: never, or it has none.
+func (c *caller) ends() time.Time {
+	switch {
+	case c.token != nil:
+		return c.token.ExpiresAt
+	case c.user != nil:
+		return c.user.Expires
+	}
+	return time.Time{}
+}
+
+// entitled reports whether the caller's token counts still, and has ws tell when it was revoked. Whether a user is a member
+// still is for the handler to see.
+func (s *Server) entitled(ws state.WatchSet, c *caller) bool {
+	if s.over(c.ends()) {
+		return false
+	}
+	return c.token == nil || s.opts.Store.View().Token(ws, c.token.ID) != nil
+}
+
+// whileEntitled is a context for an answer that is held open: it ends when the caller's token expires or is revoked.
+func (s *Server) whileEntitled(ctx context.Context) (context.Context, context.CancelFunc) {
+	c := callerOf(ctx)
+	return s.while(ctx, c.ends(), func(ws state.WatchSet) bool { return s.entitled(ws, c) })
+}
+
+// until is a context that ends at a moment; the zero one never comes.
+func (s *Server) until(ctx context.Context, end time.Time) (context.Context, context.CancelFunc) {
+	if end.IsZero() {
+		return context.WithCancel(ctx)
+	}
+	return context.WithTimeout(ctx, end.Sub(s.opts.Now()))
+}
+
+// while is a context that ends at a moment, or when something that the state has is no longer so. The returned function
+// gives it up.
+func (s *Server) while(ctx context.Context, until time.Time, so func(state.WatchSet) bool) (context.Context, context.CancelFunc) {
+	ctx, cancel := s.until(ctx, until)
+	go func() { // ends with ctx
+		for ctx.Err() == nil {
+			ws := state.WatchSet{}
+			ws.Add(s.opts.Store.Restored())
+			if !so(ws) {
+				cancel()
+				return
+			}
+			_ = ws.WatchCtx(ctx) // its error is ctx's, which the loop looks at
+		}
+	}()
+	return ctx, cancel
 }
 
 // bearerOf is what the caller sent to prove who it is, of bounded size; refused is the answer to what cannot

@@ -83,6 +83,11 @@ func (s *Server) collectEvents(ctx context.Context, after state.EventID, limit i
 	defer release()
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
+	if wait > 0 {
+		var expelled context.CancelFunc
+		ctx, expelled = s.whileEntitled(ctx)
+		defer expelled()
+	}
 	out := api.List[api.Event]{Items: []api.Event{}}
 	for {
 		events, more, _ := s.opts.Store.Events(after, scan)
@@ -106,23 +111,33 @@ func (s *Server) collectEvents(ctx context.Context, after state.EventID, limit i
 		select {
 		case <-more:
 		case <-ctx.Done():
+		}
+		switch {
+		case !s.entitled(nil, callerOf(ctx)):
+			return out, errCredential()
+		case ctx.Err() != nil:
 			return out, nil
 		}
 	}
 }
 
-// followEvents answers for ever with server-sent events. A comment now and then shows a silent client
-// that the stream is alive, and one tells when events were missed.
+// followEvents answers with server-sent events as long as the caller's token counts. A comment now and then shows a silent
+// client that the stream is alive, and one tells when events were missed.
 func (s *Server) followEvents(after state.EventID, keep func(string) bool) *stream {
 	return &stream{Body: func(hc huma.Context) {
 		r, w := humago.Unwrap(hc)
 		ctx, release := s.held(r.Context())
 		defer release()
+		ctx, expelled := s.whileEntitled(ctx)
+		defer expelled()
 		out := newLines(w, eventStream)
 		if err := out.send([]byte(": following\n\n")); err != nil {
 			return
 		}
 		err := s.opts.Events.Follow(ctx, after, s.opts.Heartbeat, func(batch []state.Event, truncated bool) error {
+			if !s.entitled(nil, callerOf(ctx)) {
+				return context.Canceled
+			}
 			var b bytes.Buffer
 			if truncated {
 				b.WriteString(": events before the next one are no longer kept\n\n")

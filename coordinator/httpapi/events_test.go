@@ -3,6 +3,8 @@ package httpapi
 import (
 	"bufio"
 	"context"
+	"crypto/sha256"
+	"encoding/hex"
 	"encoding/json"
 	"fmt"
 	"net/http"
@@ -177,6 +179,64 @@ func TestEventStreamOnTheWire(t *testing.T) {
 	}
 	if ctx.Err() != nil {
 		t.Error("the stream did not end with the server")
+	}
+}
+
+// TestSecurityHeldAnswersEndWithTheToken: who holds a stream or a read open learns nothing more once the token is revoked or
+// has expired.
+func TestSecurityHeldAnswersEndWithTheToken(t *testing.T) {
+	held := map[string]func(k *kit, ctx context.Context, secret string) (answered <-chan bool){
+		"stream": func(k *kit, ctx context.Context, secret string) <-chan bool {
+			resp, lines := k.stream(ctx, "Authorization", "Bearer "+secret)
+			if resp.StatusCode != http.StatusOK {
+				return nil
+			}
+			ended := make(chan bool, 1)
+			go func() {
+				for lines.Scan() {
+				}
+				ended <- ctx.Err() == nil
+			}()
+			return ended
+		},
+	}
+	for name, path := range map[string]string{"list": "/v1/organizations", "events": "/v1/events"} {
+		held[name] = func(k *kit, _ context.Context, secret string) <-chan bool {
+			first := k.call(get, path, secret, "")
+			if first.status != http.StatusOK {
+				return nil
+			}
+			k.tokens[api.RoleAdmin] = secret
+			read, ended := k.blocked(path+"?wait=5m&index="+first.header.Get(api.HeaderIndex)), make(chan bool, 1)
+			go func() { ended <- (<-read).problem.Code == string(fault.Unauthenticated) }()
+			return ended
+		}
+	}
+	for name, hold := range held {
+		wait := func(ended <-chan bool) {
+			t.Helper()
+			select {
+			case right := <-ended:
+				if !right {
+					t.Errorf("%s: not refused", name)
+				}
+			case <-time.After(patience):
+				t.Errorf("%s: goes on", name)
+			}
+		}
+		k := newKit(t)
+		ctx, cancel := context.WithCancel(context.Background())
+		secret := k.makeToken(api.RoleOperator, time.Time{})
+		ended := hold(k, ctx, secret)
+		sum := sha256.Sum256([]byte(secret))
+		k.apply(command.DeleteToken{Meta: k.meta(), Token: k.store.View().TokenByHash(hex.EncodeToString(sum[:])).ID})
+		wait(ended)
+		ended = nil
+		for life := 250 * time.Millisecond; ended == nil; life *= 4 { // a slow machine may not get there in time
+			ended = hold(k, ctx, k.makeToken(api.RoleOperator, k.now().Add(life)))
+		}
+		wait(ended)
+		cancel()
 	}
 }
 

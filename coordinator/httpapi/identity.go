@@ -100,17 +100,5 @@ func (s *Server) enrolled(ws state.WatchSet, i identity) bool {
 // whileEnrolled is a context for an answer that is held open: it ends when the caller's certificate ends, or
 // its enrolment. The returned function gives it up.
 func (s *Server) whileEnrolled(ctx context.Context, i identity) (context.Context, context.CancelFunc) {
-	ctx, cancel := context.WithTimeout(ctx, i.until.Sub(s.opts.Now()))
-	go func() { // ends with ctx
-		for ctx.Err() == nil {
-			ws := state.WatchSet{}
-			ws.Add(s.opts.Store.Restored())
-			if !s.enrolled(ws, i) {
-				cancel()
-				return
-			}
-			_ = ws.WatchCtx(ctx) // its error is ctx's, which the loop looks at
-		}
-	}()
-	return ctx, cancel
+	return s.while(ctx, i.until, func(ws state.WatchSet) bool { return s.enrolled(ws, i) })
 }

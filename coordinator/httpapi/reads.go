@@ -41,23 +41,24 @@ func read[T any](ctx context.Context, s *Server, p Reading, q query[T]) (*answer
 	}
 	ctx, release := s.held(ctx)
 	defer release()
-	if u := callerOf(ctx).user; u != nil { // what is held ends with the token
-		var cancel context.CancelFunc
-		ctx, cancel = context.WithTimeout(ctx, u.Expires.Sub(s.opts.Now()))
-		defer cancel()
-	}
+	who := callerOf(ctx)
 	if wait > 0 {
-		var cancel context.CancelFunc
+		var cancel, expelled context.CancelFunc
 		ctx, cancel = context.WithTimeout(ctx, wait)
 		defer cancel()
+		ctx, expelled = s.until(ctx, who.ends()) // what is held ends with the token
+		defer expelled()
 	}
 	restored := s.opts.Store.Restored()
 	for {
-		view, index, before := s.reads.begin(callerOf(ctx).readKey, s.opts.Store)
+		view, index, before := s.reads.begin(who.readKey, s.opts.Store)
 		ws := state.WatchSet{}
 		ws.Add(restored)
 		body, err := q(view, ws)
-		s.reads.end(callerOf(ctx).readKey, view.Index(), ws)
+		s.reads.end(who.readKey, view.Index(), ws)
+		if wait > 0 && !s.entitled(ws, who) {
+			return nil, errCredential()
+		}
 		// After a restore everything may be different, whatever the index.
 		if wait == 0 || p.Index == 0 || index > p.Index || ctx.Err() != nil || fired(state.WatchSet{restored: {}}) {
 			if err != nil {
