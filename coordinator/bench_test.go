@@ -30,8 +30,9 @@ func BenchmarkAllocateHTTP(b *testing.B) {
 	var took []time.Duration
 	var measured time.Duration
 	b.ResetTimer()
-	for done := 0; done < b.N; {
-		n := min(pool, b.N-done)
+	total := max(b.N, 3*pool)
+	for done := 0; done < total; {
+		n := min(pool, total-done)
 		ids := make([]string, n)
 		lat := make([]time.Duration, n)
 		began := time.Now()
@@ -57,7 +58,7 @@ func BenchmarkAllocateHTTP(b *testing.B) {
 	}
 	b.StopTimer()
 	slices.Sort(took)
-	b.ReportMetric(float64(b.N)/measured.Seconds(), "allocations/s")
+	b.ReportMetric(float64(total)/measured.Seconds(), "allocations/s")
 	b.ReportMetric(ms(took[len(took)/2]), "p50-ms")
 	b.ReportMetric(ms(took[len(took)*99/100]), "p99-ms")
 	b.ReportMetric(fsyncP50(b), "fsync-p50-ms")

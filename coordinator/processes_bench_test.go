@@ -213,10 +213,10 @@ func (p *processes) write(by *client.Client) error {
 }
 
 // gone measures how long a caller that knows the other coordinators waits for its next write after the leader
-// was taken away. The leader comes back before the next time.
-func (p *processes) gone(take func(leader *process)) {
+// was taken away, as often as least at least. The leader comes back before the next time.
+func (p *processes) gone(least int, take func(leader *process)) {
 	var took []time.Duration
-	for range p.b.N {
+	for range max(p.b.N, least) {
 		leader := p.leader()
 		caller := p.client(0, p.others(leader)...)
 		if err := p.write(caller); err != nil {
@@ -246,7 +246,7 @@ func BenchmarkLeaderKilled(b *testing.B) {
 	for _, profile := range []string{"default", "fast"} {
 		b.Run(profile, func(b *testing.B) {
 			p := startProcesses(b, 3, "", profile, "")
-			p.gone(func(leader *process) {
+			p.gone(15, func(leader *process) {
 				if err := leader.cmd.Process.Kill(); err != nil {
 					b.Fatal(err)
 				}
@@ -259,7 +259,7 @@ func BenchmarkLeaderKilled(b *testing.B) {
 // come back. It is the real program, built with failpoints.
 func BenchmarkLeaderStalled(b *testing.B) {
 	p := startProcesses(b, 3, "failpoints", "default", "")
-	p.gone(func(leader *process) {
+	p.gone(10, func(leader *process) {
 		if err := os.WriteFile(leader.disk, []byte("raft.log.fsync=1h"), 0o600); err != nil {
 			b.Fatal(err)
 		}
