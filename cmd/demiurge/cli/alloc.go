@@ -58,7 +58,7 @@ has its gateway gets the same answer again. What fails is undone before the comm
 		}
 		allocation, err := a.start(ctx, coord, body)
 		if ctx.Err() != nil {
-			return fmt.Errorf("interrupted: the coordinator undoes what was begun; 'demiurge alloc list' shows it, 'demiurge alloc stop %s' ends it", org)
+			return fmt.Errorf("interrupted: a place in line is given up, and an activation that was begun goes on; 'demiurge alloc show %[1]s' shows it, 'demiurge alloc stop %[1]s' ends it", org)
 		}
 		if err != nil {
 			return withJournal(err, org)

@@ -220,7 +220,7 @@ func TestInterruptedStartSaysWhatBecomesOfIt(t *testing.T) {
 	<-asked
 	c.interrupt()
 	c.exit(t, 1)
-	if got := c.stderr.String(); !strings.Contains(got, "interrupted: the coordinator undoes what was begun") ||
+	if got := c.stderr.String(); !strings.Contains(got, "interrupted: a place in line is given up, and an activation that was begun goes on") ||
 		!strings.Contains(got, "demiurge alloc stop 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11") {
 		t.Errorf("said %q", got)
 	}
