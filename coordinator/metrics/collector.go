@@ -146,6 +146,7 @@ func gatewayStates() []state.GatewayState {
 
 func (g *gauges) pool(send sender, v state.View, p *state.Pool, now time.Time) {
 	name := string(p.Name)
+	begin(g.metrics.set.poolExhausted, name)
 	counts := v.Counts(nil, p.Name)
 	for _, s := range gatewayStates() {
 		send(g.gateways, float64(counts.Of(s)), name, string(s))

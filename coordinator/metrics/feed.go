@@ -2,6 +2,7 @@ package metrics
 
 import (
 	"math"
+	"slices"
 	"strings"
 	"time"
 
@@ -10,6 +11,13 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+)
+
+// What becomes of a configuration change of a host.
+const (
+	generationLive        = "live"
+	generationFailed      = "failed"
+	generationQuarantined = "quarantined"
 )
 
 // Event counts one event. It is called in the order of the feed, from one goroutine.
@@ -23,11 +31,11 @@ func (m *Metrics) Event(e *state.Event) {
 	case "host":
 		switch what {
 		case "generation":
-			m.set.nginxGenerations.WithLabelValues("live").Inc()
+			m.set.nginxGenerations.WithLabelValues(generationLive).Inc()
 		case "quarantined":
-			m.set.nginxGenerations.WithLabelValues("quarantined").Inc()
+			m.set.nginxGenerations.WithLabelValues(generationQuarantined).Inc()
 		case "generation_failed":
-			m.set.nginxGenerations.WithLabelValues("failed").Inc()
+			m.set.nginxGenerations.WithLabelValues(generationFailed).Inc()
 		case "drift_repaired":
 			m.set.nginxDrift.Inc()
 		}
@@ -157,11 +165,14 @@ func (m *Metrics) timings(t command.Timings) {
 // undos counts the steps that a failed allocation took back.
 func (m *Metrics) undos(journal []command.Step) {
 	for _, s := range journal {
-		switch s.Step {
-		case api.StepUndoDNS, api.StepUnroute, api.StepDeactivate, api.StepRecycle:
+		if slices.Contains(undoSteps(), s.Step) {
 			m.set.allocationUndos.WithLabelValues(s.Step).Inc()
 		}
 	}
+}
+
+func undoSteps() []string {
+	return []string{api.StepUndoDNS, api.StepUnroute, api.StepDeactivate, api.StepRecycle}
 }
 
 // gateway counts what a gateway went through.

@@ -123,7 +123,16 @@ func (m *Metrics) instrument() {
 		Namespace: namespace, Name: "nginx_drift_total", Help: "Times that a host's configuration was found changed by somebody else.",
 	})
 	m.registry.MustRegister(s.allocationRoutable, s.fencedWrites, s.nginxDrift)
+	for _, result := range []string{generationLive, generationFailed, generationQuarantined} {
+		begin(s.nginxGenerations, result)
+	}
+	for _, step := range undoSteps() {
+		begin(s.allocationUndos, step)
+	}
 }
+
+// begin lets a counter that alerts look at be there as 0: one whose first sample is 1 has not increased.
+func begin(v *prometheus.CounterVec, labels ...string) { v.WithLabelValues(labels...) }
 
 func (m *Metrics) counters(name, help string, labels ...string) *prometheus.CounterVec {
 	v := prometheus.NewCounterVec(prometheus.CounterOpts{Namespace: namespace, Name: name, Help: help}, labels)

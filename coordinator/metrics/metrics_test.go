@@ -191,6 +191,24 @@ func TestGaugesOfTheState(t *testing.T) {
 	})
 }
 
+// Prometheus sees no increase in a counter whose first sample is 1, so the first failure would raise no alert.
+func TestWhatAlertsCountIsThereBeforeItHappens(t *testing.T) {
+	s := newSystem(t)
+	s.gateways(1)
+	s.scrape()
+	s.want(s.scrape(), map[string]float64{
+		`demiurge_pool_exhausted_total{pool="default"}`:          0,
+		`demiurge_nginx_generations_total{result="failed"}`:      0,
+		`demiurge_nginx_drift_total`:                             0,
+		`demiurge_allocation_undos_total{step="unroute"}`:        0,
+		`demiurge_allocation_undos_total{step="recycle"}`:        0,
+		`demiurge_allocation_routable_seconds_count`:             0,
+		`demiurge_pool_limited{pool="default",reason="max"}`:     0,
+		`demiurge_nginx_generations_total{result="live"}`:        0,
+		`demiurge_nginx_generations_total{result="quarantined"}`: 0,
+	})
+}
+
 func TestCountersOfFailures(t *testing.T) {
 	s := newSystem(t)
 	s.gateways(1)
