@@ -140,7 +140,7 @@ func (s *Server) followEvents(after state.EventID, keep func(string) bool) *stre
 			}
 			var b bytes.Buffer
 			if truncated {
-				b.WriteString(": events before the next one are no longer kept\n\n")
+				b.WriteString(": " + api.EventsDropped + "\n\n")
 			}
 			for i := range batch {
 				if !keep(topicOf(batch[i].Type)) {

@@ -18,6 +18,9 @@ type Problem struct {
 	Errors []fault.Location `json:"errors,omitempty"`
 }
 
+// EventsDropped is the comment of an event stream where events before the next one are no longer kept.
+const EventsDropped = "events before the next one are no longer kept"
+
 // Event is one thing that happened. ID is "<index>.<n>" and orders all events.
 type Event struct {
 	ID             string    `json:"id"`

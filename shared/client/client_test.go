@@ -330,6 +330,31 @@ func TestFollowGoesOnAfterABreak(t *testing.T) {
 	}
 }
 
+func TestFollowTellsOfAGap(t *testing.T) {
+	ctx, stop := context.WithCancel(deadline(t))
+	defer stop()
+	streams := 0
+	url := coordinator(t, func(w http.ResponseWriter, r *http.Request) {
+		streams++
+		w.Header().Set("Content-Type", "text/event-stream")
+		_, _ = fmt.Fprintf(w, ": following\n\n: %s\n\ndata: {\"id\":\"%d.1\"}\n\n", api.EventsDropped, streams)
+	})
+	var told []string
+	dropped := func() { told = append(told, "gap") }
+	for e, err := range newClient(t, url).Follow(ctx, client.EventQuery{Dropped: dropped}) {
+		if err != nil {
+			t.Fatal(err)
+		}
+		if told = append(told, e.ID); len(told) > 2 {
+			break
+		}
+	}
+	// Where the oldest that is kept was asked for, what was before it is not missed.
+	if got := strings.Join(told, " "); got != "1.1 gap 2.1" {
+		t.Errorf("told of %q", got)
+	}
+}
+
 func TestFollowEndsWithItsContext(t *testing.T) {
 	url := coordinator(t, func(w http.ResponseWriter, r *http.Request) {
 		_ = http.NewResponseController(w).Flush()

@@ -24,6 +24,8 @@ type EventQuery struct {
 	Index uint64
 	// Topics such as "allocation"; empty: all.
 	Topics []string
+	// Dropped is called by Follow where events after the last one seen are no longer kept. May be nil.
+	Dropped func()
 }
 
 // call is the request without the place to begin after, which lists and streams carry differently.
@@ -101,6 +103,9 @@ func (c *Client) follow(ctx context.Context, q *EventQuery, yield func(api.Event
 		alive.Reset(silence)
 		data, ok := strings.CutPrefix(lines.Text(), "data:")
 		if !ok {
+			if lines.Text() == ": "+api.EventsDropped && q.Dropped != nil && (q.After != "" || q.Index > 0) {
+				q.Dropped()
+			}
 			continue // heartbeats, and the id and type that the event repeats
 		}
 		var e api.Event

@@ -52,6 +52,9 @@ event a line.`,
 // follow ends with the interrupt that is the only way to end it: that is no failure.
 func (a *app) follow(ctx context.Context, coord *client.Client, q client.EventQuery) error {
 	lines := json.NewEncoder(a.Stdout)
+	q.Dropped = func() {
+		fmt.Fprintln(a.Stderr, "events are missing here: they are no longer kept")
+	}
 	for e, err := range coord.Follow(ctx, q) {
 		if err != nil {
 			return err
