@@ -2,12 +2,14 @@ package nginx
 
 import (
 	"bytes"
+	"errors"
 	"fmt"
 	"net"
 	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"strings"
 	"sync/atomic"
 	"syscall"
@@ -397,6 +399,28 @@ func TestDriftIsRepaired(t *testing.T) {
 		b, err := os.ReadFile(l.mainConf())
 		return err == nil && strings.Contains(string(b), "include live.conf")
 	})
+	main, err := os.ReadFile(l.mainConf())
+	if err != nil {
+		t.Fatal(err)
+	}
+	edit := func(key string) func() error { // as editors do it
+		return func() error {
+			text := regexp.MustCompile(key+` \d+`).ReplaceAll(main, []byte(key+" 9"))
+			return errors.Join(os.WriteFile(l.mainConf()+".edited", text, 0o600), os.Rename(l.mainConf()+".edited", l.mainConf()))
+		}
+	}
+	for what, do := range map[string]func() error{
+		"few connections": edit("worker_connections"), "few files": edit("worker_rlimit_nofile"),
+		"removed": func() error { return os.Remove(l.mainConf()) },
+	} {
+		if err := do(); err != nil {
+			t.Fatal(err)
+		}
+		eventually(t, "nginx.conf is put back after: "+what, func() bool {
+			b, err := os.ReadFile(l.mainConf())
+			return err == nil && bytes.Equal(b, main)
+		})
+	}
 	// What the watch cannot see is found by the scan.
 	if err := os.Remove(l.slot(Target{gs[0].id, 7})); err != nil {
 		t.Fatal(err)

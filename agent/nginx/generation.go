@@ -9,6 +9,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"syscall"
@@ -397,31 +398,31 @@ func first(m []string) string {
 // checkMain puts nginx.conf right: nginx reads it again at every SIGHUP, and what it says (a working
 // directory that is missing, for one) can leave nginx without workers although every test passed.
 func (e *Engine) checkMain(descriptors uint64) error {
-	want := e.r.mainConf(e.l.pid(), e.l.errorLog(), "live.conf", descriptors)
+	text := func(n uint64) []byte { return e.r.mainConf(e.l.pid(), e.l.errorLog(), "live.conf", n) }
 	got, err := e.fs.ReadFile("nginx.main.read", e.l.mainConf())
-	if err == nil && bytes.Equal(withoutDescriptors(got), withoutDescriptors(want)) {
+	if err == nil && bytes.Equal(got, text(descriptorsIn(got))) {
 		return nil
 	}
-	if err := fsx.WriteAtomic(e.fs, "nginx.main", e.l.mainConf(), want, 0o600); err != nil {
+	if err := fsx.WriteAtomic(e.fs, "nginx.main", e.l.mainConf(), text(descriptors), 0o600); err != nil {
 		return fmt.Errorf("cannot write %s: %w", e.l.mainConf(), err)
 	}
-	if !errors.Is(err, fs.ErrNotExist) {
-		e.log.Warn("nginx.conf was changed and has been put back")
-		e.event(Event{Type: DriftRepaired, Part: "nginx.conf", Reason: "changed by somebody else"})
-	}
+	e.log.Warn("nginx.conf was changed and has been put back")
+	e.event(Event{Type: DriftRepaired, Part: "nginx.conf", Reason: "changed by somebody else"})
 	return nil
 }
 
-// withoutDescriptors hides the lines that depend on the limits of whoever wrote the file: nginx and the
-// agent may run with different ones.
-func withoutDescriptors(b []byte) []byte {
-	var out []string
-	for line := range strings.Lines(string(b)) {
-		if !strings.Contains(line, "worker_rlimit_nofile") && !strings.Contains(line, "worker_connections") {
-			out = append(out, line)
+// descriptorsIn is the number of open files that a nginx.conf was written for: nginx and the agent may run with
+// different limits, and either writes it. All else follows from the configuration and this number.
+func descriptorsIn(mainConf []byte) uint64 {
+	for line := range strings.Lines(string(mainConf)) {
+		if rest, ok := strings.CutPrefix(line, "worker_rlimit_nofile "); ok {
+			n, err := strconv.ParseUint(strings.TrimSuffix(rest, ";\n"), 10, 64)
+			if err == nil {
+				return n
+			}
 		}
 	}
-	return []byte(strings.Join(out, ""))
+	return 0
 }
 
 // ownDescriptors is the hard limit on open files of this process, bounded to what nginx needs.
