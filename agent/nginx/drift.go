@@ -11,6 +11,7 @@ import (
 
 	"github.com/fsnotify/fsnotify"
 
+	"github.com/demiurge-platform/demiurge/shared/config"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
@@ -25,11 +26,7 @@ func (e *Engine) newWatch() (*watch, error) {
 	if err != nil {
 		return nil, fmt.Errorf("cannot watch the nginx directory: %w; is fs.inotify.max_user_instances reached?", err)
 	}
-	dirs := []string{e.l.routes(), e.l.run, e.l.data, e.l.certs()}
-	if e.opts.CertificateFile != "" {
-		dirs = append(dirs, filepath.Dir(e.opts.CertificateFile))
-	}
-	for _, dir := range dirs {
+	for _, dir := range []string{e.l.routes(), e.l.run, e.l.data, e.l.certs()} {
 		if err := w.Add(dir); err != nil {
 			return nil, errors.Join(fmt.Errorf("cannot watch %s: %w", dir, err), w.Close())
 		}
@@ -71,6 +68,22 @@ func (e *Engine) watchDrift(ctx context.Context, w *watch) {
 			e.scanRoutes(ctx)
 			e.poke()
 		}
+	}
+}
+
+// watchCertificate has another certificate in the one file taken up, whichever link on the way to it was
+// switched. While it cannot be watched, which a directory that is not there is a reason for, it is looked at as
+// often as the routes are.
+func (e *Engine) watchCertificate(ctx context.Context) {
+	for e.opts.CertificateFile != "" && ctx.Err() == nil {
+		w, err := config.NewWatcher(e.opts.CertificateFile, e.log)
+		if err != nil {
+			e.log.Warn("the certificate is not watched; a change of it is seen at the next look", "every", scanEvery, "error", err)
+			pause(ctx, scanEvery)
+			continue
+		}
+		e.poke() // it may have changed before it was watched
+		w.Run(ctx, e.poke)
 	}
 }
 
@@ -136,7 +149,7 @@ func (e *Engine) changedFile(ctx context.Context, path string) {
 		if err := e.checkMain(ownDescriptors()); err != nil {
 			e.log.Error("cannot put nginx.conf back", "error", err)
 		}
-	case path == e.opts.CertificateFile || filepath.Dir(path) == e.l.certs() && !fsx.IsTemp(name):
+	case filepath.Dir(path) == e.l.certs() && !fsx.IsTemp(name):
 		e.poke() // its content is part of the configuration
 	}
 }

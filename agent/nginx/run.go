@@ -39,9 +39,10 @@ func (e *Engine) Run(ctx context.Context) error {
 	defer w.close()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	var group sync.WaitGroup // all three end with ctx
+	var group sync.WaitGroup // all four end with ctx
 	group.Go(func() { e.supervise(ctx) })
 	group.Go(func() { e.watchDrift(ctx, w) })
+	group.Go(func() { e.watchCertificate(ctx) })
 	group.Go(func() { e.applyLoop(ctx) })
 	group.Wait()
 	return nil

@@ -2,6 +2,7 @@ package nginx
 
 import (
 	"bytes"
+	"context"
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
@@ -9,6 +10,7 @@ import (
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
+	"errors"
 	"math/big"
 	"net/http"
 	"net/netip"
@@ -135,4 +137,72 @@ func TestHTTPS(t *testing.T) {
 	})
 	h.settled()
 	h.clean()
+}
+
+// TestACertificateBehindALinkIsTakenUp: what renews certificates often switches a link to a directory, and leaves
+// every file as it is.
+func TestACertificateBehindALinkIsTakenUp(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	certify(t, h)
+	dir := filepath.Dir(h.opts.CertificateFile)
+	for _, name := range []string{"first.test", "second.test"} {
+		if err := os.Mkdir(filepath.Join(dir, name), 0o700); err != nil {
+			t.Fatal(err)
+		}
+		if err := os.WriteFile(filepath.Join(dir, name, "site.pem"), selfSigned(t, "*."+domain, name), 0o600); err != nil {
+			t.Fatal(err)
+		}
+	}
+	current := filepath.Join(dir, "current")
+	switchTo := func(name string) {
+		t.Helper()
+		if err := errors.Join(os.Symlink(name, current+".new"), os.Rename(current+".new", current)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	shows := func(name string) {
+		t.Helper()
+		eventually(t, "nginx shows the certificate of "+name, func() bool { return h.shown("x."+domain).VerifyHostname(name) == nil })
+	}
+	switchTo("first.test")
+	h.opts.CertificateFile = filepath.Join(current, "site.pem")
+	h.startNginx()
+	h.startEngine()
+	g := h.gateway(nil)
+	h.apply(slots(g))
+	shows("first.test")
+	switchTo("second.test")
+	shows("second.test")
+	h.settled()
+	h.stopEngine()
+
+	// Above, something else may have had the engine look.
+	t.Run("the switch alone is seen", func(t *testing.T) {
+		ctx, cancel := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		e := &Engine{opts: h.opts, log: testLogger(), wake: make(chan struct{}, 1)}
+		go func() {
+			defer close(ended)
+			e.watchCertificate(ctx)
+		}()
+		defer func() { cancel(); <-ended }()
+		<-e.wake // it watches now
+		switchTo("first.test")
+		select {
+		case <-e.wake:
+		case <-within(t).Done():
+			t.Error("nothing was noticed")
+		}
+	})
+
+	// An engine without the certificate's directory looks after the rest.
+	if err := os.Remove(current); err != nil {
+		t.Fatal(err)
+	}
+	h.startEngine()
+	org := id.NewOrganization()
+	h.route(org, g, 4)
+	h.mustServe(org, g, 4)
+	shows("second.test")
 }
