@@ -209,6 +209,41 @@ func TestACallerThatLeavesTheLineGivesUpItsPlace(t *testing.T) {
 	coordtest.Eventually(t, "the line is empty", queued(0))
 }
 
+// A place in line is in the log. It outlives the coordinator that the caller asked, which does not wait for it to end.
+func TestAPlaceInLineOutlivesTheCoordinator(t *testing.T) {
+	t.Parallel()
+	c := coordtest.Start(t)
+	c.Agent("h1", 10, coordtest.Script{})
+	c.Pool("default", 1)
+	orgs := c.Organizations(2)
+	first := mustStart(t, c, orgs[0])
+	done := make(chan error, 1)
+	ask := func(admin *client.Client) {
+		_, _, err := admin.Start(context.Background(), api.StartAllocation{OrganizationID: orgs[1], Wait: seconds(240)}, client.IdempotencyKey("one"))
+		done <- err
+	}
+	queued := func() bool {
+		p, err := c.Admin.Pool(c.Context(), "default")
+		return err == nil && p.Queued == 1
+	}
+	go ask(c.Admin)
+	coordtest.Eventually(t, "it stands in line", queued)
+	c.Restart()
+	if err := <-done; err == nil {
+		t.Error("the caller was answered without a gateway")
+	}
+	if !queued() {
+		t.Error("the place in line is gone")
+	}
+	go ask(c.Admin)
+	if _, err := c.Admin.Release(c.Context(), first.AllocationID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("the caller in line: %v", err)
+	}
+}
+
 func TestAnActivationThatHangsIsUndoneAtItsDeadline(t *testing.T) {
 	t.Parallel()
 	c := coordtest.Start(t)

@@ -44,6 +44,11 @@ func (r *Runner) Migrate(ctx context.Context, req MigrateRequest) error {
 		return r.withEstimate(result.Reserved[0].Err, r.poolOf(req.Allocation))
 	}
 	rec, err := r.watch(ctx, req.Allocation, func(a *state.Allocation) bool { return a == nil || a.State != state.AllocationRelocating })
+	if err != nil {
+		if err := stopped(ctx, req.Allocation); err != nil {
+			return err
+		}
+	}
 	switch {
 	case err != nil:
 		return fault.Wrap(fault.ActivationTimeout, err, "the caller stopped waiting for allocation %s, which goes on moving; `demiurge alloc steps %s` shows it", req.Allocation, req.Allocation)

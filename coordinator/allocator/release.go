@@ -47,6 +47,9 @@ func (r *Runner) Release(ctx context.Context, req ReleaseRequest) error {
 		err = r.awaitRecycled(waitCtx, ended)
 	}
 	if err != nil {
+		if err := stopped(ctx, req.Allocation); err != nil {
+			return err
+		}
 		return fault.Wrap(fault.ActivationTimeout, err, "allocation %s is being released, but its gateway was not recycled in time; the release goes on, `demiurge alloc steps %s` shows it", req.Allocation, req.Allocation)
 	}
 	return nil

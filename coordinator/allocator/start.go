@@ -34,6 +34,21 @@ const (
 	reverifyPatience = 5 * time.Second
 )
 
+// ErrStopping is the cause of a context that ends because this coordinator does, and not because its caller went
+// away: what was asked for goes on, a place in line is kept, and the caller asks again.
+var ErrStopping = errors.New("this coordinator is being stopped")
+
+// stopped is the answer to a caller that waited for an allocation when this coordinator was stopped; nil when that is
+// not why the waiting ended.
+func stopped(ctx context.Context, a id.Allocation) error {
+	if !errors.Is(context.Cause(ctx), ErrStopping) {
+		return nil
+	}
+	f := fault.Wrap(fault.NoLeader, ErrStopping, "this coordinator is being stopped, and what was asked of allocation %s goes on; make the same call again", a)
+	f.RetryAfter = time.Second
+	return f
+}
+
 // StartRequest asks for the gateway of an organization.
 type StartRequest struct {
 	Actor, Source string
@@ -226,6 +241,11 @@ func (r *Runner) await(ctx context.Context, a id.Allocation, until string, exist
 			return f
 		}
 		existing = true // whatever was there at first is not what is now
+	}
+	if err != nil {
+		if err := stopped(ctx, a); err != nil {
+			return err
+		}
 	}
 	switch {
 	case err != nil:

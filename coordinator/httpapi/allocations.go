@@ -109,6 +109,8 @@ func (s *Server) start(ctx context.Context, keyed Keyed, body api.StartAllocatio
 		return allocator.StartResult{}, err
 	}
 	req.Actor, req.Source = callerOf(ctx).actor(), callerOf(ctx).address
+	ctx, release := s.waitingFor(ctx)
+	defer release()
 	return s.opts.Allocations.Start(ctx, req)
 }
 
@@ -176,6 +178,8 @@ func (s *Server) startBatch(ctx context.Context, in *batchInput) (*answer[api.Li
 		return nil, err
 	}
 	req.Actor, req.Source = callerOf(ctx).actor(), callerOf(ctx).address
+	ctx, release := s.waitingFor(ctx)
+	defer release()
 	outcomes, err := s.opts.Allocations.StartBatch(ctx, req)
 	if err != nil {
 		return nil, err
@@ -303,6 +307,8 @@ func (s *Server) release(ctx context.Context, a id.Allocation, drain time.Durati
 		return err
 	}
 	c := callerOf(ctx)
+	ctx, stop := s.waitingFor(ctx)
+	defer stop()
 	return s.opts.Allocations.Release(ctx, allocator.ReleaseRequest{
 		Actor: c.actor(), Source: c.address, Allocation: a, Drain: drain, Reason: "requested",
 	})
@@ -333,6 +339,8 @@ func (s *Server) migrateAllocation(ctx context.Context, in *migrateInput) (*allo
 		return nil, err
 	}
 	req.Actor, req.Source = callerOf(ctx).actor(), callerOf(ctx).address
+	ctx, release := s.waitingFor(ctx)
+	defer release()
 	if err := s.opts.Allocations.Migrate(ctx, req); err != nil {
 		return nil, err
 	}

@@ -20,6 +20,7 @@ import (
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/demiurge-platform/demiurge/coordinator/allocator"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -135,6 +136,26 @@ func (s *Server) held(ctx context.Context) (context.Context, context.CancelFunc)
 	return ctx, func() {
 		stop()
 		cancel()
+	}
+}
+
+// stopGrace is how long a change that somebody waits for may go on after Drain before the waiting ends. What is being
+// activated or released usually takes less; what waits in line or for connections to end would hold the stop up.
+const stopGrace = time.Second
+
+// waitingFor is the context of a call that waits for a change: it ends with the request or soon after Drain.
+func (s *Server) waitingFor(ctx context.Context) (context.Context, context.CancelFunc) {
+	ctx, cancel := context.WithCancelCause(ctx)
+	stop := context.AfterFunc(s.draining, func() {
+		select {
+		case <-time.After(stopGrace):
+			cancel(allocator.ErrStopping)
+		case <-ctx.Done():
+		}
+	})
+	return ctx, func() {
+		stop()
+		cancel(nil)
 	}
 }
 
