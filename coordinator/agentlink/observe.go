@@ -224,6 +224,7 @@ func (r *Receiver) command(view state.View, h id.Host, obs api.Observation, p pa
 		Host: h, Instance: obs.Instance, Events: p.events,
 	}
 	host := view.Host(nil, h)
+	cmd.StaysSilent = host != nil && host.Status == api.HostSilent
 	changed := len(p.events) > 0 || host == nil || host.Instance != obs.Instance || host.Lost()
 	if obs.Host != nil {
 		report := hostReport(*obs.Host)

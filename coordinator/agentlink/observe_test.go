@@ -192,6 +192,21 @@ func TestAFailureIsAnsweredWhenItIsInTheLog(t *testing.T) {
 	}
 }
 
+// A host may be silent although it reports, as when it comes and goes. If each report made it alive and the monitor silent
+// again, nothing would be in the log but that.
+func TestReportsLeaveASilentHostToTheMonitor(t *testing.T) {
+	k, rec, _, _ := newKit(t)
+	k.must(command.SetHostStatus{Meta: command.Meta{At: time.Now(), Actor: "test"}, Host: host, Status: api.HostSilent, Reason: "test"})
+	await(t, "the answer", k.observe(observation(rec, api.PhaseUnhealthy, false)))
+	view := k.store.View()
+	if g := view.Gateway(nil, gateway); g.Observed.Phase != api.PhaseUnhealthy {
+		t.Errorf("the report was not taken in: %+v", g.Observed)
+	}
+	if h := view.Host(nil, host); h.Status != api.HostSilent {
+		t.Errorf("the host is %s: %s", h.Status, h.Reason)
+	}
+}
+
 // The end of the reign ends a confirmation that is on its way, and the next report leads to it again.
 func TestAConfirmationThatIsLostIsMadeAgain(t *testing.T) {
 	k, rec, confirm, _ := newKit(t)

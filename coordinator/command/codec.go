@@ -98,6 +98,7 @@ func (c *ObserveHost) fields(x *codec) {
 		x.gaveUp = true
 	}
 	list(x, "gateways", &c.Gateways, true)
+	x.truth("stays_silent", &c.StaysSilent)
 }
 
 func (m *Meta) fields(x *codec) {

@@ -36,7 +36,7 @@ var decoders = map[Type]map[uint8]func([]byte) (Command, error){
 	TypeConfirm:            {1: decode[Confirm]},
 	TypeFail:               {1: decode[Fail]},
 	TypeRelease:            {1: decode[Release]},
-	TypeObserveHost:        {1: decode[ObserveHost]},
+	TypeObserveHost:        {1: decodeObserveHost1, 2: decode[ObserveHost]},
 	TypeSetHostStatus:      {1: decode[SetHostStatus]},
 	TypeSetHostSchedulable: {1: decode[SetHostSchedulable]},
 	TypeDeleteHost:         {1: decode[DeleteHost]},

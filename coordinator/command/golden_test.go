@@ -68,6 +68,7 @@ func samples() map[string]command.Command {
 				Address: "192.0.2.1", Capacity: 200, Version: "1.0.0", NginxState: "serving", DesiredGeneration: 3,
 				LiveGeneration: 2, Quarantined: []command.Quarantined{{Part: "p", Message: "bad", Since: at}}, LastError: "e",
 			},
+			StaysSilent: true,
 		},
 		"set_host_status":      command.SetHostStatus{Meta: meta, Host: host, Status: "lost", Reason: "no gossip"},
 		"set_host_schedulable": command.SetHostSchedulable{Meta: meta, Host: host, Schedulable: true},
@@ -156,6 +157,30 @@ func TestGoldenBytes(t *testing.T) {
 		if !types[kind] {
 			t.Errorf("command %d has no golden bytes", kind)
 		}
+	}
+}
+
+// Version 1 is written still: of every host that is not silent.
+func TestObservationsOfHostsThatAreNotSilentKeepTheirBytes(t *testing.T) {
+	c := samples()["observe_host"].(command.ObserveHost)
+	c.StaysSilent = false
+	data, err := command.Encode(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	golden, err := os.ReadFile(filepath.Join("testdata", "observe_host.v1.golden"))
+	if err != nil || !bytes.Equal(data, golden) {
+		t.Errorf("%v; the bytes of version 1 changed\n got %s\nwant %s", err, data, golden)
+	}
+	if back, err := command.Decode(golden); err != nil || !reflect.DeepEqual(back, command.Command(c)) {
+		t.Errorf("decoded %#v, %v", back, err)
+	}
+	later, err := command.Encode(samples()["observe_host"])
+	if err != nil {
+		t.Fatal(err)
+	}
+	if c, err := command.Decode(append([]byte{later[0], 1}, later[2:]...)); err == nil {
+		t.Errorf("version 1 was read with a field that it does not have: %+v", c)
 	}
 }
 

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"errors"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/fault"
@@ -16,6 +17,9 @@ type ObserveHost struct {
 	Report   *HostReport     `json:"report,omitempty"`
 	Gateways []GatewayReport `json:"gateways,omitempty"`
 	Events   []Event         `json:"events,omitempty"`
+	// StaysSilent leaves a silent host to the host monitor, which knows more than that one report came. Version 1 has no
+	// such field, and with it a silent host is alive as soon as it reports. A lost one is in any case.
+	StaysSilent bool `json:"stays_silent,omitempty"`
 }
 
 // HostReport is the durable part of what an agent says of its host.
@@ -83,6 +87,14 @@ type CreateGateways struct {
 	// BesidesLost leaves gateways of lost hosts out of the pool's maximum. Version 1 has no such field and
 	// counts them.
 	BesidesLost bool `json:"besides_lost,omitempty"`
+}
+
+func decodeObserveHost1(payload []byte) (Command, error) {
+	c, err := decode[ObserveHost](payload)
+	if err == nil && c.(ObserveHost).StaysSilent {
+		return nil, errors.New("version 1 has no field stays_silent")
+	}
+	return c, err
 }
 
 // createGateways1 is version 1 of CreateGateways.
@@ -159,10 +171,15 @@ func (RecycleGateway) Type() Type     { return TypeRecycleGateway }
 func (QuarantineGateway) Type() Type  { return TypeQuarantineGateway }
 func (RenewGateways) Type() Type      { return TypeRenewGateways }
 
-func (ObserveHost) Version() uint8        { return 1 }
 func (SetHostStatus) Version() uint8      { return 1 }
 func (SetHostSchedulable) Version() uint8 { return 1 }
 func (DeleteHost) Version() uint8         { return 1 }
+func (c ObserveHost) Version() uint8 {
+	if c.StaysSilent {
+		return 2
+	}
+	return 1
+}
 func (c CreateGateways) Version() uint8 {
 	if c.BesidesLost {
 		return 2

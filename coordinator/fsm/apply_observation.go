@@ -53,7 +53,7 @@ func observeHostItself(t *state.Txn, host *state.Host, c *command.ObserveHost) *
 		next.Report, changed = *c.Report, true
 		reportEvents(t, host.ID, &host.Report, c.Report)
 	}
-	if host.Status != api.HostAlive {
+	if host.Lost() || host.Status != api.HostAlive && !c.StaysSilent {
 		next.Status, next.StatusAt, next.Reason, changed = api.HostAlive, t.Now(), "it reports again", true
 		t.Emit(state.Event{Type: "host.alive", Host: host.ID, Before: host.Status, After: api.HostAlive, Reason: next.Reason})
 	}

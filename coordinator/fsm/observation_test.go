@@ -261,6 +261,28 @@ func TestSilentHostComesBackAndServesTheLine(t *testing.T) {
 	m.wantAllocation(alID(1), state.AllocationReserved)
 }
 
+// Why a host is silent may be something that its reports say nothing of, as that it comes and goes.
+func TestASilentHostThatReportsIsLeftToTheMonitor(t *testing.T) {
+	m := small(t, 1)
+	status := func(s string) {
+		t.Helper()
+		m.ok(command.SetHostStatus{Meta: m.meta(), Host: "h1", Status: s, Reason: "test"})
+	}
+	report := func() command.ObserveHost {
+		return command.ObserveHost{Meta: m.meta(), Host: "h1", Instance: "i2", StaysSilent: true}
+	}
+	status(api.HostSilent)
+	m.ok(report())
+	if h := m.store.View().Host(nil, "h1"); h.Status != api.HostSilent || h.Instance != "i2" || m.types() != "" {
+		t.Errorf("a report made it %+v", h)
+	}
+	status(api.HostLost)
+	m.ok(report())
+	if h := m.store.View().Host(nil, "h1"); h.Status != api.HostAlive {
+		t.Errorf("a lost host that reports is %s", h.Status)
+	}
+}
+
 func TestDeleteHost(t *testing.T) {
 	m := small(t, 2)
 	m.refused(fault.NotFound, command.DeleteHost{Meta: m.meta(), Host: "h9"})
