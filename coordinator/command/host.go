@@ -180,6 +180,7 @@ func (c ObserveHost) Version() uint8 {
 	}
 	return 1
 }
+
 func (c CreateGateways) Version() uint8 {
 	if c.BesidesLost {
 		return 2

@@ -51,6 +51,9 @@ type Snapshot struct {
 	Coordinators map[string]gossip.Member // by name, this one too
 	// Isolated: there are other members, and none of them is alive.
 	Isolated bool
+	// Unsteady: every host that is there comes and goes. That says more of this coordinator than of them, and what is not
+	// placed on one of them could not be placed on another.
+	Unsteady bool
 
 	changed chan struct{}
 }
@@ -61,7 +64,11 @@ func (s *Snapshot) Changed() <-chan struct{} { return s.changed }
 // Signals gives the gossip's part of what Judge needs of a host.
 func (s *Snapshot) Signals(h id.Host) Signals {
 	known := s.Hosts[h]
-	return Signals{Gossip: known.Status, GossipSince: known.Since, Flaps: known.Flaps, Isolated: s.Isolated}
+	out := Signals{Gossip: known.Status, GossipSince: known.Since, Flaps: known.Flaps, Isolated: s.Isolated}
+	if s.Unsteady {
+		out.Flaps = 0
+	}
+	return out
 }
 
 // Stranger reports whether the pool's member of a host's name is another one than the agent of that host
@@ -154,7 +161,7 @@ func (v *View) Snapshot() *Snapshot {
 // take sorts members into a snapshot.
 func take(members []gossip.Member) *Snapshot {
 	s := &Snapshot{Hosts: map[id.Host]Host{}, Coordinators: map[string]gossip.Member{}, changed: make(chan struct{})}
-	others, alive := 0, 0
+	others, alive, steady := 0, 0, 0
 	for _, m := range members {
 		if !m.Self && m.Status != gossip.StatusLeft {
 			others++
@@ -167,7 +174,11 @@ func take(members []gossip.Member) *Snapshot {
 			continue
 		}
 		s.Hosts[m.Host] = hostOf(&m)
+		if m.Status == gossip.StatusAlive && m.Flaps < gossip.FlapLimit {
+			steady++
+		}
 	}
+	s.Unsteady = steady == 0
 	s.Isolated = others > 1 && alive == 0
 	return s
 }

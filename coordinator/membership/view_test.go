@@ -105,6 +105,30 @@ func TestView(t *testing.T) {
 	<-ended
 }
 
+// A host that comes and goes is spared where there is a steadier one. Without one, as on a machine that is busy with other
+// things, nothing could be placed anywhere for minutes.
+func TestFlapsCountBesideASteadyHost(t *testing.T) {
+	flapping := agent("h1", gossip.StatusAlive)
+	flapping.Flaps = gossip.FlapLimit
+	too := agent("h2", gossip.StatusFailed)
+	too.Flaps = gossip.FlapLimit + 1
+	for name, c := range map[string]struct {
+		others []gossip.Member
+		flaps  int
+	}{
+		"alone":                  {nil, 0},
+		"beside a steady one":    {[]gossip.Member{agent("h3", gossip.StatusAlive)}, gossip.FlapLimit},
+		"beside one like it":     {[]gossip.Member{too}, 0},
+		"beside one that failed": {[]gossip.Member{agent("h3", gossip.StatusFailed)}, 0},
+		"beside both":            {[]gossip.Member{too, agent("h3", gossip.StatusAlive)}, gossip.FlapLimit},
+	} {
+		s := membership.New(&fakePool{members: append(c.others, flapping, coordinator("c1", gossip.StatusAlive, true))}).Snapshot()
+		if got := s.Signals("h1").Flaps; got != c.flaps {
+			t.Errorf("%s: %d flaps count, want %d", name, got, c.flaps)
+		}
+	}
+}
+
 // A thousand members whose gateways are given out tell of their health hundreds of times a second. Each reading of them all
 // takes milliseconds.
 func TestHealthIsNoNews(t *testing.T) {
