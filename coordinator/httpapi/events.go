@@ -22,7 +22,7 @@ import (
 type eventsInput struct {
 	Index       uint64 `query:"index" doc:"Only events after this index; 0: from the oldest that is kept"`
 	Wait        string `query:"wait" doc:"How long to wait for the first event of a list, at most 5m" example:"30s"`
-	Topic       string `query:"topic" doc:"Only these topics, separated by commas: allocation, gateway, host, join_token, organization, pool, token, trust" example:"allocation,host"`
+	Topic       string `query:"topic" doc:"Only these topics, separated by commas: agent, allocation, coordinator, gateway, host, join_token, organization, pool, snapshot, token, trust" example:"allocation,host"`
 	Limit       int    `query:"limit" minimum:"1" maximum:"10000" default:"1000"`
 	Cursor      string `query:"cursor" doc:"Id of the last event of the page before"`
 	Accept      string `header:"Accept"`

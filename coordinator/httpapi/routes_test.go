@@ -123,6 +123,9 @@ func TestDocumentIsWhole(t *testing.T) {
 			t.Errorf("schema %s is missing", name)
 		}
 	}
+	if topics := strings.Join(eventTopics, ", "); !strings.Contains(raw, "separated by commas: "+topics) {
+		t.Errorf("the document does not name the topics of events: %s", topics)
+	}
 	yaml := k.call(get, "/openapi.yaml", "", "")
 	if yaml.status != 200 || !strings.Contains(string(yaml.body), "openapi: 3.1.0") {
 		t.Errorf("YAML: %d %.200s", yaml.status, yaml.body)
