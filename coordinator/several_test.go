@@ -34,6 +34,50 @@ func makeReady(t *testing.T, s *coordtest.Several, size int) {
 	})
 }
 
+// TestAPlaceInLineOutlivesTheFollowerThatWasAsked: to the leader it looks as if the caller had gone.
+func TestAPlaceInLineOutlivesTheFollowerThatWasAsked(t *testing.T) {
+	t.Parallel()
+	s := coordtest.StartSeveral(t, 3)
+	ctx := within(t)
+	s.Agent("h1", 10, coordtest.Script{})
+	makeReady(t, s, 1)
+	leader, asked, next := s.Leader(), s.Followers()[0], s.Followers()[1]
+	orgs := []string{string(id.NewOrganization()), string(id.NewOrganization())}
+	for _, org := range orgs {
+		if _, err := leader.Admin.PutOrganization(ctx, org, api.PutOrganization{Name: "x"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	first, _, err := leader.Admin.Start(ctx, api.StartAllocation{OrganizationID: orgs[0]})
+	if err != nil {
+		t.Fatal(err)
+	}
+	left, done := make(chan struct{}), make(chan error, 1)
+	go func() {
+		start := func(n *coordtest.Node) error {
+			_, _, err := n.Admin.Start(ctx, api.StartAllocation{OrganizationID: orgs[1], Wait: seconds(240)}, client.IdempotencyKey("one"))
+			return err
+		}
+		if err := start(asked); err == nil {
+			t.Error("the one that was stopped answered")
+		}
+		close(left)
+		done <- start(next)
+	}()
+	coordtest.Eventually(t, "it stands in line", func() bool {
+		p, err := leader.Admin.Pool(ctx, "default")
+		return err == nil && p.Queued == 1
+	})
+	asked.Stop()
+	<-left
+	if _, err := leader.Admin.Release(ctx, first.AllocationID, 0); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err != nil {
+		t.Errorf("the caller in line: %v", err)
+	}
+}
+
 // TestAnyCoordinatorTakesAnyCall: followers pass calls on, and what was done through one is seen through all.
 func TestAnyCoordinatorTakesAnyCall(t *testing.T) {
 	t.Parallel()

@@ -62,7 +62,7 @@ type Runner struct {
 	verified map[id.Allocation]time.Time
 	// reigning is the context of Run while it runs, nil otherwise; guarded by mu.
 	reigning context.Context
-	// confirming counts confirmations on their way. It is added to under mu while reigning is set, and Run
+	// confirming counts confirmations on their way, and places in line that may be given up. It is added to under mu while reigning is set, and Run
 	// waits for it after it has taken reigning away.
 	confirming sync.WaitGroup
 	// naming bounds the names that are written at the same time.

@@ -400,17 +400,24 @@ func (r *Runner) leave(a id.Allocation) {
 	r.mu.Unlock()
 }
 
-// abandon takes a queued allocation out of the line when its last waiter has gone. Others that wait for
-// the same organization keep it.
+// abandonAfter is how long a place in line is kept when nobody waits for it any more: the coordinator that passed the
+// request on may have been stopped, and then the caller asks another one.
+const abandonAfter = time.Second
+
+// abandon takes a queued allocation out of the line when its last waiter has gone and none came back. Others that wait
+// for the same organization keep it.
 func (r *Runner) abandon(a id.Allocation) {
-	r.mu.Lock()
-	last := r.waiters[a] <= 1
-	r.mu.Unlock()
-	rec := r.opts.Store.View().Allocation(nil, a)
-	if !last || rec == nil || rec.State != state.AllocationQueued {
-		return
-	}
-	ctx, cancel := context.WithTimeout(context.Background(), unknownPatience)
-	defer cancel()
-	r.fail(ctx, rec, 0, failure{code: fault.Superseded, message: "the caller stopped waiting in line"}, nil)
+	r.beside(func(ctx context.Context) {
+		pause(ctx, abandonAfter)
+		r.mu.Lock()
+		waited := r.waiters[a] > 0
+		r.mu.Unlock()
+		rec := r.opts.Store.View().Allocation(nil, a)
+		if waited || ctx.Err() != nil || rec == nil || rec.State != state.AllocationQueued {
+			return
+		}
+		ctx, cancel := context.WithTimeout(ctx, unknownPatience)
+		defer cancel()
+		r.fail(ctx, rec, 0, failure{code: fault.Superseded, message: "the caller stopped waiting in line"}, nil)
+	})
 }
