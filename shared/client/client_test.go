@@ -330,6 +330,27 @@ func TestFollowGoesOnAfterABreak(t *testing.T) {
 	}
 }
 
+// A call may have waited for longer than a leader is waited for when the leader that held it is stopped.
+func TestACallThatWaitedLongIsMadeAgain(t *testing.T) {
+	const patience = 200 * time.Millisecond
+	var calls atomic.Int32
+	url := coordinator(t, func(w http.ResponseWriter, _ *http.Request) {
+		if calls.Add(1) == 1 {
+			<-time.After(2 * patience)
+			refuse(w, fault.NoLeader, "1")
+			return
+		}
+		answer(w, http.StatusCreated, api.Allocation{AllocationID: "al-1"})
+	})
+	c, err := client.New(client.Options{Addresses: []string{url}, RetryFor: patience})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if a, _, err := c.Start(deadline(t), api.StartAllocation{OrganizationID: "x"}); err != nil || a.AllocationID != "al-1" {
+		t.Errorf("%+v, %v after %d calls", a, err, calls.Load())
+	}
+}
+
 func TestFollowTellsOfAGap(t *testing.T) {
 	ctx, stop := context.WithCancel(deadline(t))
 	defer stop()

@@ -106,12 +106,15 @@ func (c *Client) send(ctx context.Context, rq *call, opts []CallOption) (*http.R
 			return nil, fmt.Errorf("cannot encode the request: %w", err)
 		}
 	}
-	until := time.Now().Add(c.retryFor)
+	var until time.Time // from the first refusal on: the call may have waited in line for minutes before
 	for try := 0; ; try++ {
 		resp, err := c.round(ctx, rq, body)
 		if err == nil {
 			c.note(rq, resp)
 			return resp, nil
+		}
+		if until.IsZero() {
+			until = time.Now().Add(c.retryFor)
 		}
 		wait, again := pause(err, try)
 		if !again || time.Now().Add(wait).After(until) {
