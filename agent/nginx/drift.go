@@ -72,14 +72,17 @@ func (e *Engine) watchDrift(ctx context.Context, w *watch) {
 }
 
 // watchCertificate has another certificate in the one file taken up, whichever link on the way to it was
-// switched. While it cannot be watched, which a directory that is not there is a reason for, it is looked at as
-// often as the routes are.
+// switched. While it cannot be watched, which a directory that is not there is a reason for, that is tried again.
 func (e *Engine) watchCertificate(ctx context.Context) {
+	said := false
 	for e.opts.CertificateFile != "" && ctx.Err() == nil {
 		w, err := config.NewWatcher(e.opts.CertificateFile, e.log)
 		if err != nil {
-			e.log.Warn("the certificate is not watched; a change of it is seen at the next look", "every", scanEvery, "error", err)
-			pause(ctx, scanEvery)
+			if !said {
+				e.log.Warn("the certificate is not watched yet", "error", err)
+			}
+			said = true
+			pause(ctx, checkEvery)
 			continue
 		}
 		e.poke() // it may have changed before it was watched

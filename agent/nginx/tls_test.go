@@ -205,4 +205,9 @@ func TestACertificateBehindALinkIsTakenUp(t *testing.T) {
 	h.route(org, g, 4)
 	h.mustServe(org, g, 4)
 	shows("second.test")
+	h.engine.SetConfig(slots(g)) // which cannot be taken up now
+	eventually(t, "the engine says what is missing", func() bool { return strings.Contains(h.engine.Status().LastError, "cannot load certificate") })
+	switchTo("first.test")
+	shows("first.test")
+	h.settled()
 }
