@@ -75,10 +75,11 @@ const meetMost = 16
 
 // RunPilot keeps the members as Plan says, while this coordinator leads.
 func RunPilot(ctx context.Context, o Options) {
+	since := o.Now()
 	var told map[string]bool // what could not be confirmed at the last look
 	for ctx.Err() == nil {
 		seen, changed := o.Gossip.Seen()
-		actions := Plan(o.Self.ID, o.Node.Peers(), seen, o.Now(), o.Rules)
+		actions := Plan(o.Self.ID, o.Node.Peers(), seen, since, o.Now(), o.Rules)
 		if len(actions) > meetMost {
 			rand.Shuffle(len(actions), func(i, j int) { actions[i], actions[j] = actions[j], actions[i] })
 		}

@@ -81,8 +81,9 @@ type Rules struct {
 // the caller sees to it that who is to be a member is there, and who is to be none is not. It never takes out so many that those which are alive
 // are no majority, never the leader, and a dead one only when its place is filled: with three coordinators
 // of which one is dead, all three stay members until a fourth has joined, because two tolerate no failure
-// either way and the dead one may come back.
-func Plan(leader string, peers []Peer, seen []Candidate, now time.Time, r Rules) (out []Action) {
+// either way and the dead one may come back. The gossip says nothing of one that died before the others started anew: it
+// counts as gone since the leader began to look.
+func Plan(leader string, peers []Peer, seen []Candidate, since, now time.Time, r Rules) (out []Action) {
 	known := map[string]Candidate{}
 	for _, c := range seen {
 		known[c.ID] = c
@@ -104,8 +105,11 @@ func Plan(leader string, peers []Peer, seen []Candidate, now time.Time, r Rules)
 	}
 	for _, p := range peers {
 		c, heard := known[p.ID]
-		if alive(p) || !heard {
-			continue // not heard of since this coordinator started: it may be starting too
+		if alive(p) {
+			continue
+		}
+		if !heard {
+			c.Since = since // it may be starting too
 		}
 		gone := now.Sub(c.Since)
 		if !c.Left && gone < r.DeadAfter {

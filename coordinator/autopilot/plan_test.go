@@ -101,7 +101,7 @@ func TestPlan(t *testing.T) {
 		"not heard of since the start":         {peers("c1", "c2", "c3", "c4"), []Candidate{alive("c2"), alive("c3")}, "", ""},
 		"the gossip calls the leader dead":     {peers("c1", "c2", "c3", "c4"), []Candidate{dead("c1", time.Hour), alive("c2"), alive("c3"), alive("c4")}, "", ""},
 	} {
-		all := Plan("c1", tt.peers, tt.seen, now, rules)
+		all := Plan("c1", tt.peers, tt.seen, ago(time.Minute), now, rules)
 		if len(all) == 0 {
 			all = []Action{{}}
 		}
@@ -112,6 +112,40 @@ func TestPlan(t *testing.T) {
 		case tt.do == "":
 		case got.Do != Remove && got.Peer.Address == "", got.Do == Promote && !got.Peer.Voter:
 			t.Errorf("%s: %+v", name, got)
+		}
+	}
+}
+
+// A coordinator that died before all others were started anew, such as for a new version, is in nobody's gossip.
+func TestPlanOfOneThatNobodyHasHeardOf(t *testing.T) {
+	rules := Rules{Settle: 2 * time.Second, DeadAfter: 5 * time.Minute, MinVoters: 3}
+	var peers []Peer
+	var seen []Candidate
+	for _, id := range []string{"c1", "c2", "c3", "c4"} {
+		peers = append(peers, Peer{ID: id, Address: id + ":7401", Voter: true})
+		seen = append(seen, Candidate{ID: id, Address: id + ":7401", Alive: true, Since: ago(time.Hour), Fit: true})
+	}
+	for name, tt := range map[string]struct {
+		peers   []Peer
+		seen    []Candidate
+		looking time.Duration
+		want    string
+	}{
+		"it may be starting":                {peers, seen[:3], 5*time.Minute - 1, ""},
+		"its place is filled":               {peers, seen[:3], 5 * time.Minute, "c4"},
+		"its place is not filled":           {peers[:3], seen[:2], time.Hour, ""},
+		"those that are left are too few":   {peers, seen[:1], time.Hour, ""},
+		"it never voted, and it is no loss": {append(peers[:3:3], Peer{ID: "c4", Address: "c4:7401"}), seen[:3], time.Hour, "c4"},
+	} {
+		got := ""
+		for _, a := range Plan("c1", tt.peers, tt.seen, ago(tt.looking), now, rules) {
+			got += a.Peer.ID
+			if a.Do != Remove {
+				t.Errorf("%s: %+v", name, a)
+			}
+		}
+		if got != tt.want {
+			t.Errorf("%s: %q is taken out, want %q", name, got, tt.want)
 		}
 	}
 }
