@@ -277,12 +277,20 @@ func (o operator) RotateGossip(ctx context.Context, meta command.Meta) (api.Goss
 	if len(ring) == 0 {
 		return api.GossipRotated{}, fault.New(fault.Conflict, "cannot rotate the gossip key: the gossip has none")
 	}
-	for _, left := range ring[1:] {
-		if _, err := o.gossip.RemoveKey(ctx, left.Fingerprint(), true); err != nil {
+	old, next := ring[0], gossip.NewKey()
+	if len(ring) > 1 { // of which the interrupted rotation may have told some members already that it is used
+		if _, err := o.gossip.UseKey(ctx, old.Fingerprint(), true); err != nil {
 			return api.GossipRotated{}, stuck(err)
 		}
+		for _, left := range ring[1:] {
+			if _, err := o.gossip.RemoveKey(ctx, left.Fingerprint(), true); err != nil {
+				return api.GossipRotated{}, stuck(err)
+			}
+		}
+		if err := keep(old); err != nil {
+			return api.GossipRotated{}, err
+		}
 	}
-	old, next := ring[0], gossip.NewKey()
 	if err := keep(old, next); err != nil {
 		return api.GossipRotated{}, err
 	}

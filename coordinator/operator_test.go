@@ -130,6 +130,31 @@ func TestOperatorOfThree(t *testing.T) {
 	}
 }
 
+// TestARotationThatWasInterruptedBeginsAnew: the end of a leader may leave some members with the old gossip key in use and
+// some with the new one.
+func TestARotationThatWasInterruptedBeginsAnew(t *testing.T) {
+	t.Parallel()
+	s := coordtest.StartSeveral(t, 3)
+	ctx := within(t)
+	leader := s.Leader()
+	if err := leader.Run().BeginRotation(ctx, s.Followers()[0].Run()); err != nil {
+		t.Fatal(err)
+	}
+	rotated, err := leader.Admin.RotateGossip(ctx)
+	if err != nil || len(rotated.Without) != 0 {
+		t.Fatalf("%+v, %v", rotated, err)
+	}
+	have, err := leader.Admin.GossipKeys(ctx)
+	if err != nil || have.InUse != rotated.Key || len(have.Members) != 3 {
+		t.Errorf("%+v, %v", have, err)
+	}
+	for _, m := range have.Members {
+		if !slices.Equal(m.Keys, []string{rotated.Key}) {
+			t.Errorf("%s has the keys %v, not %s alone", m.Member, m.Keys, rotated.Key)
+		}
+	}
+}
+
 // TestRemovingACoordinator: not a living one, not below quorum; a dead one with its place in the gossip.
 func TestRemovingACoordinator(t *testing.T) {
 	t.Parallel()
