@@ -24,6 +24,7 @@ const (
 	maxAnswer  = 64 << 20               // a zone with 100,000 organizations is about half of it
 	maxKey     = 4 << 10
 	maxReason  = 300 // of an error's text
+	wholeZone  = 20  // times the time of another request: PowerDNS takes some ten seconds for 100,000 organizations
 )
 
 // rrset is all records of one name and type, as the API of PowerDNS has them.
@@ -80,9 +81,14 @@ func newClient(cfg PowerDNSConfig, domain string, most int64) *client {
 
 // sets returns the records of one name, or of all organizations when the name is empty: those that say where names lead.
 func (c *client) sets(ctx context.Context, name string) ([]rrset, error) {
-	at := c.url
+	at, patience := c.url, c.timeout
 	if name != "" {
 		at += "?rrset_name=" + url.QueryEscape(name+".")
+	} else {
+		patience *= wholeZone
+		var cancel context.CancelFunc // for all tries: one that took so long is not made again at once
+		ctx, cancel = context.WithTimeout(ctx, patience)
+		defer cancel()
 	}
 	select {
 	case c.reads <- struct{}{}:
@@ -91,7 +97,7 @@ func (c *client) sets(ctx context.Context, name string) ([]rrset, error) {
 		return nil, c.unanswered(ctx.Err())
 	}
 	var kept []rrset
-	err := c.call(ctx, http.MethodGet, at, nil, func(body *json.Decoder) error {
+	err := c.call(ctx, patience, http.MethodGet, at, nil, func(body *json.Decoder) error {
 		kept = nil // of a try that came to no end
 		return readZone(body, func(set rrset) {
 			held := canonical(set.Name)
@@ -164,14 +170,14 @@ func (c *client) patch(ctx context.Context, changes []rrset) error {
 	if err != nil {
 		return failed(&Error{Kind: Refused, Err: err}, "cannot encode a change for PowerDNS")
 	}
-	return c.call(ctx, http.MethodPatch, c.url, body, nil)
+	return c.call(ctx, c.timeout, http.MethodPatch, c.url, body, nil)
 }
 
-// call makes one request, several times when that may help.
-func (c *client) call(ctx context.Context, method, at string, body []byte, into func(*json.Decoder) error) error {
+// call makes one request, several times when that may help, each with so much time.
+func (c *client) call(ctx context.Context, patience time.Duration, method, at string, body []byte, into func(*json.Decoder) error) error {
 	wait := firstWait
 	for try := 1; ; try++ {
-		err := c.once(ctx, method, at, body, into)
+		err := c.once(ctx, patience, method, at, body, into)
 		if KindOf(err) != Temporary || try == tries {
 			return err
 		}
@@ -184,12 +190,12 @@ func (c *client) call(ctx context.Context, method, at string, body []byte, into 
 	}
 }
 
-func (c *client) once(ctx context.Context, method, at string, body []byte, into func(*json.Decoder) error) error {
+func (c *client) once(ctx context.Context, patience time.Duration, method, at string, body []byte, into func(*json.Decoder) error) error {
 	key, err := readKey(c.keyFile)
 	if err != nil {
 		return failed(&Error{Kind: Refused, Err: err}, "cannot read the API key of PowerDNS from %s: make the file readable for this program and put the api-key of PowerDNS into it", c.keyFile)
 	}
-	ctx, cancel := context.WithTimeout(ctx, c.timeout)
+	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	req, err := http.NewRequestWithContext(ctx, method, at, bytes.NewReader(body))
 	if err != nil {

@@ -36,6 +36,39 @@ func TestAnswersOfPowerDNSAreBounded(t *testing.T) {
 	}
 }
 
+// A large zone takes longer than a name.
+func TestAZoneMayTakeLonger(t *testing.T) {
+	asked, goOn := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Query().Has("rrset_name") {
+			<-r.Context().Done()
+			return
+		}
+		close(asked)
+		<-goOn
+		_, _ = w.Write([]byte(`{"rrsets": []}`)) // who asked may be gone
+	}))
+	defer server.Close()
+	file := filepath.Join(t.TempDir(), "key")
+	if err := os.WriteFile(file, []byte("a-key"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	c := newClient(PowerDNSConfig{URL: server.URL, KeyFile: file, Timeout: time.Second}, testDomain, maxAnswer)
+	listed := make(chan error, 1)
+	go func() {
+		_, err := c.sets(t.Context(), "")
+		listed <- err
+	}()
+	<-asked
+	if _, err := c.sets(t.Context(), orgA); KindOf(err) != Temporary {
+		t.Errorf("a name: %v", err)
+	}
+	close(goOn)
+	if err := <-listed; err != nil {
+		t.Errorf("the zone: %v", err)
+	}
+}
+
 // What is not asked for is not kept, however much of it there is: an answer may be as long as a whole zone.
 func TestOnlyWhatIsAskedForIsKept(t *testing.T) {
 	const filler = 100_000

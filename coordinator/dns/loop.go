@@ -30,14 +30,15 @@ type LoopOptions struct {
 
 	Interval time.Duration // between looks when nothing changes; 1 minute
 	Settle   time.Duration // between looks in any case: a look reads the whole zone; 5 seconds
-	Limit    int           // actions per look; 100
+	Limit    int           // actions per look; 100, or one in a hundred of the names of a large zone
 }
 
 // Loop keeps a provider's records as the state wants them, while this coordinator leads. It is behind the
 // steps of the allocations, which make and remove records themselves: it repairs what others changed, what
 // a failed undo left, and what happened while nobody led.
 type Loop struct {
-	opts LoopOptions
+	opts   LoopOptions
+	looked time.Duration // how long the latest reading of the zone took; only Run uses it
 
 	mu     sync.Mutex
 	status LoopStatus // guarded by mu
@@ -69,6 +70,10 @@ func NewLoop(opts LoopOptions) *Loop {
 // firstBackoff is the wait after the first failure in a row; it doubles up to the interval.
 const firstBackoff = time.Second
 
+// share is how much longer than a look the pause after it is, unless there is more to do. A look at a large zone is work for
+// the provider, which has steps of allocations to answer beside it.
+const share = 9
+
 // maxRefusals is how many actions of one look may fail for reasons of their own before it is given up.
 const maxRefusals = 3
 
@@ -95,10 +100,13 @@ func (l *Loop) Run(ctx context.Context) {
 		}
 		l.succeeded(more)
 		backoff = firstBackoff
-		pause(ctx, l.opts.Settle, nil)
-		if !more {
-			pause(ctx, l.opts.Interval-l.opts.Settle, changed)
+		if more {
+			pause(ctx, l.opts.Settle, nil)
+			continue
 		}
+		settle := max(l.opts.Settle, share*l.looked)
+		pause(ctx, settle, nil)
+		pause(ctx, l.opts.Interval-settle, changed)
 	}
 }
 
@@ -115,18 +123,21 @@ func pause(ctx context.Context, d time.Duration, changed <-chan struct{}) {
 
 // round looks once and does what Plan says.
 func (l *Loop) round(ctx context.Context) (changed <-chan struct{}, more bool, err error) {
+	began := time.Now()
 	observed, err := l.opts.Provider.List(ctx)
+	l.looked = time.Since(began)
 	if err != nil {
 		return nil, false, err
 	}
 	wanted, changed := l.opts.Wanted()
-	actions, more := Plan(l.opts.Domain, wanted, observed, l.opts.Limit)
+	limit := max(l.opts.Limit, (len(observed)+2*len(wanted))/200) // each wanted one has a wildcard too
+	actions, more := Plan(l.opts.Domain, wanted, observed, limit)
 	if slices.ContainsFunc(actions, func(a Action) bool { return a.Record.Instead > 0 }) {
 		if err := l.opts.Current(ctx); err != nil {
 			return nil, false, fmt.Errorf("cannot tell whether records are of grants that this coordinator has not heard of: %w", err)
 		}
 		wanted, changed = l.opts.Wanted() // with every grant that a record was listed of
-		actions, more = Plan(l.opts.Domain, wanted, observed, l.opts.Limit)
+		actions, more = Plan(l.opts.Domain, wanted, observed, limit)
 	}
 	l.mu.Lock()
 	l.status.Held = len(observed)

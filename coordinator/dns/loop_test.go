@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
@@ -21,7 +22,8 @@ type shelf struct {
 	zone  map[string]Record
 	fail  func(call, name string) error // nil: nothing fails
 	lists []time.Time
-	calls int // of Ensure and Remove
+	slow  time.Duration // how long a look takes
+	calls int           // of Ensure and Remove
 }
 
 func (s *shelf) enter(call, name string) error {
@@ -53,7 +55,15 @@ func (s *shelf) Remove(_ context.Context, name string, upTo id.Epoch) error {
 	return nil
 }
 
-func (s *shelf) List(context.Context) ([]Record, error) {
+func (s *shelf) List(ctx context.Context) ([]Record, error) {
+	s.mu.Lock()
+	slow := s.slow
+	s.mu.Unlock()
+	select {
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	case <-time.After(slow):
+	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.lists = append(s.lists, time.Now())
@@ -150,6 +160,57 @@ func TestLoopFollowsChanges(t *testing.T) {
 		if st := l.Status(); st.Err != nil || st.Made != 2 || st.Removed != 1 || st.LastSuccess.IsZero() {
 			t.Errorf("status %+v", st)
 		}
+	})
+}
+
+// PowerDNS gives a zone of 100,000 organizations in ten seconds, and can do little else in them, while allocations come and
+// go all the time.
+func TestLoopReadsALargeZoneSeldom(t *testing.T) {
+	inLoop(t, 0, func(s *shelf, w *wishes, _ *Loop) {
+		s.do(func() { s.slow = 10 * time.Second })
+		time.Sleep(time.Minute) // the next look begins
+		before := 0
+		s.do(func() { before = len(s.lists) })
+		for i := range 600 {
+			w.set(want(orgA, fmt.Sprintf("192.0.2.%d", i%250), id.Epoch(i+1)))
+			time.Sleep(time.Second)
+		}
+		s.do(func() {
+			if looks := len(s.lists) - before; looks < 5 || looks > 7 {
+				t.Errorf("%d looks of 10 s within 10 min", looks)
+			}
+		})
+		s.do(func() { s.slow = 0 })
+		time.Sleep(3 * time.Minute)
+		s.do(func() {
+			if r := s.zone[orgA]; r.Epoch != 600 {
+				t.Errorf("in the end: %v", r)
+			}
+		})
+	})
+}
+
+// So many records are missing, as after a loss of the zone, that a hundred at a time would take days.
+func TestLoopRepairsMoreOfALargeZone(t *testing.T) {
+	inLoop(t, 0, func(s *shelf, w *wishes, _ *Loop) {
+		s.do(func() { s.slow = 10 * time.Second })
+		var all []Wanted
+		for i := range 20_000 {
+			all = append(all, want(fmt.Sprintf("org-00000000-0000-4000-8000-%012d.%s", i, testDomain), "192.0.2.1", 7))
+		}
+		w.set(all...)
+		time.Sleep(25 * time.Minute)
+		s.do(func() {
+			made := 0
+			for _, r := range s.zone {
+				if !strings.HasPrefix(r.Name, "*.") {
+					made++
+				}
+			}
+			if made != len(all) {
+				t.Errorf("%d of %d are there", made, len(all))
+			}
+		})
 	})
 }
 
