@@ -52,6 +52,11 @@ const (
 	idle = time.Minute
 	// retry is how soon a proposal that failed is made again.
 	retry = time.Second
+	// settle is how long changes gather before they are looked at. A drain takes seconds, and the gateways of all hosts
+	// change hundreds of times in each.
+	settle = 10 * time.Millisecond
+	// share is how much longer than a look the pause after it is: one at a host with thousands of gateways takes long.
+	share = 4
 	// shortest keeps a deadline that has just passed from spinning the loop.
 	shortest = 10 * time.Millisecond
 )
@@ -62,7 +67,9 @@ func (r *Relocator) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		ws := state.WatchSet{}
 		now := r.opts.Now()
+		began := time.Now()
 		actions, again := Plan(r.look(r.opts.Store.View(), ws, now), now)
+		took := time.Since(began)
 		for _, c := range actions {
 			if _, _, err := r.opts.Proposer.Propose(ctx, c); err != nil {
 				if ctx.Err() == nil {
@@ -77,8 +84,20 @@ func (r *Relocator) Run(ctx context.Context) {
 		}
 		ws.Add(r.opts.Store.Restored())
 		waitCtx, cancel := context.WithTimeout(ctx, max(again.Sub(r.opts.Now()), shortest))
-		_ = ws.WatchCtx(waitCtx) // its error is the time to look again, or the end
+		changed := ws.WatchCtx(waitCtx) == nil // otherwise it is time to look again, or the end
 		cancel()
+		if changed {
+			pause(ctx, max(settle, share*took))
+		}
+	}
+}
+
+func pause(ctx context.Context, d time.Duration) {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+	case <-t.C:
 	}
 }
 
