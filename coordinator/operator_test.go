@@ -130,6 +130,31 @@ func TestOperatorOfThree(t *testing.T) {
 	}
 }
 
+// TestASnapshotOfAnotherClusterIsRefused: its hosts, certificates and keys are not of here.
+func TestASnapshotOfAnotherClusterIsRefused(t *testing.T) {
+	t.Parallel()
+	ctx := within(t)
+	ours, other := coordtest.StartSeveral(t, 1).Leader(), coordtest.StartSeveral(t, 1).Leader()
+	org := string(id.NewOrganization())
+	if _, err := ours.Admin.PutOrganization(ctx, org, api.PutOrganization{Name: "o"}); err != nil {
+		t.Fatal(err)
+	}
+	var file bytes.Buffer
+	if err := other.Admin.SaveSnapshot(ctx, &file); err != nil {
+		t.Fatal(err)
+	}
+	read := func() (io.ReadCloser, error) { return io.NopCloser(bytes.NewReader(file.Bytes())), nil }
+	if _, err := ours.Admin.RestoreSnapshot(ctx, read); !fault.Is(err, fault.InvalidRequest) || !strings.Contains(err.Error(), "it is of cluster") {
+		t.Errorf("%v", err)
+	}
+	if _, err := ours.Admin.Organization(ctx, org); err != nil {
+		t.Errorf("a refused restore changed the state: %v", err)
+	}
+	if _, err := other.Admin.RestoreSnapshot(ctx, read); err != nil {
+		t.Errorf("where it is of: %v", err)
+	}
+}
+
 // TestARotationThatWasInterruptedBeginsAnew: the end of a leader may leave some members with the old gossip key in use and
 // some with the new one.
 func TestARotationThatWasInterruptedBeginsAnew(t *testing.T) {

@@ -166,6 +166,7 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 			return badSnapshot(err, "this program cannot read its content; use the program version that saved it")
 		}
 	}
+	content := f
 	if n.opts.ConvertSnapshot != nil {
 		converted, err := n.scratch()
 		if err != nil {
@@ -178,17 +179,17 @@ func (n *Node) RestoreSnapshot(ctx context.Context, r io.Reader) error {
 		if header.Size, err = converted.Seek(0, io.SeekCurrent); err != nil {
 			return n.dir.refused("cannot copy the snapshot to", err)
 		}
-		f = converted
+		content = converted
 	}
 	meta := &raft.SnapshotMeta{
-		Version: raft.SnapshotVersionMax, ID: filepath.Base(f.Name()),
+		Version: raft.SnapshotVersionMax, ID: filepath.Base(content.Name()),
 		Index: max(header.Index, n.raft.LastIndex()) + restoreLeap, Term: header.Term, Size: header.Size,
 	}
 	n.log.Warn("restoring a snapshot over the present state", "saved_by", header.NodeID, "saved_at", header.SavedAt, "index", header.Index)
-	// The library reads f until it answers, so this is waited for whatever ctx says, and for as long as it takes: its
+	// The library reads content until it answers, so this is waited for whatever ctx says, and for as long as it takes: its
 	// own time limit is for the whole, and would call a restore that took longer one that was never begun.
 	return n.asLeader(context.WithoutCancel(ctx), "restore the snapshot", func() error {
-		return n.raft.Restore(meta, io.NewSectionReader(f, 0, header.Size), 0)
+		return n.raft.Restore(meta, io.NewSectionReader(content, 0, header.Size), 0)
 	})
 }
 

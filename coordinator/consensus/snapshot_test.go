@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"io"
+	"os"
 	"strings"
 	"testing"
 
@@ -93,4 +94,34 @@ func TestRestoreRefusesWhatItCannotRead(t *testing.T) {
 		t.Errorf("a caller that is gone: %v", err)
 	}
 	propose(t, n, "still works")
+}
+
+// A restore copies the file twice, and keeps neither: they are as large as the state, and have no name to be found by.
+func TestRestoreKeepsNoCopies(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	opts := options(dir, &ledger{})
+	opts.ConvertSnapshot = func(in io.Reader, out io.Writer) error {
+		_, err := io.Copy(out, in)
+		return err
+	}
+	n := open(t, opts)
+	leads(t, n)
+	propose(t, n, "a")
+	var file bytes.Buffer
+	if err := n.SaveSnapshot(within(t), &file); err != nil {
+		t.Fatal(err)
+	}
+	if err := n.RestoreSnapshot(within(t), bytes.NewReader(file.Bytes())); err != nil {
+		t.Fatal(err)
+	}
+	entries, err := os.ReadDir("/proc/self/fd")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, e := range entries {
+		if to, err := os.Readlink("/proc/self/fd/" + e.Name()); err == nil && strings.Contains(to, dir) && strings.Contains(to, "restore.tmp") {
+			t.Errorf("%s is still open", to)
+		}
+	}
 }
