@@ -48,8 +48,10 @@ const (
 	// snapshotLimit bounds the file that a restore takes, and snapshotTime how long it may be on its way.
 	snapshotLimit = 1 << 30
 	snapshotTime  = 15 * time.Minute
-	// rotationTime bounds how long the members of the gossip are waited for.
+	// rotationTime bounds how long the members of the gossip are waited for, with rotationEach for each of them: it tells
+	// of its keys three times, and the gossip holds some tens of such words a second.
 	rotationTime = 90 * time.Second
+	rotationEach = 200 * time.Millisecond
 	// defaultOverlap is long enough for a program that was stopped over a weekend.
 	defaultOverlap = 72 * time.Hour
 	// peerTime is how long another coordinator may take to say where it is.
@@ -320,7 +322,7 @@ func (s *Server) rotateGossip(ctx context.Context, _ *struct{}) (*changed[api.Go
 	if err := s.atLeader(); err != nil {
 		return nil, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, rotationTime)
+	ctx, cancel := context.WithTimeout(ctx, rotationTime+time.Duration(len(s.opts.Operator.Members()))*rotationEach)
 	defer cancel()
 	out, err := s.opts.Operator.RotateGossip(ctx, s.meta(ctx))
 	if err != nil {

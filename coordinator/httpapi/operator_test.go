@@ -27,6 +27,8 @@ type scriptedOperator struct {
 	saved   []byte   // what SaveSnapshot writes
 	broken  bool     // SaveSnapshot fails after saved
 	overlap time.Duration
+	many    []api.GossipMember               // in the place of the usual members
+	patient time.Duration                    // what RotateGossip was given
 	size    int64                            // of the body that RestoreSnapshot read
 	member  atomic.Pointer[api.GossipMember] // the agent in the gossip, instead of the usual one
 }
@@ -44,6 +46,9 @@ func (o *scriptedOperator) ask(meta command.Meta, what string) error {
 func (o *scriptedOperator) NodeID() string          { return "c1" }
 func (o *scriptedOperator) State() (uint64, string) { return 42, "abc" }
 func (o *scriptedOperator) Members() []api.GossipMember {
+	if o.many != nil {
+		return o.many
+	}
 	if m := o.member.Load(); m != nil {
 		return []api.GossipMember{*m}
 	}
@@ -99,7 +104,11 @@ func (o *scriptedOperator) GossipKeys() api.GossipKeys {
 	return api.GossipKeys{InUse: "0a0b0c0d", Members: []api.MemberGossipKeys{{Member: "agent.h1", Status: "failed", Keys: []string{"0a0b0c0d"}}}}
 }
 
-func (o *scriptedOperator) RotateGossip(_ context.Context, meta command.Meta) (api.GossipRotated, error) {
+func (o *scriptedOperator) RotateGossip(ctx context.Context, meta command.Meta) (api.GossipRotated, error) {
+	end, _ := ctx.Deadline()
+	o.mu.Lock()
+	o.patient = time.Until(end)
+	o.mu.Unlock()
 	return api.GossipRotated{Key: "new", Previous: "old", Without: []string{"agent.h1"}}, o.ask(meta, "gossip")
 }
 
@@ -107,6 +116,27 @@ func (o *scriptedOperator) RotateGossip(_ context.Context, meta command.Meta) (a
 func operated(t *testing.T) (*kit, *scriptedOperator) {
 	op := &scriptedOperator{}
 	return newKit(t, func(o *Options) { o.Operator = op }), op
+}
+
+// All members tell of their keys three times in a rotation, a thousand of them a good deal longer than a few.
+func TestARotationHasTimeForManyMembers(t *testing.T) {
+	k, op := operated(t)
+	rotate := func() time.Duration {
+		t.Helper()
+		if _, err := k.client(api.RoleOperator).RotateGossip(context.Background()); err != nil {
+			t.Fatal(err)
+		}
+		op.mu.Lock()
+		defer op.mu.Unlock()
+		return op.patient
+	}
+	if few := rotate(); few < time.Minute || few > 2*time.Minute {
+		t.Errorf("few members have %s", few)
+	}
+	op.many = make([]api.GossipMember, 1000)
+	if many := rotate(); many < 4*time.Minute || many > 5*time.Minute {
+		t.Errorf("a thousand members have %s", many)
+	}
 }
 
 func TestOperatorCalls(t *testing.T) {
