@@ -33,6 +33,8 @@ type Gateway struct {
 	failed   chan error   // holds what ended serving, if not Stop
 	open     atomic.Int64 // requests and WebSockets at the moment
 	busy     sync.Once    // Options.Busy was called
+
+	recheckEvery time.Duration // the constant, but in tests
 }
 
 // New opens the socket. Nothing is answered before Start.
@@ -50,6 +52,7 @@ func New(opts Options) (*Gateway, error) {
 	}
 	g := &Gateway{
 		opts: opts, log: opts.Logger, boot: id.Secret()[:16], sockets: newSockets(), guard: newGuard(opts.Control), failed: make(chan error, 1),
+		recheckEvery: recheckEvery,
 	}
 	var err error
 	if g.page, err = newPage(g); err != nil {

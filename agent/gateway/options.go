@@ -19,6 +19,7 @@ const (
 	maxMessage     = 1 << 20          // of a WebSocket
 	goodbye        = 2 * time.Second  // for a peer to answer the end of a WebSocket
 	keepAlive      = 30 * time.Second // between pings of a WebSocket
+	recheckEvery   = 30 * time.Second // how long a peer that says nothing keeps a credential that has ended
 	peerTimeout    = 10 * time.Second // for a peer to answer a ping or to take a message
 	stopTimeout    = 10 * time.Second // for requests to finish at SIGTERM
 	maxSockets     = 10_000

@@ -118,12 +118,9 @@ func (p *peer) write(ctx context.Context, c *websocket.Conn) {
 	}
 }
 
-// recheckEvery is how long a peer that says nothing keeps a credential that has ended.
-const recheckEvery = 30 * time.Second
-
 // recheck closes the WebSocket of whoever may not be there any more.
 func (g *Gateway) recheck(ctx context.Context, c *websocket.Conn, a asking) {
-	tick := time.NewTicker(recheckEvery)
+	tick := time.NewTicker(g.recheckEvery)
 	defer tick.Stop()
 	for {
 		changed := g.guard.changes()

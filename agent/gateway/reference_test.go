@@ -26,7 +26,7 @@ type guarded struct {
 	web    *http.Client
 }
 
-func newGuarded(t *testing.T) *guarded {
+func newGuarded(t *testing.T, tune ...func(*Gateway)) *guarded {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dm")
 	if err != nil {
@@ -38,6 +38,10 @@ func newGuarded(t *testing.T) *guarded {
 	g, err := New(Options{Gateway: "gw-aaaaaaaaaa", Listen: socket, Control: s.path, StateDir: dir, Logger: hclog.NewNullLogger()})
 	if err != nil {
 		t.Fatal(err)
+	}
+	g.recheckEvery = time.Hour // what does not come by itself does not come
+	for _, change := range tune {
+		change(g)
 	}
 	g.Start()
 	transport := &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
@@ -200,5 +204,19 @@ func TestP8_ARemovedMembersWebSocketEnds(t *testing.T) {
 	}
 	if g.hears(g.joined("drawing", "ada"), ada, "hello") != "hello" {
 		t.Error("ada was cut off too")
+	}
+}
+
+// A credential that ends by itself, of which no change tells, ends what is open as well.
+func TestP8_WhatHasEndedByItselfIsNoticed(t *testing.T) {
+	g := newGuarded(t, func(g *Gateway) { g.recheckEvery = 10 * time.Millisecond })
+	g.scribe.set("ada room:read drawing", true)
+	g.scribe.mu.Lock()
+	g.scribe.goodFor = 0
+	g.scribe.mu.Unlock()
+	ada := g.joined("drawing", "ada")
+	g.scribe.set("ada room:read drawing", false)
+	if how := g.ended(ada); how != websocket.StatusPolicyViolation {
+		t.Errorf("her WebSocket ended with %v", how)
 	}
 }
