@@ -9,7 +9,6 @@ import (
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
-	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -81,7 +80,7 @@ func pause(ctx context.Context, d time.Duration) {
 func eligible(view state.View, ws state.WatchSet) []Host {
 	var out []Host
 	for h := range view.Hosts(ws) {
-		if h.Status == api.HostAlive && !h.Cordoned && h.Report.NginxState == api.NginxServing {
+		if _, may := h.Eligible(); may {
 			out = append(out, Host{ID: h.ID, Gateways: view.HostCounts(ws, h.ID).Total(), Capacity: h.Report.Capacity})
 		}
 	}
