@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"net/http"
+	"os"
 	"slices"
 	"strings"
 	"sync"
@@ -25,9 +26,36 @@ func TestCrowd(t *testing.T) {
 	most := size
 	s.pool("default", api.PutPool{Max: &most})
 	s.waitReady("default", size)
+	before := s.open()
 	orgs := s.organizations(50)
 	t.Run("500 starts of 50 organizations", func(t *testing.T) { s.on(t).fiveHundredStarts(orgs) })
 	t.Run("1000 WebSockets", func(t *testing.T) { s.on(t).thousandSockets(orgs) })
+	waitFor(t, "what the crowd needed to be closed", func() string {
+		for name, n := range s.open() {
+			if n > before[name]+mostIdle {
+				return fmt.Sprintf("%s has %d files open, and had %d", name, n, before[name])
+			}
+		}
+		return ""
+	})
+}
+
+// mostIdle is how many connections a program may keep for the next time. More than 1,000 organizations have come and
+// gone: whatever one of them leaves open is far more.
+const mostIdle = 100
+
+// open is how many files the coordinator and the agent have open.
+func (s *system) open() map[string]int {
+	s.t.Helper()
+	out := map[string]int{}
+	for _, name := range []string{"agent-1", "coordinator-1"} {
+		files, err := os.ReadDir(fmt.Sprintf("/proc/%d/fd", s.pid(name)))
+		if err != nil {
+			s.t.Fatal(err)
+		}
+		out[name] = len(files)
+	}
+	return out
 }
 
 // on is the system as a subtest uses it.
