@@ -2,7 +2,10 @@ package agentlink
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/allocator"
@@ -158,6 +161,7 @@ func (r *Receiver) heard(h id.Host, obs api.Observation) {
 
 // parsed is an observation in the log's types.
 type parsed struct {
+	host    *command.HostReport // nil: nothing is said of it
 	reports []command.GatewayReport
 	steps   []stepReport
 	events  []command.Event
@@ -226,11 +230,8 @@ func (r *Receiver) command(view state.View, h id.Host, obs api.Observation, p pa
 	host := view.Host(nil, h)
 	cmd.StaysSilent = host != nil && host.Status == api.HostSilent
 	changed := len(p.events) > 0 || host == nil || host.Instance != obs.Instance || host.Lost()
-	if obs.Host != nil {
-		report := hostReport(*obs.Host)
-		if host == nil || !sameReport(host.Report, report) {
-			cmd.Report, changed = &report, true
-		}
+	if p.host != nil && (host == nil || !sameReport(host.Report, *p.host)) {
+		cmd.Report, changed = p.host, true
 	}
 	for _, g := range p.reports {
 		if rec := view.Gateway(nil, g.Gateway); rec != nil && rec.Host == h && isPast(rec, g) {
@@ -289,29 +290,36 @@ func sameReport(a, b command.HostReport) bool {
 		a.DesiredGeneration == b.DesiredGeneration && a.LiveGeneration == b.LiveGeneration && a.LastError == b.LastError
 }
 
-func hostReport(h api.HostReport) command.HostReport {
-	out := command.HostReport{
-		Address: h.Address, Capacity: h.Capacity, Version: h.Version, NginxState: h.Nginx.State,
-		DesiredGeneration: h.Nginx.DesiredGeneration, LiveGeneration: h.Nginx.LiveGeneration, LastError: h.Nginx.LastError,
-	}
-	for _, q := range h.Nginx.Quarantined {
-		out.Quarantined = append(out.Quarantined, command.Quarantined(q))
-	}
-	return out
-}
+// Bounds of what one observation may say. Texts are for people: of a longer one its beginning is kept.
+const (
+	maxText = 4 << 10 // bytes of a reason, a message or an error
+	maxName = 64      // bytes of the name of an event, a step, a state or a code, of a version or a boot id
+	// maxIncarnation leaves room above every incarnation that a host can have begun: others are counted on from it.
+	maxIncarnation = 1 << 62
+)
 
 // parse turns an observation into closed types.
 func parse(h id.Host, obs api.Observation) (parsed, error) {
 	var p parsed
 	if obs.HostID != string(h) {
-		return p, fault.New(fault.Forbidden, "this agent may report for host %s only, not for %q", h, obs.HostID)
+		return p, fault.New(fault.Forbidden, "this agent may report for host %s only, not for %.80q", h, obs.HostID)
+	}
+	refuse := func(what string, i int, err error) (parsed, error) {
+		return parsed{}, fault.Wrap(fault.InvalidRequest, err, "cannot use %s[%d] of the observation: %v", what, i, err)
+	}
+	if obs.Host != nil {
+		report, err := parseHost(*obs.Host)
+		if err != nil {
+			return p, fault.Wrap(fault.InvalidRequest, err, "cannot use the host of the observation: %v", err)
+		}
+		p.host = &report
 	}
 	p.reports = make([]command.GatewayReport, 0, len(obs.Gateways))
 	p.steps = make([]stepReport, 0, len(obs.Steps))
 	for i, g := range obs.Gateways {
 		report, err := parseGateway(g)
 		if err != nil {
-			return p, fault.Wrap(fault.InvalidRequest, err, "cannot use gateways[%d] of the observation: %v", i, err)
+			return refuse("gateways", i, err)
 		}
 		p.reports = append(p.reports, report)
 	}
@@ -321,29 +329,65 @@ func parse(h id.Host, obs api.Observation) (parsed, error) {
 		}
 		a, err := id.ParseAllocation(s.AllocationID)
 		if err != nil {
-			return p, fault.Wrap(fault.InvalidRequest, err, "cannot use steps[%d] of the observation: %v", i, err)
+			return refuse("steps", i, err)
 		}
-		p.steps = append(p.steps, stepReport{a, id.Epoch(s.Epoch), step(s.Step)})
+		parsed, err := step(s.Step)
+		if err != nil {
+			return refuse("steps", i, err)
+		}
+		p.steps = append(p.steps, stepReport{a, id.Epoch(s.Epoch), parsed})
 	}
 	for i, e := range obs.Events {
-		event := command.Event{Type: e.Type, At: e.At, Reason: e.Reason, Host: h}
-		if e.GatewayID != "" {
-			g, err := id.ParseGateway(e.GatewayID)
-			if err != nil {
-				return p, fault.Wrap(fault.InvalidRequest, err, "cannot use events[%d] of the observation: %v", i, err)
-			}
-			event.Gateway = g
-		}
-		if e.OrganizationID != "" {
-			o, err := id.ParseOrganization(e.OrganizationID)
-			if err != nil {
-				return p, fault.Wrap(fault.InvalidRequest, err, "cannot use events[%d] of the observation: %v", i, err)
-			}
-			event.Organization = o
+		event, err := parseEvent(h, e)
+		if err != nil {
+			return refuse("events", i, err)
 		}
 		p.events = append(p.events, event)
 	}
 	return p, nil
+}
+
+// parseHost reads what an agent says of its host.
+func parseHost(h api.HostReport) (command.HostReport, error) {
+	out := command.HostReport{
+		Address: text(h.Address), Capacity: h.Capacity, Version: h.Version, NginxState: h.Nginx.State,
+		DesiredGeneration: h.Nginx.DesiredGeneration, LiveGeneration: h.Nginx.LiveGeneration, LastError: text(h.Nginx.LastError),
+	}
+	if err := errors.Join(short("version", h.Version), name("state of nginx", h.Nginx.State)); err != nil {
+		return out, err
+	}
+	for _, q := range h.Nginx.Quarantined {
+		since, err := moment(q.Since)
+		if err != nil {
+			return out, err
+		}
+		out.Quarantined = append(out.Quarantined, command.Quarantined{Part: text(q.Part), Message: text(q.Message), Since: since})
+	}
+	return out, nil
+}
+
+// parseEvent reads an event of a host. Agents tell of hosts and gateways, and of nothing else.
+func parseEvent(h id.Host, e api.AgentEvent) (command.Event, error) {
+	out := command.Event{Type: e.Type, Reason: text(e.Reason), Host: h}
+	topic, what, _ := strings.Cut(e.Type, ".")
+	if what == "" || name("event", what) != nil || topic != "host" && topic != "gateway" {
+		return out, fmt.Errorf("%.80q is not the type of an event of a host or gateway", e.Type)
+	}
+	var err error
+	if out.At, err = moment(e.At); err != nil {
+		return out, err
+	}
+	if e.GatewayID != "" {
+		if out.Gateway, err = id.ParseGateway(e.GatewayID); err != nil {
+			return out, err
+		}
+	}
+	if e.OrganizationID != "" {
+		if out.Organization, err = id.ParseOrganization(e.OrganizationID); err != nil {
+			return out, err
+		}
+	}
+	return out, nil
 }
 
 func parseGateway(g api.GatewayReport) (command.GatewayReport, error) {
@@ -353,12 +397,18 @@ func parseGateway(g api.GatewayReport) (command.GatewayReport, error) {
 	}
 	out := command.GatewayReport{
 		Gateway: gw, Incarnation: g.Incarnation, Phase: g.Phase, Epoch: id.Epoch(g.Epoch), BootID: g.BootID, PID: g.PID,
-		Restarts: g.Restarts, Code: fault.Code(g.Code), Message: g.Message,
+		Restarts: g.Restarts, Code: fault.Code(g.Code), Message: text(g.Message),
+	}
+	if g.Incarnation > maxIncarnation {
+		return out, fmt.Errorf("%d is not an incarnation of a gateway: they count from 1", g.Incarnation)
+	}
+	if err := errors.Join(short("boot id", g.BootID), name("code", g.Code)); err != nil {
+		return out, err
 	}
 	switch g.Phase {
 	case api.PhaseStarting, api.PhaseReady, api.PhaseServing, api.PhaseUnhealthy, api.PhaseFailed, api.PhaseGone:
 	default:
-		return out, fault.New(fault.InvalidRequest, "%q is not a phase of a gateway", g.Phase)
+		return out, fmt.Errorf("%.80q is not a phase of a gateway", g.Phase)
 	}
 	if g.OrganizationID != "" {
 		if out.Organization, err = id.ParseOrganization(g.OrganizationID); err != nil {
@@ -366,15 +416,60 @@ func parseGateway(g api.GatewayReport) (command.GatewayReport, error) {
 		}
 	}
 	for _, s := range g.Undo {
-		out.Undo = append(out.Undo, step(s))
+		undo, err := step(s)
+		if err != nil {
+			return out, err
+		}
+		out.Undo = append(out.Undo, undo)
 	}
 	return out, nil
 }
 
-func step(s api.Step) command.Step {
-	out := command.Step{Step: s.Step, State: s.State, StartedAt: s.StartedAt, Error: s.Error, Code: fault.Code(s.Code)}
-	if s.EndedAt != nil {
-		out.EndedAt = *s.EndedAt
+func step(s api.Step) (command.Step, error) {
+	out := command.Step{Step: s.Step, State: s.State, Error: text(s.Error), Code: fault.Code(s.Code)}
+	err := errors.Join(name("step", s.Step), name("state of a step", s.State), name("code", s.Code))
+	if err != nil {
+		return out, err
 	}
-	return out
+	if out.StartedAt, err = moment(s.StartedAt); err == nil && s.EndedAt != nil {
+		out.EndedAt, err = moment(*s.EndedAt)
+	}
+	return out, err
+}
+
+// text bounds what is for people.
+func text(s string) string {
+	if len(s) <= maxText {
+		return s
+	}
+	return strings.ToValidUTF8(s[:maxText], "") + "…"
+}
+
+// name checks a word of this program's. Which words there are is not looked at: a later agent may know more.
+func name(what, s string) error {
+	if err := short(what, s); err != nil {
+		return err
+	}
+	if strings.Trim(s, "abcdefghijklmnopqrstuvwxyz0123456789_-") != "" {
+		return fmt.Errorf("%.80q is not a %s: want characters of [a-z0-9_-]", s, what)
+	}
+	return nil
+}
+
+// short bounds what is kept as it is.
+func short(what, s string) error {
+	if len(s) > maxName {
+		return fmt.Errorf("%.80q is not a %s: it is longer than %d bytes", s, what, maxName)
+	}
+	return nil
+}
+
+// moment is a time in UTC. One that JSON has only with an offset is refused: it would be in the state, and no snapshot
+// and no answer of the API could be written any more.
+func moment(t time.Time) (time.Time, error) {
+	t = t.UTC()
+	if y := t.Year(); y < 1 || y > 9999 {
+		return t, fmt.Errorf("%d is not a year that a time can be in", y)
+	}
+	return t, nil
 }
