@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"slices"
 	"strconv"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -145,7 +144,7 @@ func New(o Options) (*Organizations, error) {
 }
 
 func (o *Organizations) path(org id.Organization, epoch id.Epoch) string {
-	return filepath.Join(o.opts.Dir, string(org)+"."+epoch.String())
+	return filepath.Join(o.opts.Dir, id.TermName(org, epoch))
 }
 
 // file is one journal on disk.
@@ -162,12 +161,10 @@ func (o *Organizations) files() ([]file, error) {
 	}
 	var out []file
 	for _, e := range entries {
-		name, number, _ := strings.Cut(e.Name(), ".")
-		org, err1 := id.ParseOrganization(name)
-		epoch, err2 := id.ParseEpoch(number)
+		org, epoch, err := id.ParseTermName(e.Name())
 		switch {
 		case fsx.IsTemp(e.Name()): // it is being written
-		case errors.Join(err1, err2) != nil:
+		case err != nil:
 			return nil, fmt.Errorf("cannot use %s: %s is no journal of containers; move it away", o.opts.Dir, e.Name())
 		default:
 			out = append(out, file{org, epoch})

@@ -10,7 +10,6 @@ import (
 	"path/filepath"
 	"runtime"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -106,10 +105,8 @@ func (o *Organizations) directories() (directories, error) {
 			d.temporary = append(d.temporary, filepath.Join(o.opts.Dir, e.Name()))
 			continue
 		}
-		name, number, _ := strings.Cut(e.Name(), ".")
-		org, err1 := id.ParseOrganization(name)
-		epoch, err2 := id.ParseEpoch(number)
-		if err := errors.Join(err1, err2); err != nil {
+		org, epoch, err := id.ParseTermName(e.Name())
+		if err != nil {
 			return d, fmt.Errorf("cannot use %s as the directory of OAuth journals: %s is none; move it away", o.opts.Dir, e.Name())
 		}
 		d.journals[org] = append(d.journals[org], epoch)
@@ -118,7 +115,7 @@ func (o *Organizations) directories() (directories, error) {
 }
 
 func (o *Organizations) path(org id.Organization, epoch id.Epoch) string {
-	return filepath.Join(o.opts.Dir, string(org)+"."+epoch.String())
+	return filepath.Join(o.opts.Dir, id.TermName(org, epoch))
 }
 
 // Open returns the store of an organization that was granted to this host at the epoch. What the host has on

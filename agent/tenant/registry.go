@@ -7,7 +7,6 @@ import (
 	"io/fs"
 	"path/filepath"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -92,7 +91,7 @@ func (r *Registry) Retain(keep map[id.Organization]id.Epoch) error {
 		return fmt.Errorf("cannot list the permissions of organizations: %w", err)
 	}
 	for _, e := range entries {
-		org, epoch, err := parseFile(e.Name())
+		org, epoch, err := id.ParseTermName(e.Name())
 		if err != nil || keep[org] == epoch {
 			continue
 		}
@@ -300,14 +299,7 @@ func (r *Registry) dirty() []*Tenant {
 }
 
 func (r *Registry) file(org id.Organization, epoch id.Epoch) string {
-	return filepath.Join(r.opts.Dir, string(org)+"."+epoch.String())
-}
-
-func parseFile(name string) (id.Organization, id.Epoch, error) {
-	first, number, _ := strings.Cut(name, ".")
-	org, err1 := id.ParseOrganization(first)
-	epoch, err2 := id.ParseEpoch(number)
-	return org, epoch, errors.Join(err1, err2)
+	return filepath.Join(r.opts.Dir, id.TermName(org, epoch))
 }
 
 // readPermissions gives the stored section; nil: there is none.

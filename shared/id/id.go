@@ -168,6 +168,20 @@ func Secret() string {
 // Hostname is the name that an organization is served under: org-<uuid>.<domain>.
 func Hostname(org Organization, domain string) string { return "org-" + string(org) + "." + domain }
 
+// TermName names the file or directory of what a host keeps of an organization at an epoch.
+func TermName(org Organization, epoch Epoch) string { return string(org) + "." + epoch.String() }
+
+// ParseTermName reads what TermName wrote, and no other form of the same: it would lead to another file.
+func ParseTermName(s string) (Organization, Epoch, error) {
+	first, number, _ := strings.Cut(s, ".")
+	org, err1 := ParseOrganization(first)
+	epoch, err2 := ParseEpoch(number)
+	if err1 != nil || err2 != nil || TermName(org, epoch) != s {
+		return "", 0, invalid("the name of what is kept of an organization", s, "<organization id>.<epoch>")
+	}
+	return org, epoch, nil
+}
+
 // ParseDomain checks a DNS domain (no port, no trailing dot, at most 180 characters so that every
 // name below it fits in the 253 of RFC 1035).
 func ParseDomain(s string) (string, error) {

@@ -1,6 +1,7 @@
 package id_test
 
 import (
+	"errors"
 	"strings"
 	"testing"
 
@@ -20,6 +21,13 @@ var parsers = map[string]func(string) (string, error){
 	"join token":   func(s string) (string, error) { v, err := id.ParseJoinToken(s); return string(v), err },
 	"epoch":        func(s string) (string, error) { v, err := id.ParseEpoch(s); return v.String(), err },
 	"domain":       id.ParseDomain,
+	"term": func(s string) (string, error) {
+		org, epoch, err := id.ParseTermName(s)
+		if err == nil && id.TermName(org, epoch) != s {
+			return "", errors.New("it leads to another file")
+		}
+		return s, err
+	},
 }
 
 // FuzzParse: what is taken for an id has nothing in it that means something to nginx, a shell, a path or a log, is
@@ -27,7 +35,9 @@ var parsers = map[string]func(string) (string, error){
 func FuzzParse(f *testing.F) {
 	for _, s := range []string{
 		"6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11", "6F1C0A2E-58A5-4A3E-9A55-0A5A1F5C7B11", "gw-aaaaaaaaaa", "al-aaaaaaaaaaaaaaaa",
-		"host-1", "dev.localhost", "17", "alice@example.org", "a;b", "{ a }", "$host", "a\nb", "../../etc/passwd", "..", ".", "", "-a", "a b",
+		"host-1", "dev.localhost", "17",
+		"6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11.17", "6F1C0A2E-58A5-4A3E-9A55-0A5A1F5C7B11.17", "6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11.017", "6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11.1.2",
+		"alice@example.org", "a;b", "{ a }", "$host", "a\nb", "../../etc/passwd", "..", ".", "", "-a", "a b",
 		"a\x00b", "ä", "~^x", "*.test", "dev.test:7480", strings.Repeat("a", 300),
 	} {
 		f.Add(s)
@@ -46,4 +56,21 @@ func FuzzParse(f *testing.F) {
 			}
 		}
 	})
+}
+
+// A name of a file that is read leads to that file: one in another form is none.
+func TestTermNamesHaveOneForm(t *testing.T) {
+	const org = id.Organization("6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11")
+	got, epoch, err := id.ParseTermName(id.TermName(org, 17))
+	if err != nil || got != org || epoch != 17 {
+		t.Errorf("%s %s %v", got, epoch, err)
+	}
+	for _, bad := range []string{
+		strings.ToUpper(string(org)) + ".17", string(org) + ".017", string(org) + ".0", string(org) + ".", string(org), string(org) + ".17.", string(org) + ".+17",
+		"../" + string(org) + ".17", "", ".",
+	} {
+		if got, epoch, err := id.ParseTermName(bad); err == nil || !strings.Contains(err.Error(), "<organization id>.<epoch>") {
+			t.Errorf("%q is read as %s %s, %v", bad, got, epoch, err)
+		}
+	}
 }
