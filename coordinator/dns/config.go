@@ -184,7 +184,11 @@ func mailbox(mail, domain string) (string, error) {
 	if !found || local == "" || len(local) > 63 || strings.TrimFunc(local, plain) != "" || !hostname(strings.ToLower(host)) {
 		return "", fmt.Errorf("%q is not a mail address", mail)
 	}
-	return mdns.Fqdn(strings.ReplaceAll(local, ".", `\.`) + "." + strings.ToLower(host)), nil
+	name := mdns.Fqdn(strings.ReplaceAll(local, ".", `\.`) + "." + strings.ToLower(host))
+	if _, ok := mdns.IsDomainName(name); !ok { // no answer with it could be sent
+		return "", fmt.Errorf("%q is too long for the DNS", mail)
+	}
+	return name, nil
 }
 
 // hostname checks for dot-separated labels of letters, digits and inner hyphens.
