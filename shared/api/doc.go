@@ -24,7 +24,7 @@ func (d Duration) MarshalText() ([]byte, error) { return []byte(d.String()), nil
 func (d *Duration) UnmarshalText(b []byte) error {
 	v, err := time.ParseDuration(string(b))
 	if err != nil {
-		return fmt.Errorf("cannot use %q as a duration: want a number with a unit, such as \"30s\"", b)
+		return fmt.Errorf("cannot use %.80q as a duration: want a number with a unit, such as \"30s\"", b)
 	}
 	*d = Duration(v)
 	return nil

@@ -81,6 +81,8 @@ func TestOptions(t *testing.T) {
 		"scheme":      {Addresses: []string{"ftp://x"}},
 		"user":        {Addresses: []string{"http://u:p@x"}},
 		"query":       {Addresses: []string{"http://x?y"}},
+		"empty query": {Addresses: []string{"http://x?"}},
+		"fragment":    {Addresses: []string{"http://x#y"}},
 		"line break":  {Addresses: []string{"x"}, Token: "a\nb"},
 		"missing CA":  {Addresses: []string{"x"}, CACert: filepath.Join(dir, "none")},
 		"CA is no CA": {Addresses: []string{"x"}, CACert: notPEM},
@@ -158,6 +160,28 @@ func TestProblemsBecomeFaults(t *testing.T) {
 		if _, err := newClient(t, url).Pool(deadline(t), "p"); err == nil || strings.Contains(err.Error(), "<html>") {
 			t.Errorf("%d of a stranger: %v", status, err)
 		}
+	}
+}
+
+// A wait beyond all measure does not turn into none.
+func TestTheWaitThatAnAnswerAsksForIsBounded(t *testing.T) {
+	for header, want := range map[string]time.Duration{"9223372037": 24 * time.Hour, "9223372036854775807": 24 * time.Hour, "9223372036854775808": 0, "-1": 0, "60": time.Minute} {
+		url := coordinator(t, func(w http.ResponseWriter, _ *http.Request) { refuse(w, fault.PoolExhausted, header) })
+		_, err := newClient(t, url).Pool(deadline(t), "p")
+		var f *fault.Error
+		if !errors.As(err, &f) || f.RetryAfter != want {
+			t.Errorf("%s: %#v, want %s", header, err, want)
+		}
+	}
+}
+
+// A list that always goes on after the same item is not read for ever.
+func TestAListThatDoesNotGoOnIsLeft(t *testing.T) {
+	url := coordinator(t, func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, 200, api.List[api.Gateway]{Items: []api.Gateway{{GatewayID: "a"}}, Cursor: "a"})
+	})
+	if list, err := newClient(t, url).ListGateways(deadline(t), client.GatewayFilter{}); err == nil || !strings.Contains(err.Error(), `does not go on after "a"`) {
+		t.Errorf("%+v, %v", list, err)
 	}
 }
 

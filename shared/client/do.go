@@ -76,6 +76,13 @@ func create(body any, elements ...string) *call {
 	return c
 }
 
+const (
+	// maxAnswer bounds what is read of one answer; a full page of the longest records is far below it.
+	maxAnswer = 256 << 20
+	// maxRetryAfter is the longest that an answer can ask to be left alone.
+	maxRetryAfter = 24 * time.Hour
+)
+
 // do sends a call and decodes its answer into T.
 func do[T any](ctx context.Context, c *Client, rq *call, opts []CallOption) (T, error) {
 	var out T
@@ -87,7 +94,7 @@ func do[T any](ctx context.Context, c *Client, rq *call, opts []CallOption) (T, 
 	if resp.StatusCode == http.StatusNoContent {
 		return out, nil
 	}
-	if err := json.NewDecoder(resp.Body).Decode(&out); err != nil {
+	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&out); err != nil {
 		return out, fmt.Errorf("cannot read the answer to %s %s: %w", rq.method, rq.path, err)
 	}
 	return out, nil
@@ -264,7 +271,7 @@ func readProblem(resp *http.Response) error {
 	}
 	f := &fault.Error{Code: fault.Code(p.Code), Message: p.Detail, Locations: p.Errors}
 	if s, err := strconv.Atoi(resp.Header.Get("Retry-After")); err == nil && s >= 0 {
-		f.RetryAfter = time.Duration(s) * time.Second
+		f.RetryAfter = time.Duration(min(s, int(maxRetryAfter/time.Second))) * time.Second
 	}
 	return f
 }
@@ -280,6 +287,9 @@ func all[T any](ctx context.Context, c *Client, rq *call, opts []CallOption) ([]
 		items = append(items, page.Items...)
 		if page.Cursor == "" {
 			return items, nil
+		}
+		if page.Cursor == rq.query.Get("cursor") {
+			return nil, fmt.Errorf("cannot read the list %s: it does not go on after %.80q", rq.path, page.Cursor)
 		}
 		rq.query.Set("cursor", page.Cursor)
 	}
