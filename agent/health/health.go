@@ -198,17 +198,20 @@ func (m *Monitor) sample() Machine {
 	return out
 }
 
+// mostLoad is above every number of processes that a machine can have (proc(5), pid_max).
+const mostLoad = 1 << 22
+
 // parseLoad reads /proc/loadavg (proc(5)): averages over 1, 5 and 15 minutes come first.
 func parseLoad(data []byte) (one, five float64, err error) {
 	fields := bytes.Fields(data)
 	if len(fields) < 3 {
-		return 0, 0, fmt.Errorf("cannot read the load from %q", data)
+		return 0, 0, fmt.Errorf("cannot read the load from %.100q", data)
 	}
 	if one, err = strconv.ParseFloat(string(fields[0]), 64); err == nil {
 		five, err = strconv.ParseFloat(string(fields[1]), 64)
 	}
-	if err == nil && !(one >= 0 && five >= 0) {
-		err = fmt.Errorf("cannot read the load from %q", data)
+	if err != nil || !(one >= 0 && one <= mostLoad && five >= 0 && five <= mostLoad) {
+		return 0, 0, fmt.Errorf("cannot read the load from %.100q", data)
 	}
-	return one, five, err
+	return one, five, nil
 }

@@ -3,9 +3,11 @@ package health
 import (
 	"context"
 	"errors"
+	"fmt"
 	"os"
 	"path/filepath"
 	"reflect"
+	"strings"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -90,11 +92,35 @@ func TestParseLoad(t *testing.T) {
 	if err != nil || one != 0.52 || five != 1.25 {
 		t.Errorf("read %v %v %v", one, five, err)
 	}
-	for _, bad := range []string{"", "1", "a b c", "1 x 2", "-1 0 0", "NaN 0 0"} {
+	for _, bad := range []string{"", "1", "a b c", "1 x 2", "-1 0 0", "0 -1 0", "NaN 0 0", "0 NaN 0", "Inf 0 0", "0 +inf 0", "1e300 0 0"} {
 		if _, _, err := parseLoad([]byte(bad)); err == nil {
 			t.Errorf("%q was read", bad)
 		}
 	}
+}
+
+// FuzzParseLoad: what is read as the load is a number that a digest can carry and that is written and read as the same.
+func FuzzParseLoad(f *testing.F) {
+	for _, s := range []string{"0.52 1.25 0.59 1/467 12345\n", "inf 0 0", "0x1p-2 1_0 0", "1e308 1e308 0", "", "\x00 \x00 \x00"} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, data []byte) {
+		one, five, err := parseLoad(data)
+		if err != nil {
+			if len(err.Error()) > 1000 || !strings.Contains(err.Error(), "the load") {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		digest := Assess(Serving{NginxOK: true}, Machine{Load: one, LongLoad: five, CPUs: 1, DiskUnknown: true}, DefaultLimits(), nil)
+		if text, err := digest.Encode(); err != nil || float64(digest.LoadPercent) > one*100 || float64(digest.LoadPercent) < one*100-1 {
+			t.Fatalf("the load %v is told as %q, %v", one, text, err)
+		}
+		a, b, err := parseLoad(fmt.Appendf(nil, "%v %v 0", one, five))
+		if err != nil || a != one || b != five {
+			t.Fatalf("%v %v is written and read as %v %v, %v", one, five, a, b, err)
+		}
+	})
 }
 
 // published takes digests.

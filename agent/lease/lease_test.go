@@ -1,6 +1,7 @@
 package lease_test
 
 import (
+	"bytes"
 	"os"
 	"path/filepath"
 	"testing"
@@ -146,4 +147,39 @@ func TestTheSystemHasWhatItTakes(t *testing.T) {
 	if err != nil || !again.Held(time.Hour) {
 		t.Errorf("the next run does not have it: %v", err)
 	}
+}
+
+// FuzzOpen: whatever the file of the lease holds, it is a lease of this start of the machine that was renewed before now,
+// and no lease goes on for longer than it is.
+func FuzzOpen(f *testing.F) {
+	dir := f.TempDir()
+	files, err := fsx.NewOS(dir)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Cleanup(func() { _ = files.Close() })
+	const now, length = lease.Instant(time.Hour), time.Minute
+	f.Add([]byte(`{"boot":"b","sent":3599000000000}`))
+	f.Add([]byte(`{"boot":"a","sent":3599000000000}`))
+	f.Add([]byte(`{"boot":"b","sent":3600000000001}`))
+	f.Add([]byte(`{"boot":"b","sent":-9223372036854775808}`))
+	f.Add([]byte(`{"boot":"b","sent":9223372036854775808}`))
+	f.Add([]byte(`{"boot":"b","sent":3599000000000`))
+	f.Fuzz(func(t *testing.T, data []byte) {
+		if err := os.WriteFile(filepath.Join(dir, "lease.json"), data, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		at := now
+		l, err := lease.Open(lease.Options{FS: files, Dir: dir, Boot: "b", Clock: func() lease.Instant { return at }, Logger: hclog.NewNullLogger()})
+		if err != nil {
+			t.Fatalf("an agent does not start: %v", err)
+		}
+		if l.Held(length) && !bytes.Contains(data, []byte("b")) {
+			t.Fatalf("%q is a lease of this start", data)
+		}
+		at += lease.Instant(length)
+		if l.Held(length) {
+			t.Fatalf("%q goes on after its end", data)
+		}
+	})
 }

@@ -423,10 +423,19 @@ func parse(g api.GatewayAssignment) (id.Gateway, desired, error) {
 		return "", desired{}, err
 	}
 	if g.Target != api.TargetRun && g.Target != api.TargetGone {
-		return gw, desired{}, fmt.Errorf("cannot use %q as a target: want run or gone", g.Target)
+		return gw, desired{}, fmt.Errorf("cannot use %.80q as a target: want run or gone", g.Target)
 	}
 	if g.Incarnation == 0 {
 		return gw, desired{}, errors.New("cannot use the incarnation 0: they begin with 1")
+	}
+	if g.Pool != "" {
+		if _, err := id.ParsePool(g.Pool); err != nil {
+			return gw, desired{}, err
+		}
+	}
+	if g.Drain < 0 || g.Lease < 0 || g.Limits.BodyBytes < 0 {
+		return gw, desired{}, fmt.Errorf("cannot use a drain of %s, a lease of %s and bodies of %d bytes: want none below zero",
+			time.Duration(g.Drain), time.Duration(g.Lease), g.Limits.BodyBytes)
 	}
 	w := desired{Wanted: journal.Wanted{
 		Target: g.Target, Incarnation: g.Incarnation, Pool: g.Pool, Release: g.Release, Limits: g.Limits, Drain: g.Drain, Lease: g.Lease,

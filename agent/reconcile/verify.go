@@ -66,10 +66,10 @@ func sameIdentity(resp *http.Response, want identity) error {
 		return fmt.Errorf("the status is %d", resp.StatusCode)
 	}
 	if got := resp.Header.Values(api.HeaderGateway); len(got) != 1 || got[0] != string(want.gateway) {
-		return fmt.Errorf("the header %s is %q, not %s", api.HeaderGateway, got, want.gateway)
+		return fmt.Errorf("the header %s is %s, not %s", api.HeaderGateway, clip(fmt.Sprintf("%q", got)), want.gateway)
 	}
 	if got := resp.Header.Values(api.HeaderEpoch); len(got) != 1 || got[0] != want.epoch.String() {
-		return fmt.Errorf("the header %s is %q, not %s", api.HeaderEpoch, got, want.epoch)
+		return fmt.Errorf("the header %s is %s, not %s", api.HeaderEpoch, clip(fmt.Sprintf("%q", got)), want.epoch)
 	}
 	const most = 64 << 10
 	body, err := io.ReadAll(io.LimitReader(resp.Body, most))
@@ -82,13 +82,13 @@ func sameIdentity(resp *http.Response, want identity) error {
 	}
 	switch {
 	case h.GatewayID != string(want.gateway):
-		return fmt.Errorf("the body names gateway %q, not %s", h.GatewayID, want.gateway)
+		return fmt.Errorf("the body names gateway %.80q, not %s", h.GatewayID, want.gateway)
 	case h.Epoch != uint64(want.epoch):
 		return fmt.Errorf("the body names epoch %s, not %s", strconv.FormatUint(h.Epoch, 10), want.epoch)
 	case h.OrganizationID != string(want.organization):
-		return fmt.Errorf("the body names organization %q, not %s", h.OrganizationID, want.organization)
+		return fmt.Errorf("the body names organization %.80q, not %s", h.OrganizationID, want.organization)
 	case want.bootID != "" && h.BootID != want.bootID:
-		return fmt.Errorf("the body names boot id %q, not %q", h.BootID, want.bootID)
+		return fmt.Errorf("the body names boot id %.80q, not %q", h.BootID, want.bootID)
 	}
 	return nil
 }
