@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"math"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -84,8 +85,13 @@ func lookAt(pid int) (process, error) {
 	if err != nil {
 		return process{}, err
 	}
+	return parseProcess(pid, b)
+}
+
+// parseProcess reads /proc/<pid>/stat.
+func parseProcess(pid int, b []byte) (process, error) {
 	f := statFields(b)
-	if len(f) < 20 {
+	if len(f) < 20 || len(f[0]) != 1 {
 		return process{}, fmt.Errorf("cannot read the state of process %d", pid)
 	}
 	start, err := strconv.ParseUint(f[19], 10, 64)
@@ -232,9 +238,17 @@ func descriptorLimit(pid int) (uint64, error) {
 	if err != nil {
 		return 0, fmt.Errorf("cannot read the limits of nginx: %w", err)
 	}
+	return parseDescriptorLimit(pid, b)
+}
+
+// parseDescriptorLimit reads /proc/<pid>/limits.
+func parseDescriptorLimit(pid int, b []byte) (uint64, error) {
 	for line := range strings.Lines(string(b)) {
 		if rest, ok := strings.CutPrefix(line, "Max open files"); ok {
 			if f := strings.Fields(rest); len(f) > 0 {
+				if f[0] == "unlimited" {
+					return math.MaxUint64, nil
+				}
 				if n, err := strconv.ParseUint(f[0], 10, 64); err == nil {
 					return n, nil
 				}

@@ -304,7 +304,10 @@ var (
 func (r renderer) blame(message string, files tree, cfg Config) string {
 	for _, m := range blamedFile.FindAllStringSubmatch(message, -1) {
 		if s := siteFile.FindStringSubmatch(m[1]); s != nil {
-			return sitePart(id.Organization(s[1]))
+			// One that is not there could be left out again and again.
+			if slices.ContainsFunc(cfg.Sites, func(x Site) bool { return string(x.Organization) == s[1] }) {
+				return sitePart(id.Organization(s[1]))
+			}
 		}
 		if strings.HasSuffix(m[1], "/slots.conf") {
 			lines := strings.Split(string(files["slots.conf"]), "\n")
