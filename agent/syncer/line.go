@@ -19,8 +19,9 @@ const (
 	handshakeTimeout = 3 * time.Second
 	// lineIdle is how long a line may wait for its next report: a coordinator hangs up after longer.
 	lineIdle = 30 * time.Second
-	// maxReply bounds the answer to a report.
+	// maxReply bounds the answer to a report, and maxHead its head with all that comes before it.
 	maxReply = 1 << 20
+	maxHead  = 64 << 10
 )
 
 // lines carry reports to the coordinators, each on the goroutine that reports. net/http's transport has two goroutines
@@ -39,8 +40,9 @@ type lines struct {
 type line struct {
 	net.Conn
 	addr  string
-	in    *bufio.Reader
-	since time.Time // nobody has used it
+	more  *io.LimitedReader // what may still be read of the answer
+	in    *bufio.Reader     // of more
+	since time.Time         // nobody has used it
 }
 
 // RoundTrip implements http.RoundTripper, for requests whose body can be had again. The answer's body is read already.
@@ -121,20 +123,22 @@ func (l *lines) connect(ctx context.Context, addr, name string) (*line, error) {
 		_ = raw.Close()
 		return nil, fmt.Errorf("cannot make a TLS handshake with %s: %w", addr, err)
 	}
-	return &line{Conn: conn, addr: addr, in: bufio.NewReaderSize(conn, 2<<10)}, nil
+	more := &io.LimitedReader{R: conn}
+	return &line{Conn: conn, addr: addr, more: more, in: bufio.NewReaderSize(more, 2<<10)}, nil
 }
 
 // ask sends the request and reads the whole answer.
 func (l *lines) ask(conn *line, req *http.Request) (*http.Response, error) {
 	stop := context.AfterFunc(req.Context(), func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
+	conn.more.N = maxHead + maxReply
 	resp, err := exchange(conn, req)
-	if err != nil {
-		return nil, err
+	var body []byte
+	if err == nil {
+		body, err = io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
 	}
-	body, err := io.ReadAll(io.LimitReader(resp.Body, maxReply+1))
-	if err == nil && len(body) > maxReply {
-		err = errors.New("the coordinator's answer is too long")
+	if len(body) > maxReply || err != nil && conn.more.N <= 0 {
+		return nil, fmt.Errorf("the coordinator's answer is longer than %d bytes", maxReply)
 	}
 	if err != nil {
 		return nil, err

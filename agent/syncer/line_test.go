@@ -138,6 +138,14 @@ func TestAnAnswerThatIsNoneIsAnError(t *testing.T) {
 			http.Error(w, "no", http.StatusConflict)
 		case "endless":
 			_, _ = w.Write(make([]byte, 2<<20))
+		case "endless head":
+			for i := range 2000 {
+				w.Header().Set(fmt.Sprint("X-", i), strings.Repeat("x", 1000))
+			}
+		case "many heads":
+			for range 100_000 {
+				w.WriteHeader(http.StatusProcessing)
+			}
 		default:
 			panic(http.ErrAbortHandler)
 		}
@@ -145,9 +153,9 @@ func TestAnAnswerThatIsNoneIsAnError(t *testing.T) {
 	if got, err := post(t, client, k, "refused"); err != nil || got != "409 no\n" {
 		t.Errorf("%q %v", got, err)
 	}
-	for _, body := range []string{"endless", "cut off"} {
-		if got, err := post(t, client, k, body); err == nil {
-			t.Errorf("%s: %.20q", body, got)
+	for body, want := range map[string]string{"endless": "is longer than", "endless head": "is longer than", "many heads": "is longer than", "cut off": ""} {
+		if got, err := post(t, client, k, body); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("%s: %.20q %v", body, got, err)
 		}
 	}
 	// What one end gave up is not what the next report gets.
