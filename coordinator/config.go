@@ -137,8 +137,8 @@ func (c *Config) Validate() error {
 	errs = append(errs, c.validateCluster()...)
 	errs = append(errs, c.DNS.Validate("dns", c.Domain), usertoken.Validate("auth.issuers", c.Auth.Issuers))
 	for key, rate := range map[string]float64{"api.rate_limit": c.API.RateLimit, "api.rate_burst": float64(c.API.RateBurst), "api.auth_failures": c.API.AuthFailures, "auth.user_rate_limit": c.Auth.UserRateLimit} {
-		if rate <= 0 {
-			bad(key, fmt.Sprintf("%v would let nobody in", rate), "leave it out for the default, or set a number above 0")
+		if !(rate >= 1 && rate <= mostRate) { // nor is it none (.nan)
+			bad(key, fmt.Sprintf("%v is not between 1 and %.0e", rate, mostRate), "leave it out for the default; a number that is never reached is no limit")
 		}
 	}
 	if c.Hosts.SilentAfter < time.Second || c.Hosts.LostAfter < c.Hosts.SilentAfter {
@@ -150,6 +150,9 @@ func (c *Config) Validate() error {
 	errs = append(errs, c.Log.Validate("log"))
 	return errors.Join(errs...)
 }
+
+// mostRate is above every rate that a coordinator can answer at. Below 1 a bucket would never hold a whole request.
+const mostRate = 1e12
 
 // thresholds are the measures by which hosts are found to be lost.
 func (c *Config) thresholds() membership.Thresholds {
