@@ -138,6 +138,7 @@ func TestReportsThatWouldDoHarmAreRefused(t *testing.T) {
 		"an event of the cluster's trust":   {event(api.AgentEvent{Type: "trust.ca_rotated", At: at}), "is not the type of an event of a host or gateway"},
 		"an event of nothing":               {event(api.AgentEvent{Type: "host.", At: at}), "is not the type of an event"},
 		"an incarnation above all":          {with(func(g *api.GatewayReport) { g.Incarnation = 1<<64 - 1 }), "is not an incarnation"},
+		"an undo without an end":            {with(func(g *api.GatewayReport) { g.Undo = make([]api.Step, 65) }), "65 steps took a grant back"},
 		"a boot id of a megabyte":           {with(func(g *api.GatewayReport) { g.BootID = long }), "is not a boot id"},
 		"a code that is text":               {with(func(g *api.GatewayReport) { g.Code = "no code" }), "is not a code"},
 		"a phase that is none":              {with(func(g *api.GatewayReport) { g.Phase = long }), "is not a phase"},

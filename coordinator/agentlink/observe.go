@@ -294,6 +294,7 @@ func sameReport(a, b command.HostReport) bool {
 const (
 	maxText = 4 << 10 // bytes of a reason, a message or an error
 	maxName = 64      // bytes of the name of an event, a step, a state or a code, of a version or a boot id
+	maxUndo = 64      // steps that took a grant back
 	// maxIncarnation leaves room above every incarnation that a host can have begun: others are counted on from it.
 	maxIncarnation = 1 << 62
 )
@@ -414,6 +415,9 @@ func parseGateway(g api.GatewayReport) (command.GatewayReport, error) {
 		if out.Organization, err = id.ParseOrganization(g.OrganizationID); err != nil {
 			return out, err
 		}
+	}
+	if len(g.Undo) > maxUndo {
+		return out, fmt.Errorf("%d steps took a grant back, and %d are the most", len(g.Undo), maxUndo)
 	}
 	for _, s := range g.Undo {
 		undo, err := step(s)

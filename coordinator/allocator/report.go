@@ -192,7 +192,10 @@ func (r *Runner) concluded(rec *state.Allocation, epoch id.Epoch, what string, r
 	}
 }
 
-// mergeSteps replaces steps of the same name and appends new ones.
+// maxSteps is more than any allocation has. Agents name them, and each of an agent's is looked for among those that are known.
+const maxSteps = 64
+
+// mergeSteps replaces steps of the same name and appends new ones, as long as they are no more than maxSteps.
 func mergeSteps(have, more []command.Step) []command.Step {
 next:
 	for _, s := range more {
@@ -202,7 +205,9 @@ next:
 				continue next
 			}
 		}
-		have = append(have, s)
+		if len(have) < maxSteps {
+			have = append(have, s)
+		}
 	}
 	return have
 }
