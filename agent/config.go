@@ -262,7 +262,7 @@ func addrPorts(list []string) ([]netip.AddrPort, error) {
 	out := make([]netip.AddrPort, 0, len(list))
 	for _, s := range list {
 		a, err := netip.ParseAddrPort(s)
-		if err != nil || a.Port() == 0 {
+		if err != nil || a.Port() == 0 || a.Addr().Zone() != "" { // nginx knows no zones
 			return nil, fmt.Errorf("cannot use %q as an address with a port", s)
 		}
 		out = append(out, a)

@@ -20,7 +20,7 @@ func FuzzConfig(f *testing.F) {
 	base := string(example)
 	f.Add(base, "")
 	for _, change := range []string{
-		"nginx.listen=[fe80::1%eth0;]:80", "gossip.listen=[::1%1]:7402", "oauth.port=65536", "capacity=-1", "gossip.advertise=0.0.0.0:0",
+		"nginx.listen=[fe80::1%eth0;]:80", "gossip.listen=[::1%1]:7402", "gossip.allowed=x", "oauth.port=65536", "capacity=-1", "gossip.advertise=0.0.0.0:0",
 		"nginx.workers=9223372036854775808", "gateway.stop_grace=-1s", "containers.networks=10.0.0.0/33", "login.session_lifetime=2562047h47m17s", "data_dir=relative", "run_dir=/" + strings.Repeat("x", 200),
 	} {
 		key, value, _ := strings.Cut(change, "=")
@@ -34,8 +34,14 @@ func FuzzConfig(f *testing.F) {
 			}
 			return
 		}
-		if _, err := c.nginxOptions(hclog.NewNullLogger()); err != nil {
+		n, err := c.nginxOptions(hclog.NewNullLogger())
+		if err != nil {
 			t.Fatalf("validated, and then nginx: %v", err)
+		}
+		for _, a := range append(n.Listen, n.ListenTLS...) {
+			if a.Addr().Zone() != "" || a.Port() == 0 {
+				t.Fatalf("nginx is to listen on %s", a)
+			}
 		}
 		if _, err := c.memberOptions("cluster", hclog.NewNullLogger()); err != nil {
 			t.Fatalf("validated, and then the gossip: %v", err)

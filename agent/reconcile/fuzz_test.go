@@ -26,7 +26,8 @@ func FuzzAssignment(f *testing.F) {
 			`"allocation_id":"al-aaaaaaaaaaaaaaaa","epoch":9,"name":"x","hostname":"org-6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11.example.org","members":[{"user_id":"ada","role":"owner"}],"projects":[{"project_id":"p"}],"version":9}}`,
 		`{"gateway_id":"gw-aaaaaaaaaa","target":"gone","incarnation":18446744073709551615}`,
 		`{"gateway_id":"../x","target":"run","incarnation":1}`,
-		`{"gateway_id":"gw-aaaaaaaaaa","target":"run","incarnation":1,"pool":"../../x","lease":"-1s","drain":"2562047h47m16.854775807s"}`,
+		`{"gateway_id":"gw-aaaaaaaaaa","target":"run","incarnation":1,"pool":"../../x","drain":"2562047h47m16.854775807s"}`,
+		`{"gateway_id":"gw-aaaaaaaaaa","target":"run","incarnation":1,"lease":"-1s"}`,
 		`{"gateway_id":"gw-aaaaaaaaaa","target":"run","incarnation":1,"grant":{"organization_id":"6F1C0A2E-58a5-4a3e-9a55-0a5a1f5c7b11","allocation_id":"al-aaaaaaaaaaaaaaaa","epoch":1}}`,
 	} {
 		f.Add(s)
@@ -128,7 +129,7 @@ func (endless) Read(p []byte) (int, error) {
 func FuzzIdentity(f *testing.F) {
 	const gateway, org = "gw-aaaaaaaaaa", "6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11"
 	f.Add(200, gateway, "7", `{"gateway_id":"`+gateway+`","epoch":7,"organization_id":"`+org+`","boot_id":"b"}`)
-	f.Add(200, gateway, "07", `{"gateway_id":"`+gateway+`","epoch":7,"organization_id":"`+org+`"}`)
+	f.Add(200, gateway, "07", `{"gateway_id":"`+gateway+`","epoch":7,"organization_id":"`+org+`","boot_id":"b"}`)
 	f.Add(502, "", "", "<html>")
 	f.Add(200, gateway, "7", `{"gateway_id":"`+gateway+`","Gateway_ID":"x","epoch":18446744073709551616}`)
 	f.Fuzz(func(t *testing.T, status int, header, epoch, body string) {

@@ -114,7 +114,7 @@ func (c *Client) send(ctx context.Context, rq *call, opts []CallOption) (*http.R
 		}
 	}
 	var until time.Time // from the first refusal on: the call may have waited in line for minutes before
-	var answered error // by a coordinator, to the try before
+	var answered error  // by a coordinator, to the try before
 	for try := 0; ; try++ {
 		resp, err := c.round(ctx, rq, body)
 		if err == nil {

@@ -21,7 +21,7 @@ func FuzzKeyring(f *testing.F) {
 	}
 	f.Cleanup(func() { _ = files.Close() })
 	a, b := NewKey().Text(), NewKey().Text()
-	for _, s := range []string{`["` + a + `"]`, `["` + a + `","` + b + `"]`, `["` + a + `","` + a + `"]`, `["` + a + `","` + b + `","` + a + `"]`, `[]`, `null`, `["` + a[:20] + `"]`, `["` + a + "\\n" + `"]`, `{}`, ""} {
+	for _, s := range []string{`["` + a + `"]`, `["` + a + `","` + b + `"]`, `["` + a + `","` + a + `"]`, `["` + a + `","` + b + `","` + NewKey().Text() + `"]`, `[]`, `null`, `["` + a[:20] + `"]`, `["` + a + "\\n" + `"]`, `{}`, ""} {
 		f.Add([]byte(s))
 	}
 	path := filepath.Join(dir, keyringFile)
