@@ -105,7 +105,7 @@ func parseAddress(s string) (*url.URL, error) {
 	if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" || u.User != nil || u.RawQuery != "" || u.ForceQuery || u.Fragment != "" {
 		return nil, fmt.Errorf("cannot use %.200q as coordinator address: want a URL such as \"https://10.0.0.1:7400\"", s)
 	}
-	u.Path = strings.TrimSuffix(u.Path, "/")
+	u.Path = strings.TrimRight(u.Path, "/")
 	return u, nil
 }
 

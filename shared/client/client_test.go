@@ -63,7 +63,7 @@ func TestOptions(t *testing.T) {
 	for in, want := range map[string]string{
 		"127.0.0.1:7400": "http://127.0.0.1:7400", "localhost:7400": "http://localhost:7400", "[::1]:7400": "http://[::1]:7400",
 		"10.0.0.1:7400": "https://10.0.0.1:7400", "c1.example.test:7400": "https://c1.example.test:7400",
-		"https://c1.example.test:7400/": "https://c1.example.test:7400", "http://c1/base/": "http://c1/base",
+		"https://c1.example.test:7400/": "https://c1.example.test:7400", "http://c1/base/": "http://c1/base", "c1//": "https://c1",
 	} {
 		c, err := client.New(client.Options{Addresses: []string{in}})
 		if err != nil || c.Addresses()[0] != want {
