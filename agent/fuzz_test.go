@@ -20,7 +20,7 @@ func FuzzConfig(f *testing.F) {
 	base := string(example)
 	f.Add(base, "")
 	for _, change := range []string{
-		"nginx.listen=[fe80::1%eth0;]:80", "gossip.listen=[::1%1]:7402", "gossip.allowed=x", "oauth.port=65536", "capacity=-1", "gossip.advertise=0.0.0.0:0",
+		`nginx.listen=["[fe80::1%eth0]:80"]`, "gossip.listen=[::1%1]:7402", "gossip.allowed=x", "oauth.port=65536", "capacity=-1", "gossip.advertise=0.0.0.0:0",
 		"nginx.workers=9223372036854775808", "gateway.stop_grace=-1s", "containers.networks=10.0.0.0/33", "login.session_lifetime=2562047h47m17s", "data_dir=relative", "run_dir=/" + strings.Repeat("x", 200),
 	} {
 		key, value, _ := strings.Cut(change, "=")
