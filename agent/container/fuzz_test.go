@@ -164,7 +164,8 @@ func FuzzAnswer(f *testing.F) {
 				t.Fatalf("%q has no end", got)
 			}
 			users := 0
-			for line := range bytes.Lines(head[:end]) {
+			_, fields, _ := bytes.Cut(head[:end], []byte("\n")) // behind the status line, which is no field whatever it says
+			for line := range bytes.Lines(fields) {
 				if name, _, is := strings.Cut(string(line), ":"); is && strings.EqualFold(strings.TrimSpace(strings.ReplaceAll(name, "_", "-")), TellUser) {
 					users++
 				}

@@ -156,6 +156,9 @@ func cutLoopback(s string) (string, bool) {
 			end = len(rest)
 		}
 		if port := rest[:end]; port != "" {
+			if port[0] != ':' { // more digits would make another address
+				return "", false
+			}
 			if _, err := netip.ParseAddrPort("127.0.0.1" + port); err != nil {
 				return "", false
 			}

@@ -144,6 +144,18 @@ func FuzzRedirect(f *testing.F) {
 	})
 }
 
+// A port begins with a colon: further digits are of another address of the machine than the registered one.
+func TestALoopbackRedirectIsThatAddress(t *testing.T) {
+	for sent, want := range map[string]bool{
+		"http://127.0.0.1": true, "http://127.0.0.1:0": true, "http://127.0.0.1:8080": true, "http://127.0.0.10:0": false, "http://127.0.0.123:80": false,
+		"http://127.0.0.10": false, "http://127.0.0.1:": false, "http://127.0.0.1:x": false, "http://127.0.0.1:65536": false,
+	} {
+		if got := matches("http://127.0.0.1", sent); got != want {
+			t.Errorf("%s matches: %t", sent, got)
+		}
+	}
+}
+
 // fuzzed is a server whose every answer is looked at. Inputs name its public client CLIENT.
 func fuzzed(f *testing.F) (*Server, *Store, ClientID) {
 	fix := newFixture(f)

@@ -181,7 +181,7 @@ type reader struct {
 func (in *reader) fail() { in.failed, in.rest = true, nil }
 
 func (in *reader) take(n int) []byte {
-	if n > len(in.rest) {
+	if n < 0 || n > len(in.rest) { // a length may be larger than an int
 		in.fail()
 		return nil
 	}
