@@ -227,6 +227,7 @@ func (s *Server) listAllocations(ctx context.Context, in *listAllocationsInput) 
 	pool := optional(&c, "query.pool", in.Pool, id.ParsePool)
 	host := optional(&c, "query.host_id", in.Host, id.ParseHost)
 	gateway := optional(&c, "query.gateway_id", in.Gateway, id.ParseGateway)
+	p := paging(&c, in.Paging, id.ParseAllocation)
 	if err := c.err(); err != nil {
 		return nil, err
 	}
@@ -240,7 +241,7 @@ func (s *Server) listAllocations(ctx context.Context, in *listAllocationsInput) 
 		if in.Live || in.State != "" && state.AllocationState(in.State).Live() {
 			records = v.UnendedAllocations
 		}
-		return page(in.Paging, records(ws), func(a *state.Allocation) string { return string(a.ID) }, keep, conv.allocation), nil
+		return page(p, records(ws), func(a *state.Allocation) string { return string(a.ID) }, keep, conv.allocation), nil
 	})
 }
 

@@ -42,7 +42,7 @@ func (s *Server) listEvents(ctx context.Context, in *eventsInput) (*stream, erro
 		after = state.EventID{}
 	}
 	if in.Cursor != "" {
-		after = parse(&c, "query.cursor", in.Cursor, parseEventID)
+		after = parse(&c, "query.cursor", in.Cursor, cursorOf(parseEventID))
 	}
 	follow := strings.Contains(in.Accept, eventStream)
 	if follow && in.LastEventID != "" {

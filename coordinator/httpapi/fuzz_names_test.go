@@ -11,10 +11,11 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
-// FuzzCursor: a place in the feed is read as what is printed for it, lists go on after any cursor, and a filter or a
+// FuzzCursor: a place in the feed is read as what is printed for it, lists go on after any cursor that is an id, and refuse the others, and a filter or a
 // duration is within its bounds or refused by its name.
 func FuzzCursor(f *testing.F) {
 	for _, s := range []string{"17.3", "0.0", "18446744073709551615.2147483647", "18446744073709551616.0", "1.2147483648", "1.9223372036854775808", "-1.0", "1.-1", "+1.+1", "01.02", "1.2.3", ".", "", "gw-aaaaaaaaaa", "\xff"} {
@@ -36,7 +37,12 @@ func FuzzCursor(f *testing.F) {
 		}
 
 		ids := []string{"a", "b", "c", "d"}
-		got := page(Paging{Limit: 2, Cursor: cursor}, func(yield func(string) bool) {
+		var unread checks
+		read := paging(&unread, Paging{Limit: 2, Cursor: cursor}, id.ParseHost)
+		if _, err := id.ParseHost(cursor); (err == nil || cursor == "") != (unread.err() == nil) {
+			t.Fatalf("the cursor %q: %v", cursor, unread)
+		}
+		got := page(read, func(yield func(string) bool) {
 			for _, s := range ids {
 				if !yield(s) {
 					return
@@ -44,7 +50,7 @@ func FuzzCursor(f *testing.F) {
 			}
 		}, func(s string) string { return s }, every, func(s string) string { return s })
 		for i, item := range got.Items {
-			if item <= cursor || i > 0 && item <= got.Items[i-1] || len(got.Items) > 2 {
+			if item <= read.after || i > 0 && item <= got.Items[i-1] || len(got.Items) > 2 {
 				t.Fatalf("after %q come %q", cursor, got.Items)
 			}
 		}

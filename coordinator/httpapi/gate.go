@@ -3,12 +3,16 @@ package httpapi
 import (
 	"context"
 	"errors"
+	"fmt"
 	"io"
+	"maps"
 	"net"
 	"net/http"
 	"net/netip"
+	"net/url"
 	"path"
 	"runtime/debug"
+	"slices"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/fault"
@@ -45,7 +49,7 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	if row != nil {
 		label = row.method + " " + row.path
 	}
-	if row != nil && s.elsewhere(row, r) && s.forward(rec, r, row) {
+	if f == nil && s.elsewhere(row, r) && s.forward(rec, r, row) {
 		return
 	}
 	var c *caller
@@ -82,12 +86,34 @@ func (s *Server) find(r *http.Request) (*route, *fault.Error, int) {
 	}
 	_, pattern := s.mux.Handler(r)
 	if row, ok := s.rows[pattern]; ok {
-		return row, nil, 0
+		return row, row.parameters(r.URL.RawQuery), 0
 	}
 	if s.otherMethod(r) {
 		return nil, fault.New(fault.InvalidRequest, "cannot use method %.20q here; /openapi.json lists the methods of every path", r.Method), http.StatusMethodNotAllowed
 	}
 	return nil, fault.New(fault.NotFound, "no such path; the paths are listed in /openapi.json"), 0
+}
+
+// parameters refuses a query that can be taken in two ways, on its way to any coordinator: what cannot be read would be
+// left out as if it had not been sent, and so would the second of two values.
+func (rt *route) parameters(raw string) *fault.Error {
+	if raw == "" || rt.access&public != 0 {
+		return nil
+	}
+	values, err := url.ParseQuery(raw)
+	if err != nil {
+		return invalid([]fault.Location{{Location: "query", Message: fmt.Sprintf("cannot read the query: %v; encode each name and value (RFC 3986), and set & between them", err)}})
+	}
+	var wrong checks
+	for _, name := range slices.Sorted(maps.Keys(values)) {
+		if n := len(values[name]); n > 1 {
+			wrong.add("query."+name, fmt.Errorf("it is given %d times: send it once", n))
+		}
+	}
+	if len(wrong) > 0 {
+		return invalid(wrong)
+	}
+	return nil
 }
 
 // otherMethod reports whether the path exists with another method.

@@ -25,6 +25,7 @@ func (s *Server) listGateways(ctx context.Context, in *listGatewaysInput) (*answ
 	pool := optional(&c, "query.pool", in.Pool, id.ParsePool)
 	host := optional(&c, "query.host_id", in.Host, id.ParseHost)
 	org := optional(&c, "query.organization_id", in.Organization, id.ParseOrganization)
+	p := paging(&c, in.Paging, id.ParseGateway)
 	if err := c.err(); err != nil {
 		return nil, err
 	}
@@ -32,7 +33,7 @@ func (s *Server) listGateways(ctx context.Context, in *listGatewaysInput) (*answ
 		keep := func(g *state.Gateway) bool {
 			return like(pool, g.Pool) && like(host, g.Host) && like(org, g.Desired.Organization) && like(in.State, string(g.State))
 		}
-		return page(in.Paging, v.Gateways(ws), func(g *state.Gateway) string { return string(g.ID) }, keep, gateway), nil
+		return page(p, v.Gateways(ws), func(g *state.Gateway) string { return string(g.ID) }, keep, gateway), nil
 	})
 }
 

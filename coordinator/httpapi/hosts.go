@@ -19,8 +19,13 @@ type listHostsInput struct {
 }
 
 func (s *Server) listHosts(ctx context.Context, in *listHostsInput) (*answer[api.List[api.Host]], error) {
+	var c checks
+	p := paging(&c, in.Paging, id.ParseHost)
+	if err := c.err(); err != nil {
+		return nil, err
+	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Host], error) {
-		return page(in.Paging, v.Hosts(ws), func(h *state.Host) string { return string(h.ID) }, every, s.converter(v, ws).host), nil
+		return page(p, v.Hosts(ws), func(h *state.Host) string { return string(h.ID) }, every, s.converter(v, ws).host), nil
 	})
 }
 

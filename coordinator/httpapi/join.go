@@ -85,8 +85,13 @@ type listJoinTokensInput struct {
 }
 
 func (s *Server) listJoinTokens(ctx context.Context, in *listJoinTokensInput) (*answer[api.List[api.JoinToken]], error) {
+	var c checks
+	p := paging(&c, in.Paging, id.ParseJoinToken)
+	if err := c.err(); err != nil {
+		return nil, err
+	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.JoinToken], error) {
-		return page(in.Paging, v.JoinTokens(ws), func(k *state.JoinToken) string { return string(k.ID) }, every, joinToken), nil
+		return page(p, v.JoinTokens(ws), func(k *state.JoinToken) string { return string(k.ID) }, every, joinToken), nil
 	})
 }
 

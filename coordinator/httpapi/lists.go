@@ -1,6 +1,7 @@
 package httpapi
 
 import (
+	"fmt"
 	"iter"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -12,17 +13,39 @@ type Paging struct {
 	Cursor string `query:"cursor" maxLength:"200" doc:"The cursor of the page before"`
 }
 
-// page takes one page out of records that come in the order of their ids: those after the cursor, which
-// is the id of the last item of the page before. Items that were removed since do no harm.
-func page[R, T any](p Paging, records iter.Seq[R], idOf func(R) string, keep func(R) bool, convert func(R) T) api.List[T] {
+// pages is a Paging that was read: at most limit items, those after one; "" is before every item.
+type pages struct {
+	limit int
+	after string
+}
+
+// paging reads what a list call was given. A cursor is the id of the last item of the page before, so it is read as one:
+// what is no id would be before or behind everything, and the answer an empty list that looks like the end.
+func paging[T ~string](c *checks, p Paging, parser func(string) (T, error)) pages {
+	return pages{limit: p.Limit, after: string(optional(c, "query.cursor", p.Cursor, cursorOf(parser)))}
+}
+
+// cursorOf reads a cursor and says what to send instead of one that no page has answered with.
+func cursorOf[T any](parser func(string) (T, error)) func(string) (T, error) {
+	return func(raw string) (T, error) {
+		v, err := parser(raw)
+		if err != nil {
+			return v, fmt.Errorf("cannot use %.80q as a cursor: send the one that the page before answered with, as it is, or none for the first page", raw)
+		}
+		return v, nil
+	}
+}
+
+// page takes one page out of records that come in the order of their ids. Items that were removed since do no harm.
+func page[R, T any](p pages, records iter.Seq[R], idOf func(R) string, keep func(R) bool, convert func(R) T) api.List[T] {
 	out := api.List[T]{Items: []T{}}
 	last := ""
 	for r := range records {
 		key := idOf(r)
-		if p.Cursor != "" && key <= p.Cursor || !keep(r) {
+		if p.after != "" && key <= p.after || !keep(r) {
 			continue
 		}
-		if len(out.Items) == p.Limit {
+		if len(out.Items) == p.limit {
 			out.Cursor = last
 			break
 		}

@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"net/url"
+	"strings"
 	"sync"
 	"time"
 
@@ -344,6 +345,11 @@ type membersOutput struct {
 
 // listMembers is answered without a leader too.
 func (s *Server) listMembers(_ context.Context, in *membersInput) (*membersOutput, error) {
+	var c checks
+	p := paging(&c, in.Paging, memberID)
+	if err := c.err(); err != nil {
+		return nil, err
+	}
 	all := func(yield func(api.GossipMember) bool) {
 		for _, m := range s.opts.Operator.Members() {
 			if !yield(m) {
@@ -353,7 +359,17 @@ func (s *Server) listMembers(_ context.Context, in *membersInput) (*membersOutpu
 	}
 	keep := func(m api.GossipMember) bool { return like(in.Role, m.Role) && like(in.Status, m.Status) }
 	same := func(m api.GossipMember) api.GossipMember { return m }
-	return &membersOutput{Body: page(in.Paging, all, func(m api.GossipMember) string { return m.Role + "." + m.Name }, keep, same)}, nil
+	return &membersOutput{Body: page(p, all, func(m api.GossipMember) string { return m.Role + "." + m.Name }, keep, same)}, nil
+}
+
+// memberID reads the id of a member in a list: its role, a dot and its name, which is that of a host or a coordinator.
+func memberID(s string) (string, error) {
+	role, name, _ := strings.Cut(s, ".")
+	if _, err := pki.ParseRole(role); err != nil {
+		return "", err
+	}
+	_, err := id.ParseHost(name)
+	return s, err
 }
 
 type nodeStateInput struct {

@@ -25,9 +25,14 @@ type listOrganizationsInput struct {
 }
 
 func (s *Server) listOrganizations(ctx context.Context, in *listOrganizationsInput) (*answer[api.List[api.Organization]], error) {
+	var c checks
+	p := paging(&c, in.Paging, id.ParseOrganization)
+	if err := c.err(); err != nil {
+		return nil, err
+	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Organization], error) {
 		conv := s.converter(v, ws)
-		return page(in.Paging, v.Organizations(ws), func(o *state.Organization) string { return string(o.ID) }, every, conv.organization), nil
+		return page(p, v.Organizations(ws), func(o *state.Organization) string { return string(o.ID) }, every, conv.organization), nil
 	})
 }
 

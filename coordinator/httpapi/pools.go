@@ -22,8 +22,13 @@ type listPoolsInput struct {
 }
 
 func (s *Server) listPools(ctx context.Context, in *listPoolsInput) (*answer[api.List[api.Pool]], error) {
+	var c checks
+	p := paging(&c, in.Paging, id.ParsePool)
+	if err := c.err(); err != nil {
+		return nil, err
+	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Pool], error) {
-		return page(in.Paging, v.Pools(ws), func(p *state.Pool) string { return string(p.Name) }, every, s.converter(v, ws).pool), nil
+		return page(p, v.Pools(ws), func(p *state.Pool) string { return string(p.Name) }, every, s.converter(v, ws).pool), nil
 	})
 }
 

@@ -70,7 +70,7 @@ func faultOf(status int, message string, errs []error) *fault.Error {
 	for _, err := range errs {
 		var d huma.ErrorDetailer
 		if errors.As(err, &d) {
-			f.Locations = append(f.Locations, fault.Location{Location: d.ErrorDetail().Location, Message: d.ErrorDetail().Message})
+			f.Locations = append(f.Locations, fault.Location{Location: d.ErrorDetail().Location, Message: remedied(d.ErrorDetail().Message)})
 		} else if err != nil {
 			f.Locations = append(f.Locations, fault.Location{Location: "body", Message: err.Error()})
 		}
@@ -79,6 +79,19 @@ func faultOf(status int, message string, errs []error) *fault.Error {
 		f.Locations = []fault.Location{{Location: "body", Message: message}} // such as: there is none
 	}
 	return invalid(f.Locations)
+}
+
+// remedied gives huma's messages that do not say what to send instead such a word.
+func remedied(message string) string {
+	switch message {
+	case "invalid integer":
+		return "want a whole number in decimal digits"
+	case "invalid boolean":
+		return "want true or false"
+	case "unknown query parameter":
+		return "unknown query parameter; /openapi.json lists those of every path"
+	}
+	return message
 }
 
 // invalid is the refusal of an input; its text names the first wrong part for those who read only that.

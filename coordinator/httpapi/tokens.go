@@ -66,8 +66,13 @@ type listTokensInput struct {
 }
 
 func (s *Server) listTokens(ctx context.Context, in *listTokensInput) (*answer[api.List[api.Token]], error) {
+	var c checks
+	p := paging(&c, in.Paging, id.ParseToken)
+	if err := c.err(); err != nil {
+		return nil, err
+	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Token], error) {
-		return page(in.Paging, v.Tokens(ws), func(t *state.Token) string { return string(t.ID) }, every, token), nil
+		return page(p, v.Tokens(ws), func(t *state.Token) string { return string(t.ID) }, every, token), nil
 	})
 }
 
