@@ -87,6 +87,16 @@ func TestAMoveWithoutItsNameStays(t *testing.T) {
 		}
 		coordtest.Eventually(t, what+": its name leads to where it is", func() bool { return m.leads(a.OrganizationID) == "192.0.2.1" })
 	}
+	coordtest.Eventually(t, "both undos are told, one of which failed at first", func() bool {
+		told := map[string]int{}
+		events, err := c.Admin.ListEvents(c.Context(), client.EventQuery{Topics: []string{"allocation"}})
+		for _, e := range events {
+			if e.AllocationID == a.AllocationID && e.Reason != "" {
+				told[e.Type+" "+e.Code]++
+			}
+		}
+		return err == nil && told["allocation.relocation_failed dns_failed"] == 2 && told["allocation.undo_dns "]+told["allocation.undo_dns dns_failed"] == 2
+	})
 	if moved, err := c.Admin.Migrate(c.Context(), a.AllocationID, api.MigrateAllocation{HostID: "h2"}, 0); err != nil || m.leads(a.OrganizationID) != "192.0.2.2" {
 		t.Errorf("afterwards: %v, %+v", err, moved)
 	}

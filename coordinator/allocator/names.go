@@ -204,10 +204,27 @@ func (r *Runner) back(ctx context.Context, n naming) {
 		return // confirmed, or on another way that has its own step
 	}
 	failpoint.Hit(n.label("undo_dns.before"))
-	ctx, cancel := context.WithTimeout(ctx, removePatience)
+	pointing, cancel := context.WithTimeout(ctx, removePatience)
 	defer cancel()
-	if err := r.opts.Names.Point(ctx, Name{Organization: now.Organization, Host: now.Host, Epoch: now.Epoch, Instead: n.grant.Epoch}); err != nil {
+	err := r.opts.Names.Point(pointing, Name{Organization: now.Organization, Host: now.Host, Epoch: now.Epoch, Instead: n.grant.Epoch})
+	if err != nil {
 		r.opts.Logger.Warn("cannot make the DNS record of an allocation that stays lead to its host again; it is tried again", "allocation", now.ID, "host", now.Host, "error", err)
+	}
+	r.tellBack(ctx, now, err)
+}
+
+// tellBack puts the undo of a move's step dns into the feed, where the undos of the other steps are. The journal of an
+// allocation that is served is of its present gateway, so this has no place there.
+func (r *Runner) tellBack(ctx context.Context, rec *state.Allocation, err error) {
+	e := command.Event{
+		Type: "allocation.undo_dns", At: r.opts.Now(), Allocation: rec.ID, Organization: rec.Organization, Pool: rec.Pool,
+		Gateway: rec.Gateway, Host: rec.Host, Reason: "it did not move, and its name leads to host " + string(rec.Host) + " again",
+	}
+	if err != nil {
+		e.Code, e.Reason = fault.DNSFailed, "it did not move, and its name cannot be made to lead to host "+string(rec.Host)+" again yet: "+fault.From(err).Message
+	}
+	if _, _, err := r.opts.Proposer.Propose(ctx, command.RecordEvents{Meta: r.meta("allocator", ""), Events: []command.Event{e}}); err != nil && ctx.Err() == nil {
+		r.opts.Logger.Warn("cannot record that the DNS step of a move was undone", "allocation", rec.ID, "error", err)
 	}
 }
 

@@ -57,6 +57,10 @@ func (n *Node) peers() []Peer {
 // many there were since the start.
 func (n *Node) FsyncStats() (p50, p99 time.Duration, count uint64) { return n.guard.took.quantiles() }
 
+// SnapshotsSent is how many snapshots this node has begun to send to each of the others since it started. One that is sent
+// snapshots without end is caught in a known loop of the library, or loses what it gets.
+func (n *Node) SnapshotsSent() map[string]uint64 { return n.transport.snapshots() }
+
 // latencies keeps the latest samples.
 type latencies struct {
 	mu      sync.Mutex

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net"
 	"sync"
 	"sync/atomic"
@@ -39,8 +40,9 @@ type ordered struct {
 	once    sync.Once
 	turn    chan struct{} // has a value while a snapshot is sent to a peer
 
-	mu   sync.Mutex
-	sent map[raft.ServerID][]time.Time // when snapshots went to a peer, the last snapshotAlarm+1
+	mu    sync.Mutex
+	sent  map[raft.ServerID][]time.Time // when snapshots went to a peer, the last snapshotAlarm+1
+	count map[string]uint64             // snapshots that went to a peer since the start
 }
 
 func newOrdered(t raft.Transport, log hclog.Logger) (*ordered, error) {
@@ -49,7 +51,7 @@ func newOrdered(t raft.Transport, log hclog.Logger) (*ordered, error) {
 		return nil, fmt.Errorf("cannot use a Raft transport of type %T: it does not support pre-vote", t)
 	}
 	return &ordered{
-		Transport: t, preVote: pre, log: log, sent: map[raft.ServerID][]time.Time{},
+		Transport: t, preVote: pre, log: log, sent: map[raft.ServerID][]time.Time{}, count: map[string]uint64{},
 		end: make(chan struct{}), turn: make(chan struct{}, 1),
 	}, nil
 }
@@ -149,6 +151,7 @@ func (o *ordered) InstallSnapshot(id raft.ServerID, target raft.ServerAddress, r
 	return o.Transport.InstallSnapshot(id, target, req, resp, data)
 }
 
+// tooMany counts a snapshot to a peer, and reports whether it is one of too many.
 func (o *ordered) tooMany(id raft.ServerID, now time.Time) bool {
 	o.mu.Lock()
 	defer o.mu.Unlock()
@@ -157,7 +160,15 @@ func (o *ordered) tooMany(id raft.ServerID, now time.Time) bool {
 		times = times[1:]
 	}
 	o.sent[id] = times
+	o.count[string(id)]++
 	return len(times) == snapshotAlarm+1 && now.Sub(times[0]) < snapshotWindow
+}
+
+// snapshots is how many snapshots went to each peer since the start.
+func (o *ordered) snapshots() map[string]uint64 {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return maps.Clone(o.count)
 }
 
 // Close implements raft.WithClose: no message comes in or goes out afterwards.

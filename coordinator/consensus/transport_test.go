@@ -161,4 +161,7 @@ func TestTooManySnapshots(t *testing.T) {
 			t.Errorf("snapshot %d to c3, a minute after the last: alarm", i+1)
 		}
 	}
+	if got := o.snapshots(); got["c2"] != 5 || got["c3"] != 5 || len(got) != 2 {
+		t.Errorf("counted %v", got)
+	}
 }

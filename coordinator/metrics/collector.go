@@ -23,6 +23,8 @@ type Node interface {
 	FsyncStats() (p50, p99 time.Duration, count uint64)
 	// Storage is the space on the disk of the log and the floor below which no new work is taken, in bytes.
 	Storage() (free, floor uint64)
+	// SnapshotsSent is how many snapshots went to each of the other members since the start.
+	SnapshotsSent() map[string]uint64
 }
 
 // Sources is what gauges are read from at a scrape.
@@ -58,7 +60,7 @@ type gauges struct {
 	gateways, poolMinReady, poolMax, poolLimited, poolETA, breaker   *prometheus.Desc
 	queueDepth, allocations, hosts, waiting, drainLeft, drainOverdue *prometheus.Desc
 	generation, draining, quarantined, routes, connected, serving    *prometheus.Desc
-	leaderKnown, isLeader, fsync, index, free, floor                 *prometheus.Desc
+	leaderKnown, isLeader, fsync, index, free, floor, snapshots      *prometheus.Desc
 }
 
 func newGauges(m *Metrics) *gauges {
@@ -90,6 +92,7 @@ func newGauges(m *Metrics) *gauges {
 		fsync:        desc("raft_fsync_seconds", "Latest log writes, sync included.", "quantile"),
 		free:         desc("raft_storage_free_bytes", "Space on the disk of the log."),
 		floor:        desc("raft_storage_floor_bytes", "With less space no new work is taken."),
+		snapshots:    desc("raft_snapshots_sent_total", "Snapshots of the state that were sent to another coordinator.", "peer"),
 		index:        desc("state_index", "Index of the newest change of the state."),
 	}
 }
@@ -125,6 +128,9 @@ func (g *gauges) Collect(ch chan<- prometheus.Metric) {
 		free, floor := src.Node.Storage()
 		send(g.free, float64(free))
 		send(g.floor, float64(floor))
+		for peer, n := range src.Node.SnapshotsSent() {
+			ch <- prometheus.MustNewConstMetric(g.snapshots, prometheus.CounterValue, float64(n), peer)
+		}
 		if p50, p99, count := src.Node.FsyncStats(); count > 0 {
 			send(g.fsync, p50.Seconds(), "0.5")
 			send(g.fsync, p99.Seconds(), "0.99")

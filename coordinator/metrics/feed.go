@@ -66,6 +66,10 @@ func (m *Metrics) allocation(e *state.Event, what string) {
 		}
 		m.set.allocations.WithLabelValues(what, string(e.Code), "false").Inc()
 		m.count(&m.refused)
+	case "relocation_failed": // whatever else it had come to, its gateway is taken back
+		m.set.allocationUndos.WithLabelValues(api.StepRecycle).Inc()
+	case api.StepUndoDNS:
+		m.set.allocationUndos.WithLabelValues(what).Inc()
 	case "reserved", "placed":
 		m.flow(e.Pool, e.At, 1)
 	case "active", "released", "failed", "rolled_back":

@@ -40,6 +40,8 @@ func (node) IsLeader() bool                { return true }
 func (node) Leader() (string, string)      { return "c1", "127.0.0.1:1" }
 func (node) Storage() (free, floor uint64) { return 3 << 30, 512 << 20 }
 
+func (node) SnapshotsSent() map[string]uint64 { return map[string]uint64{"c2": 4} }
+
 func (node) FsyncStats() (p50, p99 time.Duration, count uint64) {
 	return time.Millisecond, 9 * time.Millisecond, 5
 }
@@ -177,6 +179,7 @@ func TestGaugesOfTheState(t *testing.T) {
 		`demiurge_host_connected{host="h1"}`:                              1,
 		`demiurge_raft_leader_known`:                                      1,
 		`demiurge_raft_is_leader`:                                         1,
+		`demiurge_raft_snapshots_sent_total{peer="c2"}`:                   4,
 		`demiurge_raft_fsync_seconds{quantile="0.99"}`:                    .009,
 		`demiurge_state_index`:                                            float64(s.index),
 		`demiurge_pool_refill_seconds_count{pool="default"}`:              3,
