@@ -54,6 +54,7 @@ type StartRequest struct {
 	Actor, Source string
 	Organization  id.Organization
 	Pool          id.Pool
+	PoolNamed     bool          // by the caller: it has to exist also when the organization is served already
 	Wait          time.Duration // in line, when the pool is empty
 	WaitFor       string        // "routable" (default) or "reserved"
 	TTL           time.Duration
@@ -76,6 +77,7 @@ type BatchRequest struct {
 	Actor, Source string
 	Organizations []id.Organization
 	Pool          id.Pool
+	PoolNamed     bool // by the caller, as of a StartRequest
 	Wait          time.Duration
 	WaitFor       string // "reserved" (default) or "routable"
 	Key, Digest   string
@@ -147,7 +149,7 @@ func isEnding(a *state.Allocation) bool {
 
 func (r *Runner) reserveOnce(ctx context.Context, req StartRequest, asked time.Time) (command.ReserveOutcome, error) {
 	cmd := command.Reserve{
-		Meta: r.meta(req.Actor, req.Source), Pool: req.Pool, TTL: req.TTL, Metadata: req.Metadata,
+		Meta: r.meta(req.Actor, req.Source), Pool: req.Pool, PoolNamed: req.PoolNamed, TTL: req.TTL, Metadata: req.Metadata,
 		Items: []command.ReserveItem{{Organization: req.Organization, Allocation: id.NewAllocation()}},
 		Key:   req.Key, Digest: req.Digest,
 	}
@@ -312,7 +314,7 @@ func (r *Runner) reverify(ctx context.Context, rec *state.Allocation) error {
 func (r *Runner) StartBatch(ctx context.Context, req BatchRequest) ([]BatchOutcome, error) {
 	asked := r.opts.Now()
 	cmd := command.Reserve{
-		Meta: r.meta(req.Actor, req.Source), Pool: req.Pool, Key: req.Key, Digest: req.Digest,
+		Meta: r.meta(req.Actor, req.Source), Pool: req.Pool, PoolNamed: req.PoolNamed, Key: req.Key, Digest: req.Digest,
 		Items: make([]command.ReserveItem, len(req.Organizations)),
 	}
 	for i, o := range req.Organizations {

@@ -1,6 +1,7 @@
 package command
 
 import (
+	"errors"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/fault"
@@ -18,6 +19,18 @@ type Reserve struct {
 	Metadata   map[string]string `json:"metadata,omitempty"`
 	Key        string            `json:"key,omitempty"`    // digest of caller, route and Idempotency-Key
 	Digest     string            `json:"digest,omitempty"` // of the request's body, to refuse a key used for another one
+	// PoolNamed tells that the caller asked for this pool by its name: then it has to exist also for an organization that
+	// has a gateway, whatever pool that is of. Version 1 has no such field and looks for the pool only to take from it.
+	PoolNamed bool `json:"pool_named,omitempty"`
+}
+
+// decodeReserve1 reads version 1. Every allocation of a caller that names no pool is one, so it takes the quick way.
+func decodeReserve1(payload []byte) (Command, error) {
+	c, err := decode[Reserve](payload)
+	if err == nil && c.(Reserve).PoolNamed {
+		return nil, errors.New("version 1 has no field pool_named")
+	}
+	return c, err
 }
 
 // ReserveItem is one organization and the id its allocation gets if one is made.
@@ -121,7 +134,14 @@ func (Collect) Type() Type      { return TypeCollect }
 func (InitCluster) Type() Type  { return TypeInitCluster }
 func (RecordEvents) Type() Type { return TypeRecordEvents }
 
-func (Reserve) Version() uint8      { return 1 }
+// Version is the lowest that says everything.
+func (c Reserve) Version() uint8 {
+	if c.PoolNamed {
+		return 2
+	}
+	return 1
+}
+
 func (Confirm) Version() uint8      { return 1 }
 func (Fail) Version() uint8         { return 1 }
 func (Release) Version() uint8      { return 1 }

@@ -64,6 +64,7 @@ func (c *Reserve) fields(x *codec) {
 	}
 	x.text("key", &c.Key, true)
 	x.text("digest", &c.Digest, true)
+	x.truth("pool_named", &c.PoolNamed)
 }
 
 func (i *ReserveItem) fields(x *codec) {

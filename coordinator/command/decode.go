@@ -32,7 +32,7 @@ func (s Skipped) Version() uint8 { return s.Revision }
 // decoders is every version of every command that was ever written.
 var decoders = map[Type]map[uint8]func([]byte) (Command, error){
 	TypeInitCluster:        {1: decode[InitCluster]},
-	TypeReserve:            {1: decode[Reserve]},
+	TypeReserve:            {1: decodeReserve1, 2: decode[Reserve]},
 	TypeConfirm:            {1: decode[Confirm]},
 	TypeFail:               {1: decode[Fail]},
 	TypeRelease:            {1: decode[Release]},

@@ -52,6 +52,7 @@ func samples() map[string]command.Command {
 		"reserve": command.Reserve{
 			Meta: meta, Pool: pool, Items: []command.ReserveItem{{Organization: org, Allocation: allocation}},
 			QueueUntil: at.Add(time.Minute), TTL: time.Hour, Metadata: map[string]string{"b": "2", "a": "1"}, Key: "k", Digest: "d",
+			PoolNamed: true,
 		},
 		"confirm": command.Confirm{
 			Meta: meta, Allocation: allocation, Epoch: 7, Journal: []command.Step{step}, Observed: report,

@@ -351,3 +351,30 @@ func TestPlacement(t *testing.T) {
 		t.Fatalf("explanation: %+v", e)
 	}
 }
+
+// TestAPoolThatIsNamedExists: whoever names a pool that there is not hears of it, also for an organization that has its
+// gateway; whoever names none gets what there is. So does a request of version 1, which does not say whether it did.
+func TestAPoolThatIsNamedExists(t *testing.T) {
+	m := small(t, 2)
+	m.active(1, 1)
+	m.ok(command.PutPool{Meta: m.meta(), Pool: "other", Step: 1, Max: 1, MaxInFlight: 1, Isolation: "serve"})
+	for _, c := range []struct {
+		pool  id.Pool
+		named bool
+		want  fault.Code
+	}{
+		{"default", true, ""}, {"default", false, ""}, {"other", true, ""}, {"nowhere", false, ""}, {"nowhere", true, fault.NotFound},
+	} {
+		out := m.ok(command.Reserve{
+			Meta: m.meta(), Pool: c.pool, PoolNamed: c.named, Items: []command.ReserveItem{{Organization: orgID(1), Allocation: alID(9)}},
+		}).Reserved[0]
+		switch {
+		case c.want != "":
+			if out.Err == nil || out.Err.Code != c.want || !strings.Contains(out.Err.Message, string(c.pool)) || m.types() != "allocation.refused" {
+				t.Errorf("%+v: %+v, %s", c, out, m.types())
+			}
+		case out.Err != nil || !out.Existing || out.Allocation != alID(1):
+			t.Errorf("%+v: %+v", c, out)
+		}
+	}
+}

@@ -79,6 +79,9 @@ func (r *reserving) item(i int, item command.ReserveItem) command.ReserveOutcome
 			Allocation: a, Existing: true, Queued: found != nil && found.State == state.AllocationQueued,
 		}
 	}
+	if r.c.PoolNamed && r.pool == nil { // whatever the organization has
+		return r.noPool()
+	}
 	org := t.Organization(nil, item.Organization)
 	if org == nil {
 		return refused(fault.NotFound, 0, "organization %s does not exist; create it first", item.Organization)
@@ -90,12 +93,16 @@ func (r *reserving) item(i int, item command.ReserveItem) command.ReserveOutcome
 		return command.ReserveOutcome{Allocation: live.ID, Existing: true, Queued: live.State == state.AllocationQueued}
 	}
 	if r.pool == nil {
-		return refused(fault.NotFound, 0, "pool %q does not exist; create it first, or name another", r.c.Pool)
+		return r.noPool()
 	}
 	if item.Allocation == "" || t.Allocation(item.Allocation) != nil {
 		return refused(fault.Conflict, 0, "the allocation id %q is taken; use a new one", item.Allocation)
 	}
 	return r.give(org, item.Allocation)
+}
+
+func (r *reserving) noPool() command.ReserveOutcome {
+	return refused(fault.NotFound, 0, "pool %q does not exist; create it first, or name another", r.c.Pool)
 }
 
 func (r *reserving) give(org *state.Organization, allocation id.Allocation) command.ReserveOutcome {

@@ -90,6 +90,7 @@ func (s *Server) start(ctx context.Context, keyed Keyed, body api.StartAllocatio
 	req := allocator.StartRequest{
 		Organization: parse(&c, "body.organization_id", body.OrganizationID, id.ParseOrganization),
 		Pool:         poolOf(&c, body.Pool),
+		PoolNamed:    body.Pool != "",
 		Wait:         bounded(&c, "body.wait", body.Wait, waitLimit),
 		TTL:          bounded(&c, "body.ttl", body.TTL, ttlLimit),
 		WaitFor:      body.WaitFor, Metadata: body.Metadata,
@@ -152,7 +153,7 @@ type batchInput struct {
 func (s *Server) startBatch(ctx context.Context, in *batchInput) (*answer[api.List[api.BatchResult]], error) {
 	var c checks
 	req := allocator.BatchRequest{
-		Pool: poolOf(&c, in.Body.Pool), Wait: bounded(&c, "body.wait", in.Body.Wait, waitLimit), WaitFor: in.Body.WaitFor,
+		Pool: poolOf(&c, in.Body.Pool), PoolNamed: in.Body.Pool != "", Wait: bounded(&c, "body.wait", in.Body.Wait, waitLimit), WaitFor: in.Body.WaitFor,
 		Organizations: make([]id.Organization, len(in.Body.OrganizationIDs)),
 	}
 	seen := make(map[id.Organization]bool, len(in.Body.OrganizationIDs))
