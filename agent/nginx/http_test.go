@@ -163,6 +163,89 @@ func TestGatewayThatDoesNotAnswer(t *testing.T) {
 	}
 }
 
+// Whoever asks for names without route does not fill nginx's error log. What happens to requests that have one is logged,
+// also on the same connection, whoever it is that does not answer.
+func TestNamesWithoutRouteAreNotLogged(t *testing.T) {
+	t.Parallel()
+	h := newHost(t)
+	h.opts.AgentSocket = filepath.Join(h.opts.RunDir, "agent.sock") // nobody listens there
+	h.startNginx()
+	h.startEngine()
+	dead, large, site := h.gateway(nil), h.gateway(nil), id.NewOrganization()
+	_ = dead.server.Close()
+	client := &http.Client{Transport: &http.Transport{MaxIdleConnsPerHost: 1}}
+	t.Cleanup(client.CloseIdleConnections)
+	ask := func(org id.Organization, path string) int {
+		req, err := http.NewRequest(http.MethodGet, "http://"+h.opts.Listen[0].String()+path, nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Host = orgHost(org)
+		resp, err := client.Do(req)
+		if err != nil {
+			t.Fatal(err)
+		}
+		_, _ = io.Copy(io.Discard, resp.Body)
+		_ = resp.Body.Close()
+		return resp.StatusCode
+	}
+	// logged are the lines about requests for a name.
+	logged := func(name string) (lines []string) {
+		b, err := os.ReadFile(h.layout().errorLog())
+		if err != nil {
+			t.Fatal(err)
+		}
+		for line := range strings.Lines(string(b)) {
+			if strings.Contains(line, "client: ") && strings.Contains(line, name) {
+				lines = append(lines, line)
+			}
+		}
+		return lines
+	}
+	for name, cfg := range map[string]Config{
+		"one limit":   {Slots: []Slot{{dead.id, 1000}, {large.id, 1000}}, Sites: []Site{{Organization: site, MaxBody: 100}}},
+		"two limits":  {Slots: []Slot{{dead.id, 1000}, {large.id, 5000}}, Sites: []Site{{Organization: site, MaxBody: 100}}},
+		"common site": {Slots: []Slot{{dead.id, 1000}, {large.id, 1000}}, Sites: []Site{{Organization: site}}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			h.apply(cfg)
+			h.settled()
+			before := len(logged(""))
+			if status := ask(site, "/"); status != http.StatusServiceUnavailable {
+				t.Errorf("a site without route: %d", status)
+			}
+			for i := range 1000 {
+				path := []string{"/", "/-/route", "/oauth/token", "/healthz"}[i%4]
+				if status := ask(id.NewOrganization(), path); status != http.StatusServiceUnavailable {
+					t.Fatalf("%s of a name without route: %d", path, status)
+				}
+			}
+			if lines := logged("")[before:]; len(lines) > 0 {
+				t.Errorf("%d lines of names without route, such as %s", len(lines), lines[0])
+			}
+			org := id.NewOrganization()
+			h.route(org, dead, 1)
+			h.route(site, dead, 2)
+			defer func() {
+				if err := h.engine.Unroute(within(t), site, Target{dead.id, 2}); err != nil {
+					t.Error(err)
+				}
+			}()
+			for _, of := range []id.Organization{org, site} {
+				for path, want := range map[string]int{"/": http.StatusBadGateway, "/oauth/token": http.StatusServiceUnavailable} {
+					seen := len(logged(orgHost(of)))
+					if status := ask(of, path); status != want {
+						t.Errorf("%s that nobody answers: %d", path, status)
+					}
+					if lines := logged(orgHost(of))[seen:]; len(lines) != 1 || !strings.Contains(lines[0], "[error]") && !strings.Contains(lines[0], "[crit]") {
+						t.Errorf("%s that nobody answers: logged %q", path, lines)
+					}
+				}
+			}
+		})
+	}
+}
+
 // A gateway must not be able to send a client to nginx's internal locations or to replace its headers.
 func TestGatewayCannotSteerNginx(t *testing.T) {
 	t.Parallel()

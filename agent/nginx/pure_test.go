@@ -166,7 +166,7 @@ func readSite(d directive) Site {
 
 // closed lists every directive that the renderer may write in a part that comes from a tenant.
 func closed(d directive) error {
-	known := "absolute_redirect access_log add_header client_body_temp_path client_max_body_size default default_type error_page fastcgi_temp_path geo if " +
+	known := "absolute_redirect access_log add_header client_body_temp_path client_max_body_size default default_type error_log error_page fastcgi_temp_path geo if " +
 		"include internal keepalive keepalive_requests keepalive_timeout large_client_header_buffers listen location log_format map map_hash_bucket_size " +
 		"map_hash_max_size proxy_buffer_size proxy_connect_timeout proxy_hide_header proxy_http_version proxy_ignore_headers proxy_max_temp_file_size proxy_next_upstream " +
 		"proxy_headers_hash_bucket_size proxy_pass proxy_read_timeout proxy_send_timeout proxy_set_header proxy_temp_path real_ip_header real_ip_recursive request_pool_size return root scgi_temp_path server set " +

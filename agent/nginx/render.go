@@ -36,7 +36,8 @@ type renderer struct {
 
 // view is what the templates see.
 type view struct {
-	Dir, Temp, AccessLog, RoutesPattern, SocketDir string
+	Dir, Temp, RoutesPattern, SocketDir            string
+	AccessLog, ErrorLog                            string
 	Domain, DomainPattern, Agent, Certificate      string
 	Access, Pass                                   string
 	Listen, Proxies, Own, AgentPaths, Stripped     []string
@@ -95,16 +96,16 @@ func (r renderer) renderTo(dir string, n uint64, cfg Config) tree {
 			Site                     Site
 			Listen                   []string
 			Domain, Certificate, Dir string
-			AccessLog                string
+			AccessLog, ErrorLog      string
 			MaxBody                  int64
-		}{s, v.Listen, v.Domain, certificate, v.Dir, v.AccessLog, maxBody})
+		}{s, v.Listen, v.Domain, certificate, v.Dir, v.AccessLog, v.ErrorLog, maxBody})
 	}
 	return out
 }
 
 func (r renderer) view(dir string, cfg Config) view {
 	v := view{
-		Dir: dir, Temp: r.l.temp(), AccessLog: r.l.accessLog(),
+		Dir: dir, Temp: r.l.temp(), AccessLog: r.l.accessLog(), ErrorLog: r.l.errorLog(),
 		RoutesPattern: regexp.QuoteMeta(r.l.routes()), SocketDir: r.opts.SocketDir, Domain: r.opts.Domain,
 		DomainPattern: regexp.QuoteMeta(r.opts.Domain), Agent: r.opts.AgentSocket, AgentPaths: agentPaths, Access: r.opts.AccessSocket, Pass: r.opts.PassSocket, Stripped: strippedHeaders,
 		MaxBody: defaultMaxBody, Smallest: defaultMaxBody,
