@@ -145,8 +145,12 @@ func (d *Driver) leftovers(p driver.Process) []stat {
 		return nil
 	}
 	var out []stat
-	for _, s := range d.all.look() {
-		if s.session == p.PID && s.pid != p.PID && s.running() && s.start >= p.StartTime {
+	for _, m := range d.all.look() {
+		if m.session != p.PID || m.pid == p.PID {
+			continue
+		}
+		// The number may have gone to another process meanwhile, so its session is looked at again.
+		if s, err := readStat(m.pid); err == nil && s.session == p.PID && s.running() && s.start >= p.StartTime {
 			out = append(out, s)
 		}
 	}
@@ -204,22 +208,50 @@ func (d *Driver) marked(pid int) id.Gateway {
 	return gateway
 }
 
+// member is a process and the session that it is in.
+type member struct{ pid, session int }
+
+// members lists all processes of the machine with their sessions; what ends meanwhile is left out. Every gateway that ends
+// has the machine looked through, so the kernel is asked for the session alone: /proc/<pid>/stat costs a hundred times as much.
+func members() []member {
+	var out []member
+	for _, pid := range pids() {
+		session, err := unix.Getsid(pid)
+		if err != nil { // it has ended, or somebody forbids to ask this way
+			s, err := readStat(pid)
+			if err != nil {
+				continue
+			}
+			session = s.session
+		}
+		out = append(out, member{pid, session})
+	}
+	return out
+}
+
 // processes lists what runs on the machine; what ends meanwhile is left out.
 func processes() []stat {
+	var out []stat
+	for _, pid := range pids() {
+		if s, err := readStat(pid); err == nil {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// pids are the numbers of all processes, as far as this user may see them.
+func pids() []int {
 	dir, err := os.Open("/proc")
 	if err != nil {
 		return nil
 	}
 	defer func() { _ = dir.Close() }()
 	names, _ := dir.Readdirnames(-1)
-	var out []stat
+	out := make([]int, 0, len(names))
 	for _, name := range names {
-		pid, err := strconv.Atoi(name)
-		if err != nil {
-			continue
-		}
-		if s, err := readStat(pid); err == nil {
-			out = append(out, s)
+		if pid, err := strconv.Atoi(name); err == nil {
+			out = append(out, pid)
 		}
 	}
 	return out

@@ -90,7 +90,7 @@ func New(opts Options) (*Driver, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &Driver{opts: opts, log: opts.Logger.Named("process"), boot: boot, all: newTable(processes), children: map[driver.Process]*child{}}, nil
+	return &Driver{opts: opts, log: opts.Logger.Named("process"), boot: boot, all: newTable(members), children: map[driver.Process]*child{}}, nil
 }
 
 // Start implements driver.Driver.

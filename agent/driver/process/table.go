@@ -6,22 +6,22 @@ import "sync"
 // are recycled at once, each would read all of /proc twice otherwise, which is dear and holds up whatever else
 // the host does.
 type table struct {
-	read    func() []stat
+	read    func() []member
 	running chan struct{} // capacity 1: holds a value during a reading
 
 	mu   sync.Mutex // guards next
 	next *reading   // collects those who ask while another reading is on its way
 }
 
-func newTable(read func() []stat) *table { return &table{read: read, running: make(chan struct{}, 1)} }
+func newTable(read func() []member) *table { return &table{read: read, running: make(chan struct{}, 1)} }
 
 type reading struct {
 	done chan struct{}
-	all  []stat // written before done is closed, and not changed after
+	all  []member // written before done is closed, and not changed after
 }
 
 // look returns all processes as a reading that began after the call found them.
-func (t *table) look() []stat {
+func (t *table) look() []member {
 	t.mu.Lock()
 	r, leads := t.next, false
 	if r == nil {

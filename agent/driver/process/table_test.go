@@ -12,11 +12,11 @@ func TestThoseWhoAskAtTheSameTimeShareAReading(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		var readings, pid atomic.Int64
 		gate := make(chan struct{})
-		tab := newTable(func() []stat {
+		tab := newTable(func() []member {
 			readings.Add(1)
-			seen := stat{pid: int(pid.Load())}
+			seen := member{pid: int(pid.Load())}
 			<-gate
-			return []stat{seen}
+			return []member{seen}
 		})
 		var asking sync.WaitGroup
 		asking.Go(func() { tab.look() })
