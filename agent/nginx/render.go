@@ -36,15 +36,15 @@ type renderer struct {
 
 // view is what the templates see.
 type view struct {
-	Dir, Temp, RoutesPattern, SocketDir            string
-	AccessLog, ErrorLog                            string
-	Domain, DomainPattern, Agent, Certificate      string
-	Access, Pass                                   string
-	Listen, Proxies, Own, AgentPaths, Stripped     []string
-	SlotUpstreams, SlotLimits                      string
-	Limits                                         []int64
-	MaxBody, Smallest                              int64
-	NamesHash, MapHash                             int
+	Dir, Temp, RoutesPattern, SocketDir        string
+	AccessLog, ErrorLog                        string
+	Domain, DomainPattern, Agent, Certificate  string
+	Access, Pass                               string
+	Listen, Proxies, Own, AgentPaths, Stripped []string
+	SlotUpstreams, SlotLimits                  string
+	Limits                                     []int64
+	MaxBody, Smallest                          int64
+	NamesHash, MapHash                         int
 }
 
 // agentPaths are the locations that the agent answers on organizations' names.

@@ -13,7 +13,9 @@ type table struct {
 	next *reading   // collects those who ask while another reading is on its way
 }
 
-func newTable(read func() []member) *table { return &table{read: read, running: make(chan struct{}, 1)} }
+func newTable(read func() []member) *table {
+	return &table{read: read, running: make(chan struct{}, 1)}
+}
 
 type reading struct {
 	done chan struct{}
