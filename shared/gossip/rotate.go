@@ -195,26 +195,36 @@ func (n *Node) prints() []Fingerprint {
 // relays is how many members repeat each answer about keys, so that a lost packet costs nothing.
 const relays = 2
 
+// mostAsks is how often the pool is asked where nobody is missing and some answers did not come.
+const mostAsks = 3
+
 // everywhere has the library ask the pool until nobody is missing. What counts is not the answer to the
-// question but what each member publishes once its keys are safe.
+// question but what each member publishes once its keys are safe. But that may be of before another node changed them,
+// so nobody is passed over for it: all are asked, again if not all answered.
 func (n *Node) everywhere(ctx context.Context, ask func(*serf.KeyManager, *serf.KeyRequestOptions) error, missing func(KeyReport) []string) (KeyReport, error) {
 	var asked time.Time
+	answered, asks := false, 0
 	for {
 		report := n.Keys()
 		left := missing(report)
-		if len(left) == 0 {
+		if len(left) == 0 && (answered || asks >= mostAsks) {
 			return report, nil
 		}
-		if time.Since(asked) >= queryTime {
+		if len(left) == 0 || time.Since(asked) >= queryTime {
 			if !n.begin() {
 				return report, errors.New("the node is stopping")
 			}
-			if err := ask(n.serf.KeyManager(), &serf.KeyRequestOptions{RelayFactor: relays}); err != nil {
+			err := ask(n.serf.KeyManager(), &serf.KeyRequestOptions{RelayFactor: relays})
+			if err != nil {
 				n.log.Debug("not every member answered about keys yet", "error", err)
 			}
+			answered, asks = answered || err == nil, asks+1
 			n.joins.Done()
 			asked = time.Now()
 			n.nudge()
+		}
+		if len(left) == 0 {
+			continue // each round asked, and took its time where an answer was missing
 		}
 		select {
 		case <-ctx.Done():
