@@ -282,13 +282,14 @@ func (o operator) RotateGossip(ctx context.Context, meta command.Meta) (api.Goss
 		if _, err := o.gossip.UseKey(ctx, old.Fingerprint(), true); err != nil {
 			return api.GossipRotated{}, stuck(err)
 		}
+		// The state first: a coordinator that follows it would take a key again that it was just told to drop.
+		if err := keep(old); err != nil {
+			return api.GossipRotated{}, err
+		}
 		for _, left := range ring[1:] {
 			if _, err := o.gossip.RemoveKey(ctx, left.Fingerprint(), true); err != nil {
 				return api.GossipRotated{}, stuck(err)
 			}
-		}
-		if err := keep(old); err != nil {
-			return api.GossipRotated{}, err
 		}
 	}
 	if err := keep(old, next); err != nil {
@@ -328,12 +329,15 @@ func (c *Coordinator) followKeys(ctx context.Context) {
 	defer tick.Stop()
 	var taken []string
 	for {
-		if texts := c.trust.Keyring(); !slices.Equal(texts, taken) {
-			if err := c.takeKeys(texts); err != nil {
-				c.log.Error("cannot take over the gossip keys", "error", err)
-			} else {
-				taken = texts
+		if c.rotation.TryLock() { // while this coordinator itself rotates, its own keys are ahead of the state
+			if texts := c.trust.Keyring(); !slices.Equal(texts, taken) {
+				if err := c.takeKeys(texts); err != nil {
+					c.log.Error("cannot take over the gossip keys", "error", err)
+				} else {
+					taken = texts
+				}
 			}
+			c.rotation.Unlock()
 		}
 		select {
 		case <-ctx.Done():
