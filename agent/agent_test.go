@@ -42,7 +42,8 @@ func TestMain(m *testing.M) {
 			program:      {"github.com/demiurge-platform/demiurge/cmd/demiurge-gateway"},
 			agentProgram: {"-tags", "failpoints", "github.com/demiurge-platform/demiurge/cmd/demiurge-agent"},
 		} {
-			build := exec.Command("go", append([]string{"build", "-o", path}, args...)...)
+			build := exec.Command("go", append([]string{"build", "-trimpath", "-o", path}, args...)...)
+			build.Env = append(os.Environ(), "CGO_ENABLED=0") // as make build has it
 			if out, err := build.CombinedOutput(); err != nil {
 				fmt.Fprintf(os.Stderr, "cannot build %s: %v\n%s", path, err, out)
 				return 1

@@ -45,13 +45,20 @@ type process struct {
 	admin        *client.Client // asks this one alone, and does not ask again
 }
 
+// buildCoordinator builds the program as make build does.
+func buildCoordinator(b *testing.B, bin, tags string) {
+	build := exec.Command("go", "build", "-trimpath", "-tags", tags, "-o", bin, "../cmd/demiurge-coordinator")
+	build.Env = append(os.Environ(), "CGO_ENABLED=0")
+	if out, err := build.CombinedOutput(); err != nil {
+		b.Fatalf("%v\n%s", err, out)
+	}
+}
+
 // startProcesses builds the program and runs n of it as one cluster. Tags are for the build, extra is more lines
 // of each one's configuration.
 func startProcesses(b *testing.B, n int, tags, profile, extra string) *processes {
 	p := &processes{b: b, bin: filepath.Join(b.TempDir(), "demiurge-coordinator"), key: pki.NewKey()}
-	if out, err := exec.Command("go", "build", "-tags", tags, "-o", p.bin, "../cmd/demiurge-coordinator").CombinedOutput(); err != nil {
-		b.Fatalf("%v\n%s", err, out)
-	}
+	buildCoordinator(b, p.bin, tags)
 	gossip := make([]string, n)
 	for i := range gossip {
 		gossip[i] = strconv.Quote(coordtest.FreeAddr(b))

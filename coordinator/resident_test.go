@@ -22,9 +22,7 @@ func BenchmarkHundredThousandGateways(b *testing.B) {
 	const hosts, each = 100, 1000
 	dir := b.TempDir()
 	bin := filepath.Join(dir, "demiurge-coordinator")
-	if out, err := exec.Command("go", "build", "-o", bin, "../cmd/demiurge-coordinator").CombinedOutput(); err != nil {
-		b.Fatalf("%v\n%s", err, out)
-	}
+	buildCoordinator(b, bin, "")
 	address := coordtest.FreeAddr(b)
 	text := fmt.Sprintf("node_id: c1\ndata_dir: %s/data\ndomain: example.org\napi: {listen: %q, plain: true}\nraft: {listen: %q}\ngossip: {listen: %q}\nlog: {level: warn}\n",
 		dir, address, coordtest.FreeAddr(b), coordtest.FreeAddr(b))
