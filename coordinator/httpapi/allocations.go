@@ -236,13 +236,13 @@ func (s *Server) listAllocations(ctx context.Context, in *listAllocationsInput) 
 		conv := s.converter(v, ws)
 		keep := func(a *state.Allocation) bool {
 			return like(org, a.Organization) && like(pool, a.Pool) && like(host, a.Host) && like(gateway, a.Gateway) &&
-				(!in.Live || a.State.Live()) && (in.State == "" || conv.allocation(a).State == in.State)
+				(!in.Live || a.State.Live()) && (in.State == "" || conv.state(a) == in.State)
 		}
-		records := v.Allocations
+		list := v.AllocationsAfter
 		if in.Live || in.State != "" && state.AllocationState(in.State).Live() {
-			records = v.UnendedAllocations
+			list = v.UnendedAllocationsAfter
 		}
-		return page(p, records(ws), func(a *state.Allocation) string { return string(a.ID) }, keep, conv.allocation), nil
+		return page(p, watching(ws, list), func(a *state.Allocation) id.Allocation { return a.ID }, keep, conv.allocation), nil
 	})
 }
 

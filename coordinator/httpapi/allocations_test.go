@@ -3,6 +3,8 @@ package httpapi
 import (
 	"context"
 	"encoding/json"
+	"fmt"
+	"iter"
 	"net/http"
 	"slices"
 	"strings"
@@ -338,5 +340,49 @@ func TestListsAreFilteredAndPaged(t *testing.T) {
 	}
 	if got := k.call(get, "/v1/allocations?host_id=h2", k.tokens[api.RoleReader], ""); string(got.body) != "{\"items\":[]}\n" {
 		t.Errorf("an empty list is %s", got.body)
+	}
+}
+
+// TestAPageReadsItsOwnRecords counts what is read of a list: the items of the page, those that the filter leaves out
+// between them, and one that tells that there are more.
+func TestAPageReadsItsOwnRecords(t *testing.T) {
+	read := 0
+	list := func(after id.Host) iter.Seq[int] {
+		from := 0
+		if after != "" {
+			if _, err := fmt.Sscanf(string(after), "h%d", &from); err != nil {
+				t.Fatal(err)
+			}
+			from++
+		}
+		return func(yield func(int) bool) {
+			for n := from; n < 1000; n++ {
+				if read++; !yield(n) {
+					return
+				}
+			}
+		}
+	}
+	same := func(n int) int { return n }
+	idOf := func(n int) id.Host { return id.Host(fmt.Sprintf("h%d", n)) }
+	even := func(n int) bool { return n%2 == 0 }
+	for _, c := range []struct {
+		after  id.Host
+		keep   func(int) bool
+		items  []int
+		cursor string
+		read   int
+	}{
+		{"", every[int], []int{0, 1, 2}, "h2", 4},
+		{"h989", every[int], []int{990, 991, 992}, "h992", 4},
+		{"h989", even, []int{990, 992, 994}, "h994", 7},
+		{"h996", every[int], []int{997, 998, 999}, "", 3},
+		{"h999", every[int], []int{}, "", 0},
+	} {
+		read = 0
+		got := page(pages[id.Host]{limit: 3, after: c.after}, list, idOf, c.keep, same)
+		if !slices.Equal(got.Items, c.items) || got.Cursor != c.cursor || read != c.read {
+			t.Errorf("after %q: %d and %q from %d records, want %d and %q from %d", c.after, got.Items, got.Cursor, read, c.items, c.cursor, c.read)
+		}
 	}
 }

@@ -32,7 +32,7 @@ func (c *converter) allocation(a *state.Allocation) api.Allocation {
 	out := api.Allocation{
 		AllocationID: string(a.ID), OrganizationID: string(a.Organization), Pool: string(a.Pool),
 		GatewayID: string(a.Gateway), HostID: string(a.Host), Hostname: hostname, URL: c.server.opts.PublicURL(hostname),
-		Epoch: uint64(a.Epoch), State: string(a.State), Warm: a.Warm, CreatedAt: a.CreatedAt.UTC(),
+		Epoch: uint64(a.Epoch), State: c.state(a), Warm: a.Warm, CreatedAt: a.CreatedAt.UTC(),
 		ActiveAt: instant(a.ActiveAt), EndedAt: instant(a.EndedAt), ExpiresAt: instant(a.ExpiresAt),
 		Timings: timings(a.Timings), Metadata: a.Metadata, Index: a.ModifyIndex,
 	}
@@ -43,15 +43,20 @@ func (c *converter) allocation(a *state.Allocation) api.Allocation {
 	if a.Failure.Code != "" {
 		out.Failure = &api.Failure{Code: string(a.Failure.Code), Message: a.Failure.Message}
 	}
-	switch a.State {
-	case state.AllocationQueued:
+	if a.State == state.AllocationQueued {
 		out.Position = c.position(a)
-	case state.AllocationReserved:
-		if phase, _, ok := c.server.opts.Allocations.Phase(a.ID); ok {
-			out.State = phase
-		}
 	}
 	return out
+}
+
+// state is an allocation's state as callers see it: of one that is reserved the leader knows how far it is.
+func (c *converter) state(a *state.Allocation) string {
+	if a.State == state.AllocationReserved {
+		if phase, _, ok := c.server.opts.Allocations.Phase(a.ID); ok {
+			return phase
+		}
+	}
+	return string(a.State)
 }
 
 // position is a queued allocation's place in its pool's line, from 1.

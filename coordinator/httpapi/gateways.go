@@ -2,6 +2,7 @@ package httpapi
 
 import (
 	"context"
+	"iter"
 	"net/http"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -31,9 +32,13 @@ func (s *Server) listGateways(ctx context.Context, in *listGatewaysInput) (*answ
 	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Gateway], error) {
 		keep := func(g *state.Gateway) bool {
-			return like(pool, g.Pool) && like(host, g.Host) && like(org, g.Desired.Organization) && like(in.State, string(g.State))
+			return like(pool, g.Pool) && like(org, g.Desired.Organization) && like(in.State, string(g.State))
 		}
-		return page(p, v.Gateways(ws), func(g *state.Gateway) string { return string(g.ID) }, keep, gateway), nil
+		list := watching(ws, v.GatewaysAfter)
+		if host != "" {
+			list = func(after id.Gateway) iter.Seq[*state.Gateway] { return v.GatewaysOfHostAfter(ws, host, after) }
+		}
+		return page(p, list, func(g *state.Gateway) id.Gateway { return g.ID }, keep, gateway), nil
 	})
 }
 

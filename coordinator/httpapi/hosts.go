@@ -25,7 +25,7 @@ func (s *Server) listHosts(ctx context.Context, in *listHostsInput) (*answer[api
 		return nil, err
 	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Host], error) {
-		return page(p, v.Hosts(ws), func(h *state.Host) string { return string(h.ID) }, every, s.converter(v, ws).host), nil
+		return page(p, watching(ws, v.HostsAfter), func(h *state.Host) id.Host { return h.ID }, every, s.converter(v, ws).host), nil
 	})
 }
 

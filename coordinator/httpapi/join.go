@@ -91,7 +91,7 @@ func (s *Server) listJoinTokens(ctx context.Context, in *listJoinTokensInput) (*
 		return nil, err
 	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.JoinToken], error) {
-		return page(p, v.JoinTokens(ws), func(k *state.JoinToken) string { return string(k.ID) }, every, joinToken), nil
+		return page(p, watching(ws, v.JoinTokensAfter), func(k *state.JoinToken) id.JoinToken { return k.ID }, every, joinToken), nil
 	})
 }
 

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"iter"
 
+	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
 
@@ -14,15 +15,15 @@ type Paging struct {
 }
 
 // pages is a Paging that was read: at most limit items, those after one; "" is before every item.
-type pages struct {
+type pages[K ~string] struct {
 	limit int
-	after string
+	after K
 }
 
 // paging reads what a list call was given. A cursor is the id of the last item of the page before, so it is read as one:
 // what is no id would be before or behind everything, and the answer an empty list that looks like the end.
-func paging[T ~string](c *checks, p Paging, parser func(string) (T, error)) pages {
-	return pages{limit: p.Limit, after: string(optional(c, "query.cursor", p.Cursor, cursorOf(parser)))}
+func paging[K ~string](c *checks, p Paging, parser func(string) (K, error)) pages[K] {
+	return pages[K]{limit: p.Limit, after: optional(c, "query.cursor", p.Cursor, cursorOf(parser))}
 }
 
 // cursorOf reads a cursor and says what to send instead of one that no page has answered with.
@@ -36,23 +37,28 @@ func cursorOf[T any](parser func(string) (T, error)) func(string) (T, error) {
 	}
 }
 
-// page takes one page out of records that come in the order of their ids. Items that were removed since do no harm.
-func page[R, T any](p pages, records iter.Seq[R], idOf func(R) string, keep func(R) bool, convert func(R) T) api.List[T] {
+// page takes one page out of the records after one, which come in the order of their ids. A page costs its own records and
+// what keep leaves out, wherever in the list it is. Items that were removed since do no harm.
+func page[K ~string, R, T any](p pages[K], after func(K) iter.Seq[R], idOf func(R) K, keep func(R) bool, convert func(R) T) api.List[T] {
 	out := api.List[T]{Items: []T{}}
-	last := ""
-	for r := range records {
-		key := idOf(r)
-		if p.after != "" && key <= p.after || !keep(r) {
+	var last K
+	for r := range after(p.after) {
+		if !keep(r) {
 			continue
 		}
 		if len(out.Items) == p.limit {
-			out.Cursor = last
+			out.Cursor = string(last)
 			break
 		}
 		out.Items = append(out.Items, convert(r))
-		last = key
+		last = idOf(r)
 	}
 	return out
+}
+
+// watching is a list of the state as page wants it.
+func watching[K ~string, R any](ws state.WatchSet, list func(state.WatchSet, K) iter.Seq[R]) func(K) iter.Seq[R] {
+	return func(after K) iter.Seq[R] { return list(ws, after) }
 }
 
 // every keeps all records.

@@ -6,9 +6,12 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"iter"
 	"net/http"
 	"net/netip"
 	"net/url"
+	"slices"
+	"sort"
 	"strings"
 	"sync"
 	"time"
@@ -350,16 +353,15 @@ func (s *Server) listMembers(_ context.Context, in *membersInput) (*membersOutpu
 	if err := c.err(); err != nil {
 		return nil, err
 	}
-	all := func(yield func(api.GossipMember) bool) {
-		for _, m := range s.opts.Operator.Members() {
-			if !yield(m) {
-				return
-			}
-		}
+	key := func(m api.GossipMember) string { return m.Role + "." + m.Name }
+	list := func(after string) iter.Seq[api.GossipMember] {
+		all := s.opts.Operator.Members()
+		first := sort.Search(len(all), func(i int) bool { return key(all[i]) > after })
+		return slices.Values(all[first:])
 	}
 	keep := func(m api.GossipMember) bool { return like(in.Role, m.Role) && like(in.Status, m.Status) }
 	same := func(m api.GossipMember) api.GossipMember { return m }
-	return &membersOutput{Body: page(p, all, func(m api.GossipMember) string { return m.Role + "." + m.Name }, keep, same)}, nil
+	return &membersOutput{Body: page(p, list, key, keep, same)}, nil
 }
 
 // memberID reads the id of a member in a list: its role, a dot and its name, which is that of a host or a coordinator.

@@ -31,8 +31,7 @@ func (s *Server) listOrganizations(ctx context.Context, in *listOrganizationsInp
 		return nil, err
 	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Organization], error) {
-		conv := s.converter(v, ws)
-		return page(p, v.Organizations(ws), func(o *state.Organization) string { return string(o.ID) }, every, conv.organization), nil
+		return page(p, watching(ws, v.OrganizationsAfter), func(o *state.Organization) id.Organization { return o.ID }, every, s.converter(v, ws).organization), nil
 	})
 }
 

@@ -28,7 +28,7 @@ func (s *Server) listPools(ctx context.Context, in *listPoolsInput) (*answer[api
 		return nil, err
 	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Pool], error) {
-		return page(p, v.Pools(ws), func(p *state.Pool) string { return string(p.Name) }, every, s.converter(v, ws).pool), nil
+		return page(p, watching(ws, v.PoolsAfter), func(p *state.Pool) id.Pool { return p.Name }, every, s.converter(v, ws).pool), nil
 	})
 }
 

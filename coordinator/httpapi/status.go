@@ -56,7 +56,7 @@ func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error
 	var stuck notes
 	now := s.opts.Now()
 	for a := range v.LiveAllocations(nil) {
-		out.Allocations[conv.allocation(a).State]++
+		out.Allocations[conv.state(a)]++
 		allocationNotes(&stuck, v, a, now)
 	}
 	out.Problems = s.problems(&out, stuck, drifted)

@@ -72,7 +72,7 @@ func (s *Server) listTokens(ctx context.Context, in *listTokensInput) (*answer[a
 		return nil, err
 	}
 	return read(ctx, s, in.Reading, func(v state.View, ws state.WatchSet) (api.List[api.Token], error) {
-		return page(p, v.Tokens(ws), func(t *state.Token) string { return string(t.ID) }, every, token), nil
+		return page(p, watching(ws, v.TokensAfter), func(t *state.Token) id.Token { return t.ID }, every, token), nil
 	})
 }
 

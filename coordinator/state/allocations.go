@@ -2,7 +2,6 @@ package state
 
 import (
 	"iter"
-	"slices"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -177,22 +176,26 @@ func (v View) Allocation(ws WatchSet, allocation id.Allocation) *Allocation {
 }
 
 // Allocations ranges over all allocations, ended ones too, by id. Each ended one costs its unpacking.
-func (v View) Allocations(ws WatchSet) iter.Seq[*Allocation] {
-	unended, ended := v.trees.allocations.all(ws, ""), v.trees.ended.all(ws, "")
+func (v View) Allocations(ws WatchSet) iter.Seq[*Allocation] { return v.AllocationsAfter(ws, "") }
+
+// AllocationsAfter is Allocations for those after one.
+func (v View) AllocationsAfter(ws WatchSet, after id.Allocation) iter.Seq[*Allocation] {
+	unended, ended := v.trees.allocations.after(ws, string(after)), v.trees.ended.after(ws, string(after))
 	return func(yield func(*Allocation) bool) {
-		rest := slices.Collect(unended)
+		next, stop := iter.Pull(unended)
+		defer stop()
+		a, more := next()
 		for packed := range ended {
-			for len(rest) > 0 && string(rest[0].ID) < packed.id() {
-				if !yield(rest[0]) {
+			for ; more && string(a.ID) < packed.id(); a, more = next() {
+				if !yield(a) {
 					return
 				}
-				rest = rest[1:]
 			}
 			if !yield(packed.unpack()) {
 				return
 			}
 		}
-		for _, a := range rest {
+		for ; more; a, more = next() {
 			if !yield(a) {
 				return
 			}
@@ -202,7 +205,12 @@ func (v View) Allocations(ws WatchSet) iter.Seq[*Allocation] {
 
 // UnendedAllocations ranges over the live allocations by id.
 func (v View) UnendedAllocations(ws WatchSet) iter.Seq[*Allocation] {
-	return v.trees.allocations.all(ws, "")
+	return v.UnendedAllocationsAfter(ws, "")
+}
+
+// UnendedAllocationsAfter is UnendedAllocations for those after one.
+func (v View) UnendedAllocationsAfter(ws WatchSet, after id.Allocation) iter.Seq[*Allocation] {
+	return v.trees.allocations.after(ws, string(after))
 }
 
 // EndedBefore lists the allocations that ended before a moment, by id.

@@ -99,7 +99,12 @@ func (v View) Gateway(ws WatchSet, gateway id.Gateway) *Gateway {
 
 // Gateways ranges over all gateways by id.
 func (v View) Gateways(ws WatchSet) iter.Seq[*Gateway] {
-	return v.trees.gateways.all(ws, "")
+	return v.GatewaysAfter(ws, "")
+}
+
+// GatewaysAfter is Gateways for those after one.
+func (v View) GatewaysAfter(ws WatchSet, after id.Gateway) iter.Seq[*Gateway] {
+	return v.trees.gateways.after(ws, string(after))
 }
 
 // Gateway gives a gateway as this transaction left it; nil when it is unknown.

@@ -60,7 +60,12 @@ func (v View) Host(ws WatchSet, host id.Host) *Host {
 }
 
 // Hosts ranges over all hosts by id.
-func (v View) Hosts(ws WatchSet) iter.Seq[*Host] { return all[Host](v, ws, tableHosts, indexID, "") }
+func (v View) Hosts(ws WatchSet) iter.Seq[*Host] { return v.HostsAfter(ws, "") }
+
+// HostsAfter is Hosts for those after one.
+func (v View) HostsAfter(ws WatchSet, after id.Host) iter.Seq[*Host] {
+	return all[Host](v, ws, tableHosts, string(after))
+}
 
 // PutHost stores a host. The states of its gateways follow from it, so they are put afterwards.
 func (t *Txn) PutHost(next Host) *Host {

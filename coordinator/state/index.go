@@ -27,9 +27,6 @@ func (keyIndexer[T]) FromArgs(args ...any) ([]byte, error) {
 	return nil, fmt.Errorf("cannot look up %v: want one string", args)
 }
 
-// PrefixFromArgs implements memdb.PrefixIndexer.
-func (x keyIndexer[T]) PrefixFromArgs(args ...any) ([]byte, error) { return x.FromArgs(args...) }
-
 // unique declares an index whose key may be missing, except for the primary one.
 func unique[T any](name string, key func(*T) string) *memdb.IndexSchema {
 	return &memdb.IndexSchema{Name: name, Unique: true, AllowMissing: name != indexID, Indexer: keyIndexer[T]{key}}

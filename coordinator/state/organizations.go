@@ -43,7 +43,12 @@ func (v View) Organization(ws WatchSet, organization id.Organization) *Organizat
 
 // Organizations ranges over all organizations by id.
 func (v View) Organizations(ws WatchSet) iter.Seq[*Organization] {
-	return v.trees.organizations.all(ws, "")
+	return v.OrganizationsAfter(ws, "")
+}
+
+// OrganizationsAfter is Organizations for those after one.
+func (v View) OrganizationsAfter(ws WatchSet, after id.Organization) iter.Seq[*Organization] {
+	return v.trees.organizations.after(ws, string(after))
 }
 
 // PutOrganization stores an organization.

@@ -53,7 +53,12 @@ func (v View) Pool(ws WatchSet, pool id.Pool) *Pool {
 
 // Pools ranges over all pools by name.
 func (v View) Pools(ws WatchSet) iter.Seq[*Pool] {
-	return all[Pool](v, ws, tablePools, indexID, "")
+	return v.PoolsAfter(ws, "")
+}
+
+// PoolsAfter is Pools for those after one.
+func (v View) PoolsAfter(ws WatchSet, after id.Pool) iter.Seq[*Pool] {
+	return all[Pool](v, ws, tablePools, string(after))
 }
 
 // PutPool stores a pool.

@@ -40,7 +40,7 @@ func (v View) Request(key string) *Request {
 
 // Requests ranges over the answered requests by key.
 func (v View) Requests(ws WatchSet) iter.Seq[*Request] {
-	return all[Request](v, ws, tableRequests, indexID, "")
+	return all[Request](v, ws, tableRequests, "")
 }
 
 // PutRequest keeps an answer.

@@ -3,6 +3,7 @@ package state_test
 import (
 	"bytes"
 	"fmt"
+	"iter"
 	"slices"
 	"strings"
 	"testing"
@@ -345,5 +346,92 @@ func TestSaveAndLoad(t *testing.T) {
 	huge := []byte{1, 0xff, 0xff, 0xff, 0xff, 0xff, 0x0f}
 	if _, err := state.Load(bytes.NewReader(huge)); err == nil || !strings.Contains(err.Error(), "damaged") {
 		t.Fatal(err)
+	}
+}
+
+// TestListsGoOnAfterAnyID: also after one that is not there any more, or that is the beginning of others.
+func TestListsGoOnAfterAnyID(t *testing.T) {
+	s := fixture(t)
+	names := []string{"h1", "h2", "h10", "h", "h100", "h3"}
+	write(s, 2, func(x *state.Txn) {
+		for n, name := range names {
+			x.PutHost(state.Host{ID: id.Host(name), Status: api.HostAlive})
+			x.PutPool(state.Pool{Name: id.Pool(name)})
+			x.PutToken(state.Token{ID: id.Token(name), Hash: name})
+			x.PutJoinToken(state.JoinToken{ID: id.JoinToken(name)})
+			x.PutOrganization(state.Organization{ID: id.Organization(name)})
+			x.PutGateway(gateway(10+n, "h2", id.Pool(name), api.PhaseReady), "")
+			a := state.Allocation{ID: al(n), Organization: id.Organization(name), State: state.AllocationReserved}
+			if n%2 == 0 {
+				a.State = state.AllocationFailed
+			}
+			x.PutAllocation(a, "")
+		}
+	})
+	v := s.View()
+	for _, after := range []string{"", "a", "gw-0000000010", "gw-0000000013", "gw-000000001", "h", "h0", "h1", "h10", "h2", "h9", "al-0000000000000002", "al-0000000000000003", "z"} {
+		goesOn(t, v.Hosts(nil), v.HostsAfter(nil, id.Host(after)), after, func(h *state.Host) string { return string(h.ID) })
+		goesOn(t, v.Pools(nil), v.PoolsAfter(nil, id.Pool(after)), after, func(p *state.Pool) string { return string(p.Name) })
+		goesOn(t, v.Tokens(nil), v.TokensAfter(nil, id.Token(after)), after, func(k *state.Token) string { return string(k.ID) })
+		goesOn(t, v.JoinTokens(nil), v.JoinTokensAfter(nil, id.JoinToken(after)), after, func(k *state.JoinToken) string { return string(k.ID) })
+		goesOn(t, v.Organizations(nil), v.OrganizationsAfter(nil, id.Organization(after)), after, func(o *state.Organization) string { return string(o.ID) })
+		goesOn(t, v.Gateways(nil), v.GatewaysAfter(nil, id.Gateway(after)), after, func(g *state.Gateway) string { return string(g.ID) })
+		goesOn(t, v.GatewaysOfHost(nil, "h2"), v.GatewaysOfHostAfter(nil, "h2", id.Gateway(after)), after, func(g *state.Gateway) string { return string(g.ID) })
+		goesOn(t, v.Allocations(nil), v.AllocationsAfter(nil, id.Allocation(after)), after, func(a *state.Allocation) string { return string(a.ID) })
+		goesOn(t, v.UnendedAllocations(nil), v.UnendedAllocationsAfter(nil, id.Allocation(after)), after, func(a *state.Allocation) string { return string(a.ID) })
+	}
+	for range v.Hosts(nil) {
+		break // a reader may end early
+	}
+	for range v.Allocations(nil) {
+		break
+	}
+}
+
+// goesOn compares a list after an id with what of the whole list comes after it.
+func goesOn[T any](t *testing.T, whole, rest iter.Seq[T], after string, idOf func(T) string) {
+	t.Helper()
+	var want, got []string
+	for r := range whole {
+		if key := idOf(r); key > after {
+			want = append(want, key)
+		}
+	}
+	for r := range rest {
+		got = append(got, idOf(r))
+	}
+	if after == "" && len(got) < 3 || !slices.IsSorted(got) || !slices.Equal(got, want) {
+		t.Errorf("after %q come %q, want %q", after, got, want)
+	}
+}
+
+// TestHistoryIsReadFromItsPlace counts the objects that reading makes: unpacking an ended allocation makes some. So the last
+// page of a long history costs what its first one does, and neither what there is besides.
+func TestHistoryIsReadFromItsPlace(t *testing.T) {
+	s := state.New()
+	const many = 2000
+	write(s, 1, func(x *state.Txn) {
+		for n := range many {
+			a := state.Allocation{ID: al(n), Organization: id.Organization(fmt.Sprint(n)), State: state.AllocationFailed, Metadata: map[string]string{"n": fmt.Sprint(n)}}
+			if n%2 == 0 {
+				a.State = state.AllocationReserved
+			}
+			x.PutAllocation(a, "")
+		}
+	})
+	v := s.View()
+	objects := func(after id.Allocation) float64 {
+		return testing.AllocsPerRun(5, func() {
+			n := 0
+			for range v.AllocationsAfter(nil, after) {
+				if n++; n == 10 {
+					return
+				}
+			}
+		})
+	}
+	first, last := objects(""), objects(al(many-11))
+	if first > 250 || last > 250 {
+		t.Errorf("the first ten of %d allocations make %v objects and the last ten %v, want 20 or so for each that has ended", many, first, last)
 	}
 }

@@ -118,6 +118,11 @@ func (v View) HostCounts(ws WatchSet, host id.Host) Counts {
 
 // GatewaysOfHost ranges over a host's gateways by id.
 func (v View) GatewaysOfHost(ws WatchSet, host id.Host) iter.Seq[*Gateway] {
+	return v.GatewaysOfHostAfter(ws, host, "")
+}
+
+// GatewaysOfHostAfter is GatewaysOfHost for those after one.
+func (v View) GatewaysOfHostAfter(ws WatchSet, host id.Host, after id.Gateway) iter.Seq[*Gateway] {
 	c := v.trees.tallies.get(ws, string(host))
 	return func(yield func(*Gateway) bool) {
 		if c == nil {
@@ -125,7 +130,9 @@ func (v View) GatewaysOfHost(ws WatchSet, host id.Host) iter.Seq[*Gateway] {
 		}
 		var ids []id.Gateway
 		for i := range c.pools {
-			ids = append(ids, c.pools[i].ids...)
+			of := c.pools[i].ids
+			first, _ := slices.BinarySearch(of, after+"\x00") // the least that is greater
+			ids = append(ids, of[first:]...)
 		}
 		v.inOrder(ids, yield)
 	}

@@ -48,7 +48,12 @@ func (v View) TokenByHash(hash string) *Token {
 
 // Tokens ranges over all tokens by id.
 func (v View) Tokens(ws WatchSet) iter.Seq[*Token] {
-	return all[Token](v, ws, tableTokens, indexID, "")
+	return v.TokensAfter(ws, "")
+}
+
+// TokensAfter is Tokens for those after one.
+func (v View) TokensAfter(ws WatchSet, after id.Token) iter.Seq[*Token] {
+	return all[Token](v, ws, tableTokens, string(after))
 }
 
 // PutToken stores a token.

@@ -155,6 +155,16 @@ func (t *tree[T]) watch(l *leaf[T], key string) <-chan struct{} {
 // all ranges over the records whose keys begin with prefix, by key. The records may be changed meanwhile,
 // the range is of what was there before.
 func (t *tree[T]) all(ws memdb.WatchSet, prefix string) iter.Seq[T] {
+	return t.ranging(ws, func(yield func(T) bool) { t.root.below(prefix).walk(yield) })
+}
+
+// after is all for the records whose keys come after one, which need not be there. Those before cost nothing.
+func (t *tree[T]) after(ws memdb.WatchSet, key string) iter.Seq[T] {
+	return t.ranging(ws, func(yield func(T) bool) { t.root.walkAfter(key, yield) })
+}
+
+// ranging watches the whole tree and lets a walk through this version of it be.
+func (t *tree[T]) ranging(ws memdb.WatchSet, walk iter.Seq[T]) iter.Seq[T] {
 	if ws != nil {
 		wait := t.home.whole.wait()
 		if t.home.current.Load() != t.root {
@@ -166,7 +176,7 @@ func (t *tree[T]) all(ws memdb.WatchSet, prefix string) iter.Seq[T] {
 		if t.owner != nil {
 			t.owner = &owner{}
 		}
-		t.root.below(prefix).walk(yield)
+		walk(yield)
 	}
 }
 
@@ -209,6 +219,37 @@ func (n *node[T]) walk(yield func(T) bool) bool {
 		return false
 	}
 	for _, e := range n.edges {
+		if !e.node.walk(yield) {
+			return false
+		}
+	}
+	return true
+}
+
+// walkAfter is walk for what comes after key, which is what is left of it here.
+func (n *node[T]) walkAfter(key string, yield func(T) bool) bool {
+	if n == nil {
+		return true
+	}
+	c := common(n.prefix, key)
+	switch {
+	case c < len(n.prefix) && (c == len(key) || n.prefix[c] > key[c]):
+		return n.walk(yield)
+	case c < len(n.prefix):
+		return true
+	}
+	rest, key := n.edges, key[c:]
+	if key != "" {
+		i, found := n.edge(key[0])
+		if found && !n.edges[i].node.walkAfter(key, yield) {
+			return false
+		}
+		if found {
+			i++
+		}
+		rest = rest[i:]
+	}
+	for _, e := range rest {
 		if !e.node.walk(yield) {
 			return false
 		}

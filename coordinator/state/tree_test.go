@@ -33,7 +33,7 @@ func checkTree(t *testing.T, what string, x *tree[*int], want map[string]*int) {
 	if got := slices.Collect(x.all(nil, "")); !slices.Equal(got, records) {
 		t.Fatalf("%s: %d records in order, want %d", what, len(got), len(records))
 	}
-	for _, prefix := range []string{"a", "ab", "\xff", "long-long-", "lo", "none"} {
+	for _, prefix := range []string{"", "a", "ab", "b\x00", "\xff", "long-long-", "long-long-c", "lo", "none"} {
 		records = nil
 		for _, key := range slices.Sorted(maps.Keys(want)) {
 			if strings.HasPrefix(key, prefix) {
@@ -42,6 +42,15 @@ func checkTree(t *testing.T, what string, x *tree[*int], want map[string]*int) {
 		}
 		if got := slices.Collect(x.all(nil, prefix)); !slices.Equal(got, records) {
 			t.Fatalf("%s: %d records below %q, want %d", what, len(got), prefix, len(records))
+		}
+		records = nil
+		for _, key := range slices.Sorted(maps.Keys(want)) {
+			if key > prefix {
+				records = append(records, want[key])
+			}
+		}
+		if got := slices.Collect(x.after(nil, prefix)); !slices.Equal(got, records) {
+			t.Fatalf("%s: %d records after %q, want %d", what, len(got), prefix, len(records))
 		}
 		if _, there := want[prefix]; !there && x.get(nil, prefix) != nil {
 			t.Fatalf("%s: %q is there", what, prefix)
@@ -131,6 +140,50 @@ func treeIsAMap(t *testing.T, newTree func() tree[*int]) {
 			checkTree(t, "an old version", &v.tree, v.want)
 		}
 	}
+}
+
+// TestTreeReadsNothingBefore: what comes after a key is found without a look at anything before it, so that the last page of
+// a list costs what the first one does. Everything before the key is replaced by a record that would show.
+func TestTreeReadsNothingBefore(t *testing.T) {
+	seen := new(int)
+	r := rand.New(rand.NewPCG(1, 1))
+	for range 50 {
+		x := newTree[*int]()
+		x.begin(&owner{})
+		keys := map[string]bool{}
+		for range 200 {
+			keys[treeKey(r)] = true
+		}
+		for _, key := range slices.Sorted(maps.Keys(keys)) {
+			x.put(key, new(int))
+		}
+		for _, after := range slices.Sorted(maps.Keys(keys)) {
+			left := slices.Collect(x.after(nil, after))
+			n := replaceBefore(x.root, after, &node[*int]{leaf: &leaf[*int]{key: "\xff", record: seen}})
+			if slices.Contains(slices.Collect(x.after(nil, after)), seen) || !slices.Equal(slices.Collect(x.after(nil, after)), left) {
+				t.Fatalf("what comes before %q was looked at", after)
+			}
+			if all := slices.Collect(x.all(nil, "")); n > 0 && !slices.Contains(all, seen) {
+				t.Fatalf("nothing before %q was replaced", after)
+			}
+		}
+	}
+}
+
+// replaceBefore replaces what comes before a key, and the key's own record, and tells how many nodes that were.
+func replaceBefore(n *node[*int], key string, by *node[*int]) (replaced int) {
+	if n.leaf != nil {
+		n.leaf, replaced = by.leaf, 1
+	}
+	if key = key[len(n.prefix):]; key == "" {
+		return replaced
+	}
+	i, _ := n.edge(key[0])
+	for j := range i {
+		n.edges[j].node = by
+		replaced++
+	}
+	return replaced + replaceBefore(n.edges[i].node, key, by)
 }
 
 // TestTreeWatchesOfOldVersions: who begins to wait on an old version is told at once of what is no longer so.

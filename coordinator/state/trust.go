@@ -94,7 +94,12 @@ func (v View) JoinToken(ws WatchSet, token id.JoinToken) *JoinToken {
 
 // JoinTokens ranges over all join tokens by id.
 func (v View) JoinTokens(ws WatchSet) iter.Seq[*JoinToken] {
-	return all[JoinToken](v, ws, tableJoinTokens, indexID, "")
+	return v.JoinTokensAfter(ws, "")
+}
+
+// JoinTokensAfter is JoinTokens for those after one.
+func (v View) JoinTokensAfter(ws WatchSet, after id.JoinToken) iter.Seq[*JoinToken] {
+	return all[JoinToken](v, ws, tableJoinTokens, string(after))
 }
 
 // Enrolment gives the enrolment of a program; nil when it has none.
@@ -104,7 +109,7 @@ func (v View) Enrolment(ws WatchSet, role, name string) *Enrolment {
 
 // Enrolments ranges over all enrolments by role and name.
 func (v View) Enrolments(ws WatchSet) iter.Seq[*Enrolment] {
-	return all[Enrolment](v, ws, tableEnrolments, indexID, "")
+	return all[Enrolment](v, ws, tableEnrolments, "")
 }
 
 // PutTrust stores the record.

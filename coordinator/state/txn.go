@@ -119,7 +119,7 @@ func (t *Txn) remove(name string, record any) {
 // saveAll is the save of a table whose records go into a snapshot as they are.
 func saveAll[T any](name string) func(View, func(any) error) error {
 	return func(v View, put func(any) error) error {
-		for r := range all[T](v, nil, name, indexID, "") {
+		for r := range all[T](v, nil, name, "") {
 			if err := put(r); err != nil {
 				return err
 			}

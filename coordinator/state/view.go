@@ -30,26 +30,25 @@ func first[T any](v View, ws WatchSet, name, index, key string) *T {
 	return obj.(*T)
 }
 
-// all ranges over the records of an index in the order of its keys; prefix "" means every one.
-func all[T any](v View, ws WatchSet, name, index, prefix string) iter.Seq[*T] {
-	open := func() memdb.ResultIterator {
-		var it memdb.ResultIterator
-		var err error
-		if prefix == "" {
-			it, err = v.txn.Get(name, index)
-		} else {
-			it, err = v.txn.Get(name, index+"_prefix", prefix)
-		}
+// all ranges over the records of a table whose ids come after one, by id; "" is before every record. Those before cost
+// nothing.
+func all[T any](v View, ws WatchSet, name, after string) iter.Seq[*T] {
+	if ws != nil {
+		it, err := v.txn.Get(name, indexID)
 		if err != nil {
 			panic("cannot read table " + name + ": " + err.Error())
 		}
-		return it
+		ws.Add(it.WatchCh())
 	}
-	if ws != nil {
-		ws.Add(open().WatchCh())
+	least := ""
+	if after != "" {
+		least = after + "\x00"
 	}
 	return func(yield func(*T) bool) {
-		it := open()
+		it, err := v.txn.LowerBound(name, indexID, least)
+		if err != nil {
+			panic("cannot read table " + name + ": " + err.Error())
+		}
 		for obj := it.Next(); obj != nil; obj = it.Next() {
 			if !yield(obj.(*T)) {
 				return
