@@ -1,7 +1,7 @@
 package fsm
 
 import (
-	"slices"
+	"iter"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -36,32 +36,66 @@ const restoreGrace = 30 * time.Second
 // restored is why gateways are begun anew, for people.
 const restored = "the state was restored from a snapshot: what the gateway has known since is not known"
 
-// outrun prepares the gateways and the unconfirmed grants of a restored state.
-func outrun(t *state.Txn) {
-	for _, g := range slices.Collect(t.Gateways(nil)) {
-		next := *g
-		next.Desired.Outrun = max(next.Desired.Incarnation+restoreLeap, next.Desired.Outrun)
-		if next.Desired.Allocation == "" && !next.Desired.Quarantined {
-			next.Desired.Index, next.Desired.Reason = t.EntryIndex(), restored
-			demandFresh(t, &next)
-		}
-		t.PutGateway(next, restored)
+// rewritten is how many records of a restored state are prepared in one transaction. What a transaction replaces stays in
+// memory until it ends, and so do its events: all in one took more than the state itself.
+const rewritten = 1000
+
+// outrun prepares the gateways and the unconfirmed grants of a restored state, in transactions of rewrite.
+func outrun(rewrite func(change func(*state.Txn))) {
+	some(rewrite, (*state.Txn).GatewaysAfter, func(t *state.Txn, g *state.Gateway) id.Gateway {
+		outrunGateway(t, g)
+		return g.ID
+	})
+	some(rewrite, (*state.Txn).UnendedAllocationsAfter, func(t *state.Txn, a *state.Allocation) id.Allocation {
+		extend(t, a)
+		return a.ID
+	})
+}
+
+// some changes the records of a list, so many in each transaction. change gives the id of what it has changed.
+func some[K ~string, R any](rewrite func(func(*state.Txn)), after func(*state.Txn, state.WatchSet, K) iter.Seq[R], change func(*state.Txn, R) K) {
+	var last K
+	for more := true; more; {
+		rewrite(func(t *state.Txn) {
+			batch := make([]R, 0, rewritten) // first: changing while ranging would range over two states
+			for r := range after(t, nil, last) {
+				if batch = append(batch, r); len(batch) == rewritten {
+					break
+				}
+			}
+			for _, r := range batch {
+				last = change(t, r)
+			}
+			more = len(batch) == rewritten
+		})
 	}
-	for _, a := range slices.Collect(t.LiveAllocations(nil)) {
-		grant, pending := a.Pending()
-		if !pending {
-			continue
-		}
-		next := *a
-		grant.Deadline = t.Now().Add(activationOf(a) + restoreGrace)
-		if a.Move != nil && a.Move.Target != nil {
-			m := *a.Move
-			m.Target, next.Move = &grant, &m
-		} else {
-			next.Deadline = grant.Deadline
-		}
-		t.PutAllocation(next, "")
+}
+
+func outrunGateway(t *state.Txn, g *state.Gateway) {
+	next := *g
+	next.Desired.Outrun = max(next.Desired.Incarnation+restoreLeap, next.Desired.Outrun)
+	if next.Desired.Allocation == "" && !next.Desired.Quarantined {
+		next.Desired.Index, next.Desired.Reason = t.EntryIndex(), restored
+		demandFresh(t, &next)
 	}
+	t.PutGateway(next, restored)
+}
+
+// extend gives the grant of an allocation that was not confirmed more time.
+func extend(t *state.Txn, a *state.Allocation) {
+	grant, pending := a.Pending()
+	if !pending {
+		return
+	}
+	next := *a
+	grant.Deadline = t.Now().Add(activationOf(a) + restoreGrace)
+	if a.Move != nil && a.Move.Target != nil {
+		m := *a.Move
+		m.Target, next.Move = &grant, &m
+	} else {
+		next.Deadline = grant.Deadline
+	}
+	t.PutAllocation(next, "")
 }
 
 func renewGateways(t *state.Txn, c command.RenewGateways) command.Result {

@@ -207,3 +207,47 @@ func TestARestoredStateEndsWhatWasEnding(t *testing.T) {
 		t.Fatalf("%+v", g)
 	}
 }
+
+// TestARestoredStateIsPreparedInPieces counts what one transaction changes: what it replaces stays in memory until it ends.
+func TestARestoredStateIsPreparedInPieces(t *testing.T) {
+	const gateways, hosts = 3000, 2
+	m := newMachine(t)
+	m.check = false
+	m.ok(command.PutPool{Meta: m.meta(), Pool: "default", Max: gateways, Step: 3, MaxInFlight: 10, Isolation: "serve", ActivationTimeout: time.Second})
+	for h := range hosts {
+		name := id.Host("h" + coded(h, 3))
+		m.host(name, gateways/hosts)
+		m.ready("default", name, h*gateways/hosts, (h+1)*gateways/hosts-1)
+	}
+	reserve := command.Reserve{Meta: m.meta(), Pool: "default"}
+	for n := range 1500 {
+		m.org(n)
+		reserve.Items = append(reserve.Items, command.ReserveItem{Organization: orgID(n), Allocation: alID(n)})
+	}
+	m.ok(reserve)
+	m.now = m.now.Add(time.Hour)
+	last := m.store.View().Index()
+	m.goBack(m.snapshot())
+
+	changed := map[uint64]int{}
+	for g := range m.store.View().Gateways(nil) {
+		changed[g.ModifyIndex]++
+		if want := g.Desired.Allocation == ""; want != (g.State == state.GatewayRecycling) || max(g.Desired.Outrun, g.Desired.Incarnation) < 1<<20 {
+			t.Fatalf("gateway %s is %s and wanted as %+v", g.ID, g.State, g.Desired)
+		}
+	}
+	for a := range m.store.View().LiveAllocations(nil) {
+		changed[a.ModifyIndex]++
+		if !a.Deadline.After(m.now) {
+			t.Fatalf("allocation %s has time until %s, and it is %s", a.ID, a.Deadline, m.now)
+		}
+	}
+	for index, n := range changed {
+		if index <= last || n > 1000 {
+			t.Errorf("%d records were changed at index %d, of which the snapshot has %d", n, index, last)
+		}
+	}
+	if len(changed) != 5 {
+		t.Errorf("changed at %v", changed)
+	}
+}

@@ -87,13 +87,18 @@ func Convert(r io.Reader, w io.Writer, at time.Time, keep func(clusterID string,
 	if err != nil {
 		return err
 	}
-	txn := store.Begin()
-	txn.Entry(state.Origin{Index: v.Index() + 1, At: at}) // no entry has this index: they leap far above it at a restore
-	if trust != nil {
-		txn.PutTrust(*trust)
+	rewrite := func(change func(*state.Txn)) {
+		txn := store.Begin()
+		txn.Entry(state.Origin{Index: txn.Index() + 1, At: at}) // no entry has this index: they leap far above it at a restore
+		change(txn)
+		txn.Commit()
 	}
-	outrun(txn)
-	txn.Commit()
+	rewrite(func(t *state.Txn) {
+		if trust != nil {
+			t.PutTrust(*trust)
+		}
+	})
+	outrun(rewrite)
 	return (&snapshot{store.Checkpoint()}).write(w)
 }
 
