@@ -76,12 +76,13 @@ func pause(ctx context.Context, d time.Duration) {
 	}
 }
 
-// eligible lists the hosts that may take more gateways.
+// eligible lists the hosts that may take more gateways. It watches their records; look watches the counts of all of them
+// at once, because a watch for each of a thousand hosts costs more than the look.
 func eligible(view state.View, ws state.WatchSet) []Host {
 	var out []Host
 	for h := range view.Hosts(ws) {
 		if _, may := h.Eligible(); may {
-			out = append(out, Host{ID: h.ID, Gateways: view.HostCounts(ws, h.ID).Total(), Capacity: h.Report.Capacity})
+			out = append(out, Host{ID: h.ID, Gateways: view.HostCounts(nil, h.ID).Total(), Capacity: h.Report.Capacity})
 		}
 	}
 	return out
@@ -89,7 +90,7 @@ func eligible(view state.View, ws state.WatchSet) []Host {
 
 // look gathers what Plan needs to know of a pool.
 func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool {
-	c := view.Counts(ws, p.Name)
+	c := view.Counts(ws, p.Name) // which watches all hosts' counts
 	out := Pool{
 		Spec: *p, Ready: c.Of(state.GatewayReady), InFlight: c.Of(state.GatewayPending) + c.Of(state.GatewayStarting),
 		Recycled: c.Of(state.GatewayRecycling), Total: c.Total() - c.Of(state.GatewayTerminating) - c.Of(state.GatewayLost), Hosts: hosts,
@@ -105,7 +106,7 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 	}
 	for h := range view.Hosts(ws) {
 		if h.Cordoned { // what it has ready is of no use, and what it serves may want to leave
-			n := view.CountsOfHost(ws, p.Name, h.ID)
+			n := view.CountsOfHost(nil, p.Name, h.ID)
 			out.Ready -= n.Of(state.GatewayReady)
 			out.InFlight -= n.Of(state.GatewayPending) + n.Of(state.GatewayStarting)
 			out.Recycled -= n.Of(state.GatewayRecycling)
@@ -115,8 +116,8 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 		}
 	}
 	if c.Of(state.GatewayFailed) > 0 {
-		for g := range view.GatewaysOfPool(nil, p.Name) {
-			if g.State == state.GatewayFailed && g.Desired.Organization == "" {
+		for g := range view.GatewaysOfPoolIn(p.Name, state.GatewayFailed) {
+			if g.Desired.Organization == "" {
 				out.Failed, out.LastWords = append(out.Failed, g.ID), g.Observed.Message
 			}
 		}
@@ -125,9 +126,7 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 		out.Spare = spare(view, p.Name)
 	}
 	if p.Breaker.Failures > 0 {
-		for g := range view.GatewaysOfPool(nil, p.Name) {
-			out.ReadySince = out.ReadySince || g.ReadyIndex > p.ModifyIndex
-		}
+		out.ReadySince = view.ReadySince(p.Name, p.ModifyIndex)
 	}
 	return out
 }
@@ -135,13 +134,14 @@ func look(view state.View, ws state.WatchSet, p *state.Pool, hosts []Host) Pool 
 // spare lists the ready gateways of a pool, those of the fullest host first.
 func spare(view state.View, pool id.Pool) []id.Gateway {
 	var ready []*state.Gateway
-	for g := range view.GatewaysOfPool(nil, pool) {
-		if g.State == state.GatewayReady {
-			ready = append(ready, g)
+	held := map[id.Host]int{}
+	for g := range view.GatewaysOfPoolIn(pool, state.GatewayReady) {
+		ready = append(ready, g)
+		if _, known := held[g.Host]; !known {
+			held[g.Host] = view.HostCounts(nil, g.Host).Total()
 		}
 	}
-	held := func(g *state.Gateway) int { c := view.HostCounts(nil, g.Host); return c.Total() }
-	slices.SortStableFunc(ready, func(a, b *state.Gateway) int { return held(b) - held(a) })
+	slices.SortStableFunc(ready, func(a, b *state.Gateway) int { return held[b.Host] - held[a.Host] })
 	out := make([]id.Gateway, len(ready))
 	for i, g := range ready {
 		out[i] = g.ID

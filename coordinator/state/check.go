@@ -189,13 +189,14 @@ func (c *checker) tallies() {
 		host id.Host
 		pool id.Pool
 	}
-	counts, ids, ready := map[place]Counts{}, map[place][]id.Gateway{}, map[place][]readyKey{}
+	counts, ids, ready, last := map[place]Counts{}, map[place][]id.Gateway{}, map[place][]readyKey{}, map[place]uint64{}
 	for g := range c.Gateways(nil) {
 		p := place{g.Host, g.Pool}
 		n := counts[p]
 		n.add(g.State, 1)
 		counts[p] = n
 		ids[p] = append(ids[p], g.ID)
+		last[p] = max(last[p], g.ReadyIndex)
 		if g.State == GatewayReady {
 			ready[p] = append(ready[p], keyOf(g))
 		}
@@ -212,6 +213,9 @@ func (c *checker) tallies() {
 			if have.counts != counts[p] || !slices.Equal(have.ids, ids[p]) || !slices.Equal(have.ready, ready[p]) {
 				c.failf("the tally of host %s and pool %s says %v, %v, %v and counting says %v, %v, %v",
 					p.host, p.pool, have.counts, have.ids, have.ready, counts[p], ids[p], ready[p])
+			}
+			if have.lastReady < last[p] { // of one that is gone it may be later
+				c.failf("a gateway of host %s and pool %s became ready at index %d, and the tally says %d", p.host, p.pool, last[p], have.lastReady)
 			}
 			delete(counts, p)
 		}

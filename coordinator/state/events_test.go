@@ -142,14 +142,17 @@ func TestReadersBesideTheWriter(t *testing.T) {
 			var after state.EventID
 			for {
 				v := s.View()
-				n := 0
-				for g := range v.GatewaysOfPool(nil, "a") {
+				n, ready := 0, 0
+				for g := range v.Gateways(nil) {
 					if g.Pool == "a" {
 						n++
 					}
 				}
-				if total := v.Counts(nil, "a").Total(); total != n {
-					t.Errorf("%d gateways, %d counted", n, total)
+				for range v.GatewaysOfPoolIn("a", state.GatewayReady) {
+					ready++
+				}
+				if c := v.Counts(nil, "a"); c.Total() != n || c.Of(state.GatewayReady) != ready {
+					t.Errorf("%d gateways, %d of them ready; counted: %+v", n, ready, c)
 					return
 				}
 				events, _, _ := s.Events(after, 100)

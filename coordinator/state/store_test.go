@@ -79,14 +79,16 @@ func TestReadsOfGateways(t *testing.T) {
 		"host h1": {ids(v.GatewaysOfHost(nil, "h1")), "3 4"},
 		"host h2": {ids(v.GatewaysOfHost(nil, "h2")), "1 2"},
 		"host h3": {ids(v.GatewaysOfHost(nil, "h3")), ""},
-		"pool a":  {ids(v.GatewaysOfPool(nil, "a")), "1 2 4"},
-		"pool c":  {ids(v.GatewaysOfPool(nil, "c")), ""},
+		"ready":   {ids(v.GatewaysOfPoolIn("a", state.GatewayReady)), "1 4"},
+		"failed":  {ids(v.GatewaysOfPoolIn("a", state.GatewayFailed)), "2"},
+		"pool b":  {ids(v.GatewaysOfPoolIn("b", state.GatewayFailed)), ""},
+		"pool c":  {ids(v.GatewaysOfPoolIn("c", state.GatewayReady)), ""},
 	} {
 		if c[0] != c[1] {
 			t.Errorf("%s: %q, want %q", what, c[0], c[1])
 		}
 	}
-	seq := v.GatewaysOfPool(nil, "a")
+	seq := v.GatewaysOfPoolIn("a", state.GatewayReady)
 	if a, b := ids(seq), ids(seq); a != b {
 		t.Errorf("ranged over twice: %q and %q", a, b)
 	}

@@ -45,6 +45,8 @@ type poolTally struct {
 	counts Counts
 	ids    []id.Gateway // sorted
 	ready  []readyKey   // in the order in which they are given out
+	// lastReady is the latest index at which one of them, which may be gone, became ready.
+	lastReady uint64
 	// owned: ids and ready are this transaction's own. Otherwise views share them, and only appending to
 	// ready is allowed, because a view never looks behind its own length and there is one line of history.
 	owned bool
@@ -162,18 +164,39 @@ func (v View) DesiredSince(ws WatchSet, host id.Host, index uint64) (changed []*
 	return changed, true
 }
 
-// GatewaysOfPool ranges over a pool's gateways by id.
-func (v View) GatewaysOfPool(ws WatchSet, pool id.Pool) iter.Seq[*Gateway] {
-	tallies := v.trees.tallies.all(ws, "")
+// GatewaysOfPoolIn ranges over a pool's gateways in a state by id. A host that has none in it costs one look.
+func (v View) GatewaysOfPoolIn(pool id.Pool, in GatewayState) iter.Seq[*Gateway] {
 	return func(yield func(*Gateway) bool) {
 		var ids []id.Gateway
-		for c := range tallies {
-			if p := c.pool(pool); p != nil {
+		for c := range v.trees.tallies.all(nil, "") {
+			switch p := c.pool(pool); {
+			case p == nil || p.counts.Of(in) == 0:
+			case in == GatewayReady:
+				for _, k := range p.ready {
+					ids = append(ids, k.gateway)
+				}
+			default:
 				ids = append(ids, p.ids...)
 			}
 		}
-		v.inOrder(ids, yield)
+		v.inOrder(ids, func(g *Gateway) bool { return g.State != in || yield(g) })
 	}
+}
+
+// ReadySince reports whether a gateway of the pool became ready after an index. A host with none such costs one look.
+func (v View) ReadySince(pool id.Pool, index uint64) bool {
+	for c := range v.trees.tallies.all(nil, "") {
+		p := c.pool(pool)
+		if p == nil || p.lastReady <= index {
+			continue
+		}
+		for _, gateway := range p.ids {
+			if g := v.Gateway(nil, gateway); g != nil && g.ReadyIndex > index {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 func (v View) inOrder(ids []id.Gateway, yield func(*Gateway) bool) {
@@ -309,6 +332,7 @@ func (t *Txn) count(c *tally, before, after *Gateway) {
 		}
 	}
 	if after != nil {
+		p.lastReady = max(p.lastReady, after.ReadyIndex)
 		p.counts.add(after.State, 1)
 		if after.State == GatewayReady && (before == nil || keyOf(before) != keyOf(after) || before.State != GatewayReady) {
 			p.addReady(keyOf(after))
