@@ -15,26 +15,30 @@ import (
 // its health reaches the coordinators some seconds after a change.
 const quietAfter = 10 * time.Second
 
-// drifted names the hosts that route something else than the state says, though nothing is under way there.
-func (s *Server) drifted(v state.View, hosts []api.Host) map[string]bool {
-	now := s.opts.Now()
-	want := map[id.Host]gossip.RouteDigest{}
-	busy := map[id.Host]bool{}
-	for a := range v.LiveAllocations(nil) {
-		if a.State != state.AllocationActive || now.Sub(a.ActiveAt) < quietAfter {
-			busy[a.Host] = true
-			continue
-		}
-		d := want[a.Host]
-		d.Add(a.Organization, a.Gateway, a.Epoch)
-		want[a.Host] = d
+// hostRoutes is what the state wants a host to route; its zero value is nothing.
+type hostRoutes struct {
+	digest gossip.RouteDigest
+	busy   bool // something is under way
+}
+
+// add takes in a live allocation of the host.
+func (r *hostRoutes) add(a *state.Allocation, now time.Time) {
+	if r.busy = r.busy || a.State != state.AllocationActive || now.Sub(a.ActiveAt) < quietAfter; !r.busy {
+		r.digest.Add(a.Organization, a.Gateway, a.Epoch)
 	}
+}
+
+// drifted names the hosts that route something else than the state says, though nothing is under way there.
+func drifted(v state.View, hosts []api.Host, wanted map[id.Host]*hostRoutes, now time.Time) map[string]bool {
 	out := map[string]bool{}
 	for i := range hosts {
 		h := &hosts[i]
-		host := id.Host(h.HostID)
-		if m := h.Member; h.State != api.HostAlive || busy[host] || m == nil || m.Status != string(gossip.StatusAlive) || m.Digest == nil ||
-			m.Digest.RouteDigest == uint64(want[host]) {
+		host, want := id.Host(h.HostID), hostRoutes{}
+		if w := wanted[host]; w != nil {
+			want = *w
+		}
+		if m := h.Member; h.State != api.HostAlive || want.busy || m == nil || m.Status != string(gossip.StatusAlive) || m.Digest == nil ||
+			m.Digest.RouteDigest == uint64(want.digest) {
 			continue
 		}
 		out[h.HostID] = quiet(v, host, now)

@@ -49,17 +49,23 @@ func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error
 	for h := range v.Hosts(nil) {
 		out.Hosts = append(out.Hosts, conv.host(h))
 	}
-	drifted := s.drifted(v, out.Hosts)
 	if able > 0 {
 		out.Utilization = float64(inUse) / float64(able)
 	}
 	var stuck notes
 	now := s.opts.Now()
-	for a := range v.LiveAllocations(nil) {
+	wanted := map[id.Host]*hostRoutes{}
+	for a := range v.LiveAllocations(nil) { // once, and looking at little: there may be very many
 		out.Allocations[conv.state(a)]++
 		allocationNotes(&stuck, v, a, now)
+		of := wanted[a.Host]
+		if of == nil {
+			of = &hostRoutes{}
+			wanted[a.Host] = of
+		}
+		of.add(a, now)
 	}
-	out.Problems = s.problems(&out, stuck, drifted)
+	out.Problems = s.problems(&out, stuck, drifted(v, out.Hosts, wanted, now))
 	out.Healthy = len(out.Problems) == 0
 	return &statusOutput{Index: v.Index(), Body: out}, nil
 }
@@ -70,12 +76,15 @@ const stuckAfter = 2 * time.Second
 
 // allocationNotes tells what is wrong with a live allocation: it neither comes nor goes.
 func allocationNotes(n *notes, v state.View, a *state.Allocation, now time.Time) {
-	subject := "allocation " + string(a.ID)
-	switch g := v.Gateway(nil, a.Gateway); {
+	switch {
 	case a.State == state.AllocationReserved && now.After(a.Deadline.Add(stuckAfter)):
-		n.add(critical, subject, fmt.Sprintf("demiurge alloc steps %s", a.ID), "reserved for organization %s and past its deadline of %s", a.Organization, a.Deadline.UTC().Format(time.RFC3339))
-	case a.State.Ending() && g != nil && g.State == state.GatewayDraining && g.Observed.Message != "":
-		n.add(critical, subject, "correct that; the agent tries again by itself",
+		n.add(critical, "allocation "+string(a.ID), fmt.Sprintf("demiurge alloc steps %s", a.ID), "reserved for organization %s and past its deadline of %s", a.Organization, a.Deadline.UTC().Format(time.RFC3339))
+	case a.State.Ending():
+		g := v.Gateway(nil, a.Gateway)
+		if g == nil || g.State != state.GatewayDraining || g.Observed.Message == "" {
+			return
+		}
+		n.add(critical, "allocation "+string(a.ID), "correct that; the agent tries again by itself",
 			"gateway %s cannot be taken back from organization %s, which cannot be started meanwhile: %s", g.ID, a.Organization, g.Observed.Message)
 	}
 }

@@ -2,12 +2,14 @@ package httpapi
 
 import (
 	"context"
+	"net/http"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
+	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -246,5 +248,67 @@ func (k *kit) report(phase string) {
 	for g := range k.store.View().Gateways(nil) {
 		k.apply(command.ObserveHost{Meta: k.meta(), Host: k.host, Instance: "i1", Gateways: []command.GatewayReport{{Gateway: g.ID, Incarnation: 1, Phase: phase, BootID: "b1"}}})
 		return
+	}
+}
+
+// TestAStatusLooksAtLittleOfEachAllocation counts the objects that it makes: there may be a hundred thousand allocations, and
+// whoever watches a system asks often.
+func TestAStatusLooksAtLittleOfEachAllocation(t *testing.T) {
+	const many = 2000
+	k := newKit(t, func(o *Options) { o.Limits.Token = Rate{1e9, 1e9} })
+	k.withGateways(1)
+	x := k.store.Begin()
+	x.Entry(state.Origin{Index: 1 << 20, At: k.now()})
+	for range many {
+		organization, allocation, gateway := id.NewOrganization(), id.NewAllocation(), id.NewGateway()
+		x.PutAllocation(state.Allocation{ID: allocation, Organization: organization, Pool: "default", Gateway: gateway, Host: k.host, State: state.AllocationActive}, "")
+		x.PutGateway(state.Gateway{
+			ID: gateway, Host: k.host, Pool: "default",
+			Desired:  state.GatewayDesired{Target: api.TargetRun, Incarnation: 1, Organization: organization, Allocation: allocation},
+			Observed: state.GatewayObserved{Incarnation: 1, Phase: api.PhaseServing},
+		}, "")
+	}
+	x.Commit()
+	if st := k.statusNow(); st.Allocations["active"] != many {
+		t.Fatalf("allocations %v", st.Allocations)
+	}
+	objects := testing.AllocsPerRun(3, func() {
+		r, err := http.NewRequest(get, "/v1/status", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		r.RemoteAddr = "192.0.2.1:1"
+		r.Header.Set("Authorization", "Bearer "+k.tokens[api.RoleReader])
+		w := &discard{header: http.Header{}}
+		if k.server.ServeHTTP(w, r); w.status != http.StatusOK {
+			t.Fatalf("status %d", w.status)
+		}
+	})
+	if objects > many/2 {
+		t.Errorf("a status of %d allocations makes %v objects", many, objects)
+	}
+}
+
+// TestAHostIsBusyWithOneOfItsAllocations, whichever comes first.
+func TestAHostIsBusyWithOneOfItsAllocations(t *testing.T) {
+	now := time.Now()
+	old := state.Allocation{State: state.AllocationActive, ActiveAt: now.Add(-time.Minute), Epoch: 1}
+	fresh := state.Allocation{State: state.AllocationActive, ActiveAt: now.Add(-time.Second), Epoch: 2}
+	leaving := state.Allocation{State: state.AllocationReleasing, ActiveAt: old.ActiveAt, Epoch: 3}
+	for what, c := range map[string]struct {
+		of   []*state.Allocation
+		busy bool
+	}{
+		"nothing": {nil, false}, "one": {[]*state.Allocation{&old}, false}, "a fresh one": {[]*state.Allocation{&fresh}, true},
+		"a fresh one first": {[]*state.Allocation{&fresh, &old}, true}, "a fresh one last": {[]*state.Allocation{&old, &fresh}, true},
+		"one that leaves": {[]*state.Allocation{&leaving, &old}, true},
+	} {
+		var r hostRoutes
+		for _, a := range c.of {
+			r.add(a, now)
+		}
+		if r.busy != c.busy {
+			t.Errorf("%s: busy is %v", what, r.busy)
+		}
 	}
 }
