@@ -119,17 +119,25 @@ func (l layout) checkVersion(binary string) error {
 	if err != nil {
 		return fmt.Errorf("cannot read %s: %w", l.version(), err)
 	}
-	switch got := strings.TrimSpace(string(b)); got {
-	case formatVersion:
-		return nil
-	case formatBefore:
-		if master, err := findMaster(l, binary); err == nil {
-			return fmt.Errorf("cannot use directory %s: nginx (pid %d) still runs with format %s of it and this program writes format %s; restart nginx (systemctl restart demiurge-nginx)",
-				filepath.Clean(l.data), master.pid, got, formatVersion)
-		}
-		return nil
-	default:
-		return fmt.Errorf("cannot use directory %s: it has format %.20q and this program writes format %s; run the program that wrote it, or empty the directory",
-			filepath.Clean(l.data), got, formatVersion)
+	before, err := l.parseVersion(b)
+	if err != nil || !before {
+		return err
 	}
+	if master, err := findMaster(l, binary); err == nil {
+		return fmt.Errorf("cannot use directory %s: nginx (pid %d) still runs with format %s of it and this program writes format %s; restart nginx (systemctl restart demiurge-nginx)",
+			filepath.Clean(l.data), master.pid, formatBefore, formatVersion)
+	}
+	return nil
+}
+
+// parseVersion reads the text of the file of the version: this one, or the one before.
+func (l layout) parseVersion(b []byte) (before bool, err error) {
+	switch string(b) {
+	case formatVersion + "\n":
+		return false, nil
+	case formatBefore + "\n":
+		return true, nil
+	}
+	return false, fmt.Errorf("cannot use directory %s: it has format %.20q and this program writes format %s; run the program that wrote it, or empty the directory",
+		filepath.Clean(l.data), strings.TrimSuffix(string(b), "\n"), formatVersion)
 }

@@ -16,6 +16,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
@@ -103,7 +104,7 @@ func (c *listenerClient) routeOf(ctx context.Context, base string, org id.Organi
 	case resp.StatusCode == http.StatusServiceUnavailable && resp.Header.Get("Retry-After") != "":
 		return unrouted, nil
 	}
-	return "", &wrongAnswer{fmt.Sprintf("nginx answers %s for the name of organization %s", resp.Status, org)}
+	return "", &wrongAnswer{fmt.Sprintf("nginx answers %d for the name of organization %s", resp.StatusCode, org)}
 }
 
 // wrongAnswer is an answer that says that the configuration is wrong, unlike no answer.
@@ -166,7 +167,7 @@ func (e *Engine) tryRoute(ctx context.Context, base string, org id.Organization)
 		return err
 	}
 	if got != want {
-		return &wrongAnswer{fmt.Sprintf("%s answers %q for the name of organization %s instead of %q", base, got, org, want)}
+		return &wrongAnswer{fmt.Sprintf("%s answers %q for the name of organization %s instead of %q", base, fault.Shorten(got), org, want)}
 	}
 	return nil
 }

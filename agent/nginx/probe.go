@@ -14,10 +14,10 @@ import (
 )
 
 // askGeneration asks a generation socket which generation answers there.
-func askGeneration(ctx context.Context, socket string) (string, error) {
+func askGeneration(ctx context.Context, socket string) (uint64, error) {
 	conn, err := new(net.Dialer).DialContext(ctx, "unix", socket)
 	if err != nil {
-		return "", err
+		return 0, err
 	}
 	defer func() { _ = conn.Close() }()
 	if deadline, ok := ctx.Deadline(); ok {
@@ -26,17 +26,24 @@ func askGeneration(ctx context.Context, socket string) (string, error) {
 	stop := context.AfterFunc(ctx, func() { _ = conn.SetDeadline(time.Unix(1, 0)) })
 	defer stop()
 	if _, err := io.WriteString(conn, "GET / HTTP/1.0\r\n\r\n"); err != nil {
-		return "", err
+		return 0, err
 	}
 	b, err := io.ReadAll(io.LimitReader(conn, 4096))
 	if err != nil {
-		return "", err
+		return 0, err
 	}
-	head, body, ok := strings.Cut(string(b), "\r\n\r\n")
-	if !ok || !strings.HasPrefix(head, "HTTP/1.1 200") {
-		return "", fmt.Errorf("cannot understand the answer of %s: %.80q", socket, b)
+	n, ok := parseAnswer(b)
+	if !ok {
+		return 0, fmt.Errorf("cannot understand the answer of %s: %.80q", socket, b)
 	}
-	return strings.TrimSpace(body), nil
+	return n, nil
+}
+
+// parseAnswer reads the whole answer on a generation socket: fence.conf has its text.
+func parseAnswer(b []byte) (uint64, bool) {
+	head, body, whole := strings.Cut(string(b), "\r\n\r\n")
+	n, ok := parseNumber(strings.TrimSuffix(body, "\n"))
+	return n, ok && whole && strings.HasPrefix(head, "HTTP/1.1 200 ")
 }
 
 // patience is how long nginx may take to say which generation it is.
@@ -48,7 +55,7 @@ func (e *Engine) answers(ctx context.Context, n uint64, limit time.Duration) boo
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	got, err := askGeneration(ctx, e.l.socket(n))
-	return err == nil && got == number(n)
+	return err == nil && got == n
 }
 
 // refuses tells whether nobody listens on a socket any more: every process that held it has closed it.
@@ -162,5 +169,5 @@ func message(line string) string {
 	if i := strings.Index(line, "["); i >= 0 {
 		line = line[i:]
 	}
-	return processMark.ReplaceAllString(line, "$1 ")
+	return clip(processMark.ReplaceAllString(line, "$1 "))
 }

@@ -132,7 +132,7 @@ func liveSocket(ctx context.Context, l layout) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
 	got, err := askGeneration(ctx, l.socket(j.Live))
-	return err == nil && got == number(j.Live), nil
+	return err == nil && got == j.Live, nil
 }
 
 // PID is the pid of the nginx master, 0 while it does not run.

@@ -3,7 +3,9 @@ package nginx
 import (
 	"bufio"
 	"context"
+	"fmt"
 	"io"
+	"math"
 	"net"
 	"net/http"
 	"slices"
@@ -25,14 +27,17 @@ type straight struct {
 const (
 	mostKept = 64
 	keptFor  = 30 * time.Second // nginx closes them after 75
+	// maxHead bounds the head of an answer with all that comes before it. Who asks bounds the rest.
+	maxHead = 64 << 10
 )
 
 // keptConn is a connection to a listener of nginx.
 type keptConn struct {
 	net.Conn
 	addr  string
-	in    *bufio.Reader
-	since time.Time // nobody has used it
+	more  *io.LimitedReader // what may still be read of the answer
+	in    *bufio.Reader     // of more
+	since time.Time         // nobody has used it
 }
 
 // RoundTrip implements http.RoundTripper.
@@ -69,7 +74,8 @@ func (s *straight) take(ctx context.Context, addr string) (conn *keptConn, kept 
 	if err != nil {
 		return nil, false, err
 	}
-	return &keptConn{Conn: raw, addr: addr, in: bufio.NewReaderSize(raw, 2<<10)}, false, nil
+	more := &io.LimitedReader{R: raw}
+	return &keptConn{Conn: raw, addr: addr, more: more, in: bufio.NewReaderSize(more, 2<<10)}, false, nil
 }
 
 // reuse takes the kept connection that was used last; those that nobody has used for long are closed.
@@ -109,7 +115,9 @@ func (s *straight) ask(conn *keptConn, req *http.Request) (*http.Response, error
 	return resp, nil
 }
 
+// exchange sends the request and reads the head of the answer.
 func exchange(conn *keptConn, req *http.Request) (*http.Response, error) {
+	conn.more.N = maxHead
 	out := bufio.NewWriterSize(conn, 1<<10)
 	if err := req.Write(out); err != nil {
 		return nil, err
@@ -119,8 +127,15 @@ func exchange(conn *keptConn, req *http.Request) (*http.Response, error) {
 	}
 	for {
 		resp, err := http.ReadResponse(conn.in, req)
-		if err != nil || resp.StatusCode >= http.StatusOK || resp.StatusCode == http.StatusSwitchingProtocols {
-			return resp, err
+		if err != nil && conn.more.N <= 0 {
+			return nil, fmt.Errorf("the head of nginx's answer is longer than %d bytes", maxHead)
+		}
+		if err != nil {
+			return nil, err
+		}
+		if resp.StatusCode >= http.StatusOK || resp.StatusCode == http.StatusSwitchingProtocols {
+			conn.more.N = math.MaxInt64
+			return resp, nil
 		}
 	}
 }

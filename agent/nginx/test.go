@@ -1,7 +1,6 @@
 package nginx
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -43,7 +42,7 @@ func (e *Engine) nginxTest(ctx context.Context, master process, include string) 
 		e.opts.Binary, "-t", "-e", "stderr", "-p", prefix, "-c", conf)
 	cmd.Env = append(os.Environ(), oneGrab)
 	cmd.WaitDelay = time.Second
-	var out bytes.Buffer
+	var out ending
 	cmd.Stdout, cmd.Stderr = &out, &out
 	runErr := cmd.Run()
 	var exit *exec.ExitError
@@ -61,7 +60,28 @@ func (e *Engine) nginxTest(ctx context.Context, master process, include string) 
 	return nil
 }
 
-// words picks from nginx's output the lines that say why; without any it is the whole output.
+// ending is the last of what is written to it: nginx says at the end why it refuses, after a warning for each of many
+// parts.
+type ending struct{ b []byte }
+
+// mostHeard bounds what is kept of nginx's output, and mostWords what is made of it for reports and records. A line of
+// nginx has at most 2 KiB.
+const (
+	mostHeard = 64 << 10
+	mostWords = 4 << 10
+)
+
+// Write implements io.Writer.
+func (e *ending) Write(p []byte) (int, error) {
+	e.b = append(e.b, p[max(0, len(p)-mostHeard):]...)
+	e.b = append(e.b[:0], e.b[max(0, len(e.b)-mostHeard):]...)
+	return len(p), nil
+}
+
+func (e *ending) String() string { return string(e.b) }
+
+// words picks from nginx's output the lines that say why; without any it is the whole output. It is text of at most
+// mostWords.
 func words(out string, marks ...string) string {
 	var lines []string
 	for line := range strings.Lines(out) {
@@ -70,10 +90,12 @@ func words(out string, marks ...string) string {
 		}
 	}
 	if len(lines) == 0 {
-		return strings.TrimSpace(out)
+		lines = []string{strings.TrimSpace(out)}
 	}
-	return strings.Join(lines, "; ")
+	return clip(strings.Join(lines, "; "))
 }
+
+func clip(s string) string { return strings.ToValidUTF8(s[:min(len(s), mostWords)], "") }
 
 // culprits finds the parts without which nginx accepts the configuration, each with nginx's words. None:
 // the configuration is refused whatever parts are left out.

@@ -16,11 +16,14 @@ import (
 // caller, so that a crash only means that it is done again.
 func bringUpToDate(f fsx.FS, l layout) error {
 	b, err := f.ReadFile("nginx.version.read", l.version())
-	if errors.Is(err, fs.ErrNotExist) || err == nil && string(b) != formatBefore+"\n" {
+	if errors.Is(err, fs.ErrNotExist) {
 		return nil
 	}
 	if err != nil {
 		return fmt.Errorf("cannot read %s: %w", l.version(), err)
+	}
+	if before, err := l.parseVersion(b); err != nil || !before {
+		return err
 	}
 	for _, path := range []string{l.journal(), l.pointer(), l.generations(), l.data + "/routes", l.data + "/slot"} {
 		if err := f.RemoveAll("nginx.upgrade.remove", path); err != nil {
