@@ -10,6 +10,7 @@ package journal
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"sort"
 	"strings"
@@ -18,6 +19,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/driver"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/steps"
@@ -93,29 +95,62 @@ func Open(o Options) (*Journal, error) {
 func (j *Journal) Entries() ([]Entry, error) {
 	j.log.mu.Lock()
 	defer j.log.mu.Unlock()
+	entries, err := entriesOf(j.log.values)
+	if err != nil {
+		return nil, fmt.Errorf("cannot use %s: %w; run the version that wrote it, or move it away to start with an empty one", j.log.path, err)
+	}
+	return entries, nil
+}
+
+// entriesOf reads the values of a journal, in the order of gateways.
+func entriesOf(values map[string]json.RawMessage) ([]Entry, error) {
 	var out []Entry
-	for key, value := range j.log.values {
+	for key, value := range values {
 		name, ok := strings.CutPrefix(key, gatewayKey)
 		if !ok {
 			continue
 		}
 		var e Entry
 		if err := json.Unmarshal(value, &e.Gateway); err != nil {
-			return nil, fmt.Errorf("cannot read the journal's record of gateway %s: %w", name, err)
+			return nil, fmt.Errorf("the record %q cannot be read: %w", fault.Shorten(key), err)
 		}
-		if g, err := id.ParseGateway(name); err != nil || g != e.Gateway.Gateway {
-			return nil, fmt.Errorf("cannot read the journal: the record %q is of gateway %q", key, e.Gateway.Gateway)
+		if err := e.check(name); err != nil {
+			return nil, fmt.Errorf("the record %q: %w", fault.Shorten(key), err)
 		}
-		if body, ok := j.log.values[bodyKey+name]; ok && e.Grant != nil {
+		if body, ok := values[bodyKey+name]; ok && e.Grant != nil {
 			e.Body = new(api.Activate)
 			if err := json.Unmarshal(body, e.Body); err != nil {
-				return nil, fmt.Errorf("cannot read the journal's organization of gateway %s: %w", name, err)
+				return nil, fmt.Errorf("the organization of gateway %s cannot be read: %w", name, err)
 			}
 		}
 		out = append(out, e)
 	}
 	sort.Slice(out, func(i, k int) bool { return out[i].Gateway.Gateway < out[k].Gateway.Gateway })
 	return out, nil
+}
+
+// check refuses what no assignment can have brought, so that nothing reaches a path, a route or a time limit that did
+// not pass when it came.
+func (g *Gateway) check(name string) error {
+	if gw, err := id.ParseGateway(name); err != nil || gw != g.Gateway {
+		return fmt.Errorf("it is of gateway %q", fault.Shorten(string(g.Gateway)))
+	}
+	if w := g.Wanted; w.Drain < 0 || w.Lease < 0 || w.Limits.BodyBytes < 0 || g.Restarts < 0 {
+		return errors.New("there is a number below zero")
+	}
+	if g.Grant == nil {
+		return nil
+	}
+	if org, err := id.ParseOrganization(string(g.Grant.Organization)); err != nil || org != g.Grant.Organization {
+		return fmt.Errorf("%q is no organization", fault.Shorten(string(g.Grant.Organization)))
+	}
+	if _, err := id.ParseAllocation(string(g.Grant.Allocation)); err != nil {
+		return err
+	}
+	if g.Grant.Epoch == 0 {
+		return errors.New("a grant has no epoch")
+	}
+	return nil
 }
 
 // Put stores what is known of a gateway.
