@@ -9,12 +9,14 @@ import (
 	"net/http/httptest"
 	"net/netip"
 	"net/url"
+	"os"
 	"slices"
 	"strings"
 	"testing"
 
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/records"
 )
 
 // FuzzHostingToken: nothing that was not given out speaks for a container.
@@ -227,5 +229,71 @@ func FuzzSpec(f *testing.F) {
 		if of, named, err := ParseLabel(label(c, ServiceName(service))); err != nil || of != c || string(named) != service {
 			t.Fatalf("its name is read as %s %s: %v", of, named, err)
 		}
+	})
+}
+
+// FuzzJournal: whatever whole records a journal holds, one a line, and whatever stands behind them, it is refused with its
+// path and what to do and is left as it is; or it is a registry that is the same when it is opened again, and whose
+// section the next host takes.
+func FuzzJournal(f *testing.F) {
+	fix := newFixture(f)
+	r := fix.open(ourOrg)
+	announce(f, r, create(f, r), "10.1.0.5")
+	again(f, r, with(f, "ann", "k"))
+	ok(f, r.Delete(ctx, again(f, r, with(f, "ann", "gone")).Container.ID))
+	path := fix.all.path(ourOrg, 7)
+	data, err := os.ReadFile(path)
+	ok(f, err)
+	ok(f, fix.all.Close(ourOrg, 7))
+	var lines []string
+	whole, err := records.Scan(data, journalHeader, largestLine, func(p []byte) bool { lines = append(lines, string(p)); return true })
+	if err != nil || whole != len(data) || len(lines) < 5 {
+		f.Fatalf("%d of %d bytes in %d lines: %v", whole, len(data), len(lines), err)
+	}
+	good := strings.Join(lines, "\n")
+	f.Add(good, []byte{})
+	f.Add(good+"\n"+good, []byte{0, 0, 0, 1, 0})
+	f.Add(lines[0], []byte(`{"k":"x"}`))
+	for old, damaged := range map[string]string{
+		`"10.1.0.5"`: `"127.0.0.1"`, `"web"`: `"a--b"`, `"key":"`: `"key":"x`, `"body":"`: `"body":"x`, containerKey: containerKey + "x", `"k":"key/signing","v":"`: `"k":"key/signing","v":"AAAA`, `"project":"`: `"project":"../`,
+		`"creator":"ann"`: `"creator":""`, `"cl-`: `"`,
+	} {
+		if !strings.Contains(good, old) {
+			f.Fatalf("there is no %s in %s", old, good)
+		}
+		f.Add(strings.ReplaceAll(good, old, damaged), []byte{})
+	}
+	f.Add(`{"k":"gone/x","v":{"key":"x"}}`, []byte{})
+	f.Add(`{"k":"other","v":1}`, []byte{})
+	f.Fuzz(func(t *testing.T, lines string, behind []byte) {
+		form := []byte(journalHeader)
+		for line := range strings.SplitSeq(lines, "\n") {
+			form = records.Append(form, []byte(line))
+		}
+		form = append(form, behind...)
+		ok(t, os.WriteFile(path, form, 0o600))
+		var first []byte
+		for range 2 {
+			r, err := fix.all.Open(ourOrg, 7, nil, fix.clients[ourOrg], fix.people[ourOrg])
+			if err != nil {
+				left, readErr := os.ReadFile(path)
+				if first != nil || !strings.Contains(err.Error(), path) || !strings.Contains(err.Error(), "move it away") || len(err.Error()) > 1000 || readErr != nil || !bytes.HasPrefix(form, left) {
+					t.Fatalf("refused with %v, %v", err, readErr)
+				}
+				return
+			}
+			section, _ := r.Section()
+			if first != nil && !bytes.Equal(first, section) {
+				t.Fatalf("it is\n%q and then\n%q", first, section)
+			}
+			first = section
+			ok(t, fix.all.Close(ourOrg, 7))
+		}
+		_, err := fix.all.Open(otherOrg, 7, first, fix.clients[otherOrg], fix.people[otherOrg])
+		if err != nil {
+			t.Fatalf("the next host refuses its section: %v", err)
+		}
+		ok(t, fix.all.Close(otherOrg, 7))
+		ok(t, os.Remove(fix.all.path(otherOrg, 7)))
 	})
 }

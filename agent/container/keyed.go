@@ -45,7 +45,7 @@ func (m *requestMark) is(q keyed.Request, now time.Time) bool {
 	return !m.over(now) && m.Key == hexOf(q.Key())
 }
 
-// wellFormed reports whether a mark that came from another host can be one.
+// wellFormed reports whether a mark that was read can be one.
 func (m *requestMark) wellFormed() bool {
 	digest := func(s string) bool {
 		raw, err := hex.DecodeString(s)

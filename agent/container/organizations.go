@@ -254,14 +254,18 @@ func (o *Organizations) open(org id.Organization, path string, section []byte, c
 		return nil, err
 	}
 	if !found && len(section) > 0 {
-		if err := r.readSection(section); err != nil {
-			return nil, fmt.Errorf("cannot restore the containers of organization %s: %w", org, err)
-		}
+		err = r.readSection(section)
 	}
 	for key, value := range r.journal.values {
-		if err := r.read(key, value); err != nil {
-			return nil, errors.Join(fmt.Errorf("cannot use %s: %w", path, err), r.journal.close())
+		if err == nil {
+			err = r.read(key, value)
 		}
+	}
+	switch {
+	case err != nil && found:
+		return nil, errors.Join(fmt.Errorf("cannot use %s: %w; move it away to start from the last section", path, err), r.journal.close())
+	case err != nil:
+		return nil, fmt.Errorf("cannot restore the containers of organization %s: %w", org, err)
 	}
 	for _, key := range []struct {
 		name string

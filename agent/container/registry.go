@@ -278,8 +278,8 @@ func (r *Registry) read(key string, value json.RawMessage) error {
 	}
 	if name, ok := strings.CutPrefix(key, goneKey); ok {
 		mark := new(requestMark)
-		if err := json.Unmarshal(value, mark); err != nil || mark.Key != name {
-			return fmt.Errorf("the entry %q cannot be read: %w", fault.Shorten(key), err)
+		if err := json.Unmarshal(value, mark); err != nil || mark.Key != name || !mark.wellFormed() {
+			return fmt.Errorf("the entry %q is no key", fault.Shorten(key))
 		}
 		r.gone[name] = mark
 		return nil
@@ -312,6 +312,9 @@ func (r *record) verify(key string) error {
 	}
 	if _, err := id.ParseUser(string(r.Creator)); err != nil {
 		return err
+	}
+	if r.Request != nil && !r.Request.wellFormed() {
+		return fmt.Errorf("container %s has a key that is none", r.ID)
 	}
 	if len(r.Tokens) > maxTokens {
 		return fmt.Errorf("container %s has %d tokens; %d are the most", r.ID, len(r.Tokens), maxTokens)

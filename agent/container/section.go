@@ -96,19 +96,15 @@ func (r *Registry) checkEntry(l line) error {
 		}
 		return nil
 	}
-	if name, ok := strings.CutPrefix(l.Key, goneKey); ok {
-		var mark requestMark
-		if err := json.Unmarshal(l.Value, &mark); err != nil || mark.Key != name || !mark.wellFormed() {
-			return fmt.Errorf("the entry %q is no key", fault.Shorten(l.Key))
-		}
+	if strings.HasPrefix(l.Key, goneKey) {
 		return nil
 	}
 	var rec record
 	if err := json.Unmarshal(l.Value, &rec); err != nil {
 		return fmt.Errorf("the entry %q cannot be read: %w", fault.Shorten(l.Key), err)
 	}
-	if rec.Place != nil || rec.Request != nil && !rec.Request.wellFormed() {
-		return fmt.Errorf("container %s has a place of another host, or a key that is none", rec.ID)
+	if rec.Place != nil {
+		return fmt.Errorf("container %s has a place of another host", fault.Shorten(string(rec.ID)))
 	}
 	return nil
 }
