@@ -6,6 +6,8 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -14,6 +16,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/records"
 )
 
 // FuzzRecord: what is read as a record is written the same again.
@@ -42,6 +45,93 @@ func FuzzRecord(f *testing.F) {
 		}
 		if read := data[:len(data)-len(rest)]; !bytes.Equal(r.append(nil), read) {
 			t.Fatalf("%x is written as %x", read, r.append(nil))
+		}
+	})
+}
+
+// FuzzPart: what is taken for a part of a journal has the name that this part is given, and one can come after it.
+func FuzzPart(f *testing.F) {
+	for _, s := range []string{
+		partName(baseKind, 1), partName(logKind, 7), "log-7", "log-0000000000000000", "log-18446744073709551615", "log-18446744073709551614", "log-00000000000000000007", "base-+000000000000001", "base--00000000000000001",
+		"notes", "base-", "-0000000000000001", "log-0000000000000001-0000000000000001", "../log-0000000000000001", "log-000000000000000x", ".fsx-tmp-1",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, name string) {
+		kind, n, ok := parsePart(name)
+		if ok && (kind != baseKind && kind != logKind || n == 0 || n+1 == 0 || partName(kind, n) != name || strings.Contains(name, "/")) {
+			t.Fatalf("%q is taken for %s %d", name, kind, n)
+		}
+	})
+}
+
+// FuzzJournal: whatever whole records a journal holds, and whatever stands behind them, it is refused with its directory
+// and what to do, or it is a store that is right in itself and is the same when it is opened again.
+func FuzzJournal(f *testing.F) {
+	fix := newFixture(f)
+	s := fix.open(ourOrg)
+	c := publicClient(f, s)
+	service, _ := addClient(f, s, Client{Service: true})
+	out := login(f, s, c, "ada")
+	must(f, s.journal.compact(ctx, s.walkAll))
+	if _, err := refresh(s, c, out.Refresh); err != nil {
+		f.Fatal(err)
+	}
+	if _, err := s.Service(ctx, service, nil); err != nil {
+		f.Fatal(err)
+	}
+	code(f, s, c, "bob")
+	mustRegister(f, s, "ada", "k")
+	must(f, fix.all.Close(ourOrg))
+	whole := func(path, header string) (payload []byte) {
+		data, err := os.ReadFile(path)
+		must(f, err)
+		n, err := records.Scan(data, header, largestFrame, func(p []byte) bool { payload = append(payload, p...); return true })
+		if err != nil || n != len(data) || n == len(header) {
+			f.Fatalf("%d of %d bytes of %s: %v", n, len(data), path, err)
+		}
+		return payload
+	}
+	base, log := whole(s.journal.path(baseKind, 2), baseHeader), whole(s.journal.path(logKind, 2), logHeader)
+	f.Add(base, log, []byte{})
+	f.Add(base, log, []byte{0, 0, 0, 1, 0})
+	f.Add(log, base, []byte{})
+	f.Add(base, append(bytes.Clone(log), log...), []byte{})
+	f.Add([]byte{}, []byte{}, []byte{})
+	client := record{op: putClient, client: Client{ID: c, Name: "n", Public: true}}
+	for _, r := range []record{
+		{op: putGrant, client: Client{ID: c}, ends: 1 << 41},
+		{op: putGrant, grant: math.MaxUint64, client: Client{ID: c}, user: "ada", ends: 1 << 41},
+		{op: putToken, kind: Access, grant: 5, expires: 1 << 41},
+		{op: dropGrant, grant: 1},
+		{op: rotate, grant: 1, generation: 1},
+		{op: dropClient, client: Client{ID: c}},
+		{op: 77},
+	} {
+		f.Add(client.append(nil), r.append(r.append(nil)), []byte{})
+	}
+	dir := fix.all.path(ourOrg, 7)
+	f.Fuzz(func(t *testing.T, base, log, behind []byte) {
+		must(t, os.RemoveAll(dir))
+		must(t, os.Mkdir(dir, 0o700))
+		must(t, os.WriteFile(filepath.Join(dir, partName(baseKind, 3)), records.Append([]byte(baseHeader), base), 0o600))
+		must(t, os.WriteFile(filepath.Join(dir, partName(logKind, 3)), append(records.Append([]byte(logHeader), log), behind...), 0o600))
+		var first []byte
+		for range 2 {
+			s, err := fix.all.Open(ourOrg, 7, nil)
+			if err != nil {
+				if first != nil || !strings.Contains(err.Error(), dir) || !strings.Contains(err.Error(), "move its directory away") || len(err.Error()) > 1000 {
+					t.Fatalf("refused with %v", err)
+				}
+				return
+			}
+			s.check(t)
+			section, _ := s.Section()
+			if first != nil && !bytes.Equal(first, section) {
+				t.Fatal("it is another store when it is opened again")
+			}
+			first = section
+			must(t, fix.all.Close(ourOrg))
 		}
 	})
 }

@@ -76,7 +76,7 @@ func newJournal(fs fsx.FS, dir string, logger hclog.Logger) *journal {
 func newBatch() *batch { return &batch{done: make(chan struct{})} }
 
 func (j *journal) path(kind string, n uint64) string {
-	return filepath.Join(j.dir, fmt.Sprintf("%s-%016d", kind, n))
+	return filepath.Join(j.dir, partName(kind, n))
 }
 
 // trouble is why no change can be made durable now.
@@ -255,7 +255,7 @@ func (j *journal) postpone() {
 
 // beginLog makes a log and turns to it. The turn is held, or nobody else has the journal yet.
 func (j *journal) beginLog(n uint64) error {
-	path := j.path("log", n)
+	path := j.path(logKind, n)
 	if err := fsx.WriteAtomic(j.fs, "oauth.log.create", path, []byte(logHeader), 0o600); err != nil {
 		return storageError("begin a part of", err)
 	}
@@ -274,7 +274,7 @@ func (j *journal) beginLog(n uint64) error {
 
 // writeBase writes a base aside and puts it in its place when it is whole on disk.
 func (j *journal) writeBase(n uint64, walk func(sink func(form []byte) error) error) (size int64, err error) {
-	path := j.path("base", n)
+	path := j.path(baseKind, n)
 	temp := fsx.TempName(path)
 	defer func() {
 		if err != nil {

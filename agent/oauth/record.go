@@ -141,12 +141,12 @@ func decodeRecord(data []byte) (record, []byte, error) {
 	case dropUser:
 		r.user = id.User(in.text())
 	case putGrant:
-		r.grant, r.client.ID, r.user, r.scope = in.number(), ClientID(in.text()), id.User(in.text()), in.text()
+		r.grant, r.client.ID, r.user, r.scope = in.grant(), ClientID(in.text()), id.User(in.text()), in.text()
 		r.ends, r.rotated, r.generation = in.time(), in.time(), in.small()
 	case dropGrant:
-		r.grant = in.number()
+		r.grant = in.grant()
 	case putToken:
-		r.kind, r.digest, r.grant = Kind(in.byte()), in.digest(), in.number()
+		r.kind, r.digest, r.grant = Kind(in.byte()), in.digest(), in.grant()
 		r.expires, r.generation, r.scope, r.used = in.time(), in.small(), in.text(), in.flag()
 		switch r.kind {
 		case Code:
@@ -158,7 +158,7 @@ func decodeRecord(data []byte) (record, []byte, error) {
 	case useCode, dropToken:
 		r.digest = in.digest()
 	case rotate:
-		r.grant, r.rotated, r.generation = in.number(), in.time(), in.small()
+		r.grant, r.rotated, r.generation = in.grant(), in.time(), in.small()
 	case putRequest:
 		r.digest, r.secret, r.client.ID, r.expires = in.digest(), in.digest(), ClientID(in.text()), in.time()
 	case putMaster:
@@ -213,6 +213,18 @@ func (in *reader) number() uint64 {
 		return 0
 	}
 	in.rest = in.rest[size:]
+	return n
+}
+
+// maxGrant leaves numbers for more grants than there will ever be.
+const maxGrant = 1 << 62
+
+// grant is the number of a grant, which is never zero.
+func (in *reader) grant() uint64 {
+	n := in.number()
+	if n == 0 || n > maxGrant {
+		in.fail()
+	}
 	return n
 }
 

@@ -59,22 +59,36 @@ func (j *journal) files() (parts, error) {
 	}
 	for _, e := range entries {
 		path := filepath.Join(j.dir, e.Name())
-		kind, number, _ := strings.Cut(e.Name(), "-")
-		n, err := strconv.ParseUint(number, 10, 64)
+		kind, n, ok := parsePart(e.Name())
 		switch {
 		case fsx.IsTemp(e.Name()):
 			p.temporary = append(p.temporary, path)
-		case err != nil || path != j.path(kind, n):
-			return p, fmt.Errorf("cannot use %s: %s is no part of an OAuth journal; move it away", j.dir, e.Name())
-		case kind == "base":
+		case !ok:
+			return p, fmt.Errorf("cannot use %s: %q is no part of an OAuth journal; move it away", j.dir, e.Name())
+		case kind == baseKind:
 			p.bases[n] = path
-		case kind == "log":
+		case kind == logKind:
 			p.logs[n] = path
-		default:
-			return p, fmt.Errorf("cannot use %s: %s is no part of an OAuth journal; move it away", j.dir, e.Name())
 		}
 	}
 	return p, nil
+}
+
+// The kinds of parts.
+const (
+	baseKind = "base"
+	logKind  = "log"
+)
+
+// partName is the name of a part's file. Parts are counted from 1.
+func partName(kind string, n uint64) string { return fmt.Sprintf("%s-%016d", kind, n) }
+
+// parsePart is the inverse of partName; anything else is no part.
+func parsePart(name string) (kind string, n uint64, ok bool) {
+	kind, number, _ := strings.Cut(name, "-")
+	n, err := strconv.ParseUint(number, 10, 64)
+	// The last number is left to a part that comes after it.
+	return kind, n, err == nil && n > 0 && n < math.MaxUint64 && (kind == baseKind || kind == logKind) && name == partName(kind, n)
 }
 
 // begin makes the first log and base of a journal that has none.

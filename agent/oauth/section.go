@@ -172,16 +172,13 @@ func (s *Store) readRecord(r *record) error {
 	return nil
 }
 
-// maxGrant leaves numbers for more grants than there will ever be.
-const maxGrant = 1 << 62
-
 func (s *Store) readGrant(r *record) error {
 	c := s.clients[r.client.ID]
 	switch {
 	case c == nil:
 		return fmt.Errorf("grant %d is of a client that is not there", r.grant)
-	case r.grant == 0 || r.grant > maxGrant || s.restoring[r.grant] != nil:
-		return fmt.Errorf("grant %d stands there twice, or has no number", r.grant)
+	case s.restoring[r.grant] != nil:
+		return fmt.Errorf("grant %d stands there twice", r.grant)
 	case r.user == "" && !c.Service:
 		return fmt.Errorf("grant %d is of nobody", r.grant)
 	}
