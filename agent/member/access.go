@@ -9,6 +9,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
 )
 
 // accessFile is where the pool is and its keys, as a coordinator told last.
@@ -37,10 +38,29 @@ func read(files fsx.FS, dir string) (api.GossipAccess, error) {
 		return a, nil
 	}
 	if err == nil {
-		err = json.Unmarshal(data, &a)
+		a, err = parse(data)
 	}
 	if err != nil {
-		return a, fmt.Errorf("cannot read %s: %w", path, err)
+		return api.GossipAccess{}, fmt.Errorf("cannot read %s: %w", path, err)
 	}
 	return a, nil
+}
+
+// parse reads what Keep has written.
+func parse(data []byte) (api.GossipAccess, error) {
+	var a api.GossipAccess
+	if err := json.Unmarshal(data, &a); err != nil {
+		return a, err
+	}
+	return a, check(a)
+}
+
+// check refuses what a gossip cannot be entered with.
+func check(a api.GossipAccess) error {
+	for _, key := range a.Keys {
+		if _, err := gossip.ParseKey(key); err != nil {
+			return err
+		}
+	}
+	return gossip.CheckSeeds(a.Addresses)
 }

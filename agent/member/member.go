@@ -76,6 +76,10 @@ func (m *Member) Take(a api.GossipAccess) {
 	if len(a.Keys) == 0 || len(a.Addresses) == 0 {
 		return
 	}
+	if err := check(a); err != nil { // what is known serves on
+		m.log.Error("what the coordinator told of the gossip is not used", "error", err)
+		return
+	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	same := slices.Equal(a.Keys, m.access.Keys) && slices.Equal(a.Addresses, m.access.Addresses)

@@ -96,7 +96,7 @@ func (n *Node) contestedSince(began time.Time) (netip.AddrPort, bool) {
 
 // SetSeeds replaces the members that this node joins through, from the next attempt on.
 func (n *Node) SetSeeds(seeds []string) error {
-	if err := checkSeeds(seeds); err != nil {
+	if err := CheckSeeds(seeds); err != nil {
 		return err
 	}
 	n.mu.Lock()

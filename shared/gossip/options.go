@@ -157,13 +157,14 @@ func (o *Options) checkAddresses() error {
 	if len(o.Allowed) == 0 && loopback {
 		o.Allowed = []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8"), netip.MustParsePrefix("::1/128")}
 	}
-	return checkSeeds(o.Seeds)
+	return CheckSeeds(o.Seeds)
 }
 
-func checkSeeds(seeds []string) error {
+// CheckSeeds refuses what is no address (host:port) of a member.
+func CheckSeeds(seeds []string) error {
 	for _, seed := range seeds {
 		if _, _, err := net.SplitHostPort(seed); err != nil {
-			return fmt.Errorf("cannot join the pool through %q: it is not host:port", seed)
+			return fmt.Errorf("cannot join the pool through %.100q: it is not host:port", seed)
 		}
 	}
 	return nil
