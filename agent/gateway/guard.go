@@ -164,14 +164,24 @@ func (g *guard) call(ctx context.Context, method, path string, body []byte, into
 	if err != nil {
 		return fmt.Errorf("cannot ask the agent: %w", err)
 	}
-	if res.StatusCode != http.StatusOK {
-		var p api.Problem
-		if err := json.Unmarshal(text, &p); err != nil || p.Code == "" {
-			return fmt.Errorf("cannot ask the agent: it answers %s", res.Status)
+	return answered(res.StatusCode, text, into)
+}
+
+// answered reads an answer of the agent.
+func answered(status int, text []byte, into any) error {
+	if status == http.StatusOK {
+		if err := json.Unmarshal(text, into); err != nil {
+			return fmt.Errorf("cannot read the agent's answer: %w", err)
 		}
-		return fault.New(fault.Code(p.Code), "%s", p.Detail)
+		return nil
 	}
-	return json.Unmarshal(text, into)
+	var p api.Problem
+	if json.Unmarshal(text, &p) == nil {
+		if _, known := fault.Codes()[fault.Code(p.Code)]; known {
+			return fault.New(fault.Code(p.Code), "%s", p.Detail)
+		}
+	}
+	return fmt.Errorf("cannot ask the agent: it answers %d", status)
 }
 
 // begin starts to ask for changes, once. mu is held.

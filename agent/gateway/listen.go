@@ -30,14 +30,12 @@ type listener struct {
 
 // listen opens the socket of Options.Listen.
 func listen(where string) (*listener, error) {
-	if number, ok := strings.CutPrefix(where, "fd:"); ok {
-		return listenFD(number)
+	fd, err := parseListen(where)
+	if err != nil {
+		return nil, err
 	}
-	if !filepath.IsAbs(where) {
-		return nil, fmt.Errorf("cannot listen on %q: want the absolute path of a unix socket, or fd:N for a passed descriptor", where)
-	}
-	if len(where) > maxSocketPath {
-		return nil, fmt.Errorf("cannot listen on %s: the path has %d bytes and the kernel takes %d: use a shorter run directory", where, len(where), maxSocketPath)
+	if fd != 0 {
+		return listenFD(fd)
 	}
 	if err := clearStale(where); err != nil {
 		return nil, err
@@ -58,6 +56,24 @@ func listen(where string) (*listener, error) {
 		return nil, fmt.Errorf("cannot listen on %s: it was removed at once: %w", where, err)
 	}
 	return &listener{Listener: l, path: where, made: made}, nil
+}
+
+// parseListen reads Options.Listen: the number of a descriptor, or 0 for a path.
+func parseListen(where string) (fd int, err error) {
+	if number, ok := strings.CutPrefix(where, "fd:"); ok {
+		n, err := strconv.ParseUint(number, 10, 16)
+		if err != nil || n < 3 {
+			return 0, fmt.Errorf("cannot listen on %.40q: want the number of a passed descriptor, 3 or more", where)
+		}
+		return int(n), nil
+	}
+	if !filepath.IsAbs(where) {
+		return 0, fmt.Errorf("cannot listen on %.200q: want the absolute path of a unix socket, or fd:N for a passed descriptor", where)
+	}
+	if len(where) > maxSocketPath {
+		return 0, fmt.Errorf("cannot listen on %.200q: the path has %d bytes and the kernel takes %d: use a shorter run directory", where, len(where), maxSocketPath)
+	}
+	return 0, nil
 }
 
 // clearStale removes the socket of a predecessor that is dead. One on which somebody answers stays.
@@ -87,17 +103,13 @@ func clearStale(path string) error {
 }
 
 // listenFD takes a socket that whoever started this process has opened.
-func listenFD(number string) (*listener, error) {
-	n, err := strconv.ParseUint(number, 10, 16)
-	if err != nil || n < 3 {
-		return nil, fmt.Errorf("cannot listen on fd:%s: want the number of a passed descriptor, 3 or more", number)
-	}
-	syscall.CloseOnExec(int(n))
-	file := os.NewFile(uintptr(n), "listen")
+func listenFD(fd int) (*listener, error) {
+	syscall.CloseOnExec(fd)
+	file := os.NewFile(uintptr(fd), "listen")
 	defer func() { _ = file.Close() }() // FileListener has its own copy
 	l, err := net.FileListener(file)
 	if err != nil {
-		return nil, fmt.Errorf("cannot listen on fd:%d: %w: pass a listening socket", n, err)
+		return nil, fmt.Errorf("cannot listen on fd:%d: %w: pass a listening socket", fd, err)
 	}
 	return &listener{Listener: l}, nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"os"
@@ -20,6 +21,7 @@ import (
 
 	"github.com/coder/websocket"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 const (
@@ -216,6 +218,37 @@ func TestUsage(t *testing.T) {
 			}
 		})
 	}
+}
+
+// FuzzEnvironment: whatever stands in the environment, what is wrong in it is named by its variable, and what is taken has
+// the form of a gateway's id.
+func FuzzEnvironment(f *testing.F) {
+	f.Add(gw, "/run/gw.sock", "/state", "", "info", "json")
+	f.Add("../x", "fd:3", "", "control.sock", "loud", "xml")
+	f.Add("gw-AAAAAAAAAA", "", "state", "/c", "", "")
+	f.Fuzz(func(t *testing.T, gateway, listen, state, control, level, format string) {
+		env := map[string]string{
+			"DEMIURGE_GATEWAY_ID": gateway, "DEMIURGE_LISTEN": listen, "DEMIURGE_STATE_DIR": state, "DEMIURGE_CONTROL": control, "DEMIURGE_LOG_LEVEL": level, "DEMIURGE_LOG_FORMAT": format,
+		}
+		opts, err := options(func(name string) string { return env[name] }, io.Discard)
+		if err != nil {
+			for _, line := range strings.Split(err.Error(), "\n") {
+				if len(line) > 1000 {
+					t.Fatalf("refused with %d bytes", len(line))
+				}
+			}
+			for name, value := range env {
+				needed := name == "DEMIURGE_GATEWAY_ID" || name == "DEMIURGE_LISTEN" || name == "DEMIURGE_STATE_DIR"
+				if needed && value == "" && !strings.Contains(err.Error(), name) {
+					t.Fatalf("%s is missing: %v", name, err)
+				}
+			}
+			return
+		}
+		if _, err := id.ParseGateway(string(opts.Gateway)); err != nil || string(opts.Gateway) != gateway || opts.Listen == "" || opts.Listen != listen || opts.StateDir != state || opts.Control != control || opts.Logger == nil {
+			t.Fatalf("%v is taken for %+v", env, opts)
+		}
+	})
 }
 
 // BenchmarkIdle starts the program as it is shipped and reports how long it takes to be healthy and how
