@@ -1,9 +1,11 @@
 package syncer
 
 import (
+	"bufio"
 	"context"
 	"encoding/json"
 	"io"
+	"net"
 	"net/http"
 	"net/url"
 	"strings"
@@ -67,6 +69,91 @@ func FuzzStream(f *testing.F) {
 			if err := dec.Decode(&want); err != nil || want.Index != took.frames[i].Index {
 				t.Fatalf("frame %d of %q is %+v, %v", i, body, took.frames[i], err)
 			}
+		}
+	})
+}
+
+// endless has something said and goes on for ever. It counts what is read of it.
+type endless struct {
+	net.Conn
+	said string
+	read int
+}
+
+func (e *endless) Write(p []byte) (int, error) { return len(p), nil }
+func (e *endless) Close() error                { return nil }
+func (e *endless) SetDeadline(time.Time) error { return nil }
+func (e *endless) Read(p []byte) (int, error) {
+	n := copy(p, e.said[min(e.read, len(e.said)):])
+	for i := n; i < len(p); i++ {
+		p[i] = 'x'
+	}
+	e.read += len(p)
+	return len(p), nil
+}
+
+// FuzzLine: whatever comes as the answer to a report, no more of it is read than its bound, the last head counts, and the
+// line is kept only if nothing is left on it.
+func FuzzLine(f *testing.F) {
+	for _, s := range []string{
+		"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\n{}", "HTTP/1.1 204 No Content\r\n\r\n", "HTTP/1.1 102 Processing\r\n\r\nHTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n",
+		"HTTP/1.1 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n0\r\n\r\n", "HTTP/1.1 200 OK\r\nX: ", "", "HTTP/1.1 101 x\r\nUpgrade: x\r\n\r\n",
+		"HTTP/1.1 200 OK\r\nContent-Length: 9999999999\r\n\r\n", "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n",
+	} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, said string) {
+		conn := &endless{said: said}
+		more := &io.LimitedReader{R: conn}
+		l := &lines{}
+		req, err := http.NewRequest(http.MethodPost, "https://192.0.2.1:7400/", strings.NewReader("{}"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		resp, err := l.ask(&line{Conn: conn, more: more, in: bufio.NewReaderSize(more, 2<<10)}, req)
+		if conn.read > maxHead+maxReply {
+			t.Fatalf("%d bytes were read", conn.read)
+		}
+		if err != nil {
+			if len(err.Error()) > 1000 || l.idle != nil {
+				t.Fatalf("%v, and %v is kept", err, l.idle)
+			}
+			return
+		}
+		body, err := io.ReadAll(resp.Body)
+		if err != nil || len(body) > maxReply || resp.StatusCode < 200 || l.idle != nil && (resp.Close || l.idle.in.Buffered() > 0) {
+			t.Fatalf("%q is answered with %d and %d bytes, %v, and %v is kept", said, resp.StatusCode, len(body), err, l.idle)
+		}
+	})
+}
+
+// leased depends on a lease, and counts how often it was renewed.
+type leased struct {
+	renewed int
+	index   uint64
+}
+
+func (*leased) Shortest() time.Duration { return time.Minute }
+func (*leased) Now() time.Duration      { return 1 }
+
+func (l *leased) Renewed(_ time.Duration, index uint64) { l.renewed++; l.index = index }
+
+// FuzzReply: whatever is answered to a report, the lease goes on only by the word of a coordinator that names the index
+// at which it spoke.
+func FuzzReply(f *testing.F) {
+	for _, s := range []string{`{"index":7}`, `{"index":0}`, `{}`, `null`, ``, `{"index":-1}`, `{"index":18446744073709551616}`, `{"index":7}x`, `[7]`, `{"Index":7,"index":null}`} {
+		f.Add(200, s)
+	}
+	f.Add(503, `{"code":"no_leader","detail":"x","index":7}`)
+	f.Add(302, `{"index":7}`)
+	f.Fuzz(func(t *testing.T, status int, body string) {
+		leases := &leased{}
+		s := &Syncer{o: Options{Host: "h1", Client: &http.Client{Transport: saying{status, body}}, Leases: leases, Timing: Timing{}.withDefaults()}}
+		err := s.post(context.Background(), "https://192.0.2.1:7400/v1/agent/observations", api.Observation{})
+		var want api.Observed
+		said := status/100 == 2 && json.Unmarshal([]byte(body), &want) == nil && want.Index > 0
+		if said != (err == nil) || said != (leases.renewed == 1) || leases.renewed > 1 || said && leases.index != want.Index {
+			t.Fatalf("%d %q renews the lease %d times at %d: %v", status, body, leases.renewed, leases.index, err)
 		}
 	})
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -152,6 +153,9 @@ func (s *Syncer) post(ctx context.Context, url string, o api.Observation) error 
 	var answer api.Observed
 	if err := json.Unmarshal(data, &answer); err != nil {
 		return fmt.Errorf("cannot read the coordinator's answer: %w", err)
+	}
+	if answer.Index == 0 { // a lapsed lease would count again without an assignment of after the lapse
+		return errors.New("cannot renew the lease: the coordinator's answer names no index")
 	}
 	s.o.Leases.Renewed(sent, answer.Index)
 	return nil
