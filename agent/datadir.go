@@ -116,7 +116,6 @@ func openDataDir(c *Config) (release func(), err error) {
 // checkVersion makes sure that the directory belongs to this host and this format, and marks a new one.
 func checkVersion(c *Config) error {
 	path := filepath.Join(c.DataDir, "VERSION")
-	want := dataFormat + " " + c.HostID + "\n"
 	b, err := os.ReadFile(path)
 	if errors.Is(err, fs.ErrNotExist) {
 		files, err := fsx.NewOS(c.DataDir)
@@ -124,7 +123,7 @@ func checkVersion(c *Config) error {
 			return err
 		}
 		defer func() { _ = files.Close() }()
-		if err := fsx.WriteAtomic(files, "agent.version", path, []byte(want), 0o600); err != nil {
+		if err := fsx.WriteAtomic(files, "agent.version", path, []byte(dataFormat+" "+c.HostID+"\n"), 0o600); err != nil {
 			return fmt.Errorf("cannot mark %s: %w", c.DataDir, err)
 		}
 		return nil
@@ -132,13 +131,18 @@ func checkVersion(c *Config) error {
 	if err != nil {
 		return fmt.Errorf("cannot read %s: %w", path, err)
 	}
-	got := strings.TrimSuffix(string(b), "\n")
-	host, sameFormat := strings.CutPrefix(got, dataFormat+" ")
+	return checkMark(c, string(b))
+}
+
+// checkMark reads the text by which a directory is marked.
+func checkMark(c *Config, text string) error {
+	text = strings.TrimSuffix(text, "\n")
+	host, sameFormat := strings.CutPrefix(text, dataFormat+" ")
 	switch {
-	case got+"\n" == want:
+	case sameFormat && host == c.HostID:
 		return nil
 	case sameFormat:
-		return fmt.Errorf("cannot use %s: it belongs to host %q and host_id is %q; correct host_id, or set another data_dir", c.DataDir, host, c.HostID)
+		return fmt.Errorf("cannot use %s: it belongs to host %.60q and host_id is %q; correct host_id, or set another data_dir", c.DataDir, host, c.HostID)
 	}
-	return fmt.Errorf("cannot use %s: it was written by another version (%.60q, and this is %q); run that version, or set another data_dir", c.DataDir, got, dataFormat)
+	return fmt.Errorf("cannot use %s: it was written by another version (%.60q, and this is %q); run that version, or set another data_dir", c.DataDir, text, dataFormat)
 }

@@ -54,3 +54,44 @@ func FuzzConfig(f *testing.F) {
 		}
 	})
 }
+
+// FuzzMark: a directory with whatever mark is this host's if that is what this host marks it with; else the refusal
+// names the directory, and what to do.
+func FuzzMark(f *testing.F) {
+	c := &Config{HostID: "host-1", DataDir: "/data"}
+	own := dataFormat + " " + c.HostID
+	for _, s := range []string{own + "\n", own, own + "\n\n", own + " ", "demiurge-agent 1 host-2\n", "demiurge-agent 1 ", "demiurge-agent 99 host-1\n", "demiurge-agent 11 host-1", "", "\x00", own + strings.Repeat("x", 1000)} {
+		f.Add(s)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		err := checkMark(c, text)
+		if taken := text == own || text == own+"\n"; taken != (err == nil) {
+			t.Fatalf("the mark %q: %v", text, err)
+		}
+		if err != nil && (len(err.Error()) > 500 || !strings.Contains(err.Error(), c.DataDir) || !strings.Contains(err.Error(), "set another data_dir")) {
+			t.Fatalf("refused with %v", err)
+		}
+	})
+}
+
+// FuzzSecret: of whatever stands in the file of the login's secret, the secret is the one line there is, whole; a refusal
+// does not repeat it.
+func FuzzSecret(f *testing.F) {
+	const known = "correct-horse"
+	for _, s := range []string{known + "\n", " " + known + "\r\n\n", known + "\n# of the provider\n", known + "\x00", "", " \n", strings.Repeat(known, maxSecret/10), strings.Repeat("x", maxSecret), strings.Repeat("x", maxSecret+1)} {
+		f.Add([]byte(s))
+	}
+	f.Fuzz(func(t *testing.T, b []byte) {
+		secret, err := parseSecret(b)
+		if err != nil {
+			if secret.Reveal() != "" || len(err.Error()) > 200 || strings.Contains(err.Error(), known) {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		got := secret.Reveal()
+		if got == "" || len(b) > maxSecret || strings.ContainsAny(got, "\r\n\x00") || strings.Join(strings.Fields(string(b)), " ") != strings.Join(strings.Fields(got), " ") {
+			t.Fatalf("%q is the secret of %q", got, b)
+		}
+	})
+}

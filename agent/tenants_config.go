@@ -118,13 +118,28 @@ func (l LoginConfig) open() (tenantapi.Login, error) {
 		return out, fmt.Errorf("cannot read login.client_secret_file: %w", err)
 	}
 	defer func() { _ = f.Close() }()
-	b, err := io.ReadAll(io.LimitReader(f, maxSecret))
-	secret := strings.TrimSpace(string(b))
-	if err != nil || secret == "" {
-		return out, fmt.Errorf("cannot use %s as login.client_secret_file: it has no secret in it", l.ClientSecretFile)
+	b, err := io.ReadAll(io.LimitReader(f, maxSecret+1))
+	if err == nil {
+		out.Secret, err = parseSecret(b)
 	}
-	out.Secret = logging.NewSecret(secret)
+	if err != nil {
+		return out, fmt.Errorf("cannot use %s as login.client_secret_file: %w", l.ClientSecretFile, err)
+	}
 	return out, nil
+}
+
+// parseSecret reads a file with a secret, which is one line.
+func parseSecret(b []byte) (logging.Secret, error) {
+	secret := strings.TrimSpace(string(b))
+	switch {
+	case secret == "":
+		return logging.Secret{}, errors.New("it has no secret in it")
+	case len(b) > maxSecret:
+		return logging.Secret{}, fmt.Errorf("it has more than %d bytes: name the file with the secret alone", maxSecret)
+	case strings.ContainsAny(secret, "\r\n\x00"):
+		return logging.Secret{}, errors.New("it has more than one line: name the file with the secret alone")
+	}
+	return logging.NewSecret(secret), nil
 }
 
 // public is how people reach this host's nginx in a safe way: over HTTPS, or on this machine alone.

@@ -10,6 +10,7 @@ import (
 	"reflect"
 	"strings"
 	"testing"
+	"unicode/utf8"
 
 	"github.com/demiurge-platform/demiurge/agent/journal"
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -145,6 +146,25 @@ func FuzzIdentity(f *testing.F) {
 		}
 		if status != http.StatusOK || header != gateway || epoch != "7" || !strings.Contains(body, org) || len(body) > 64<<10 {
 			t.Fatalf("%d %q %q %q is taken for the gateway's", status, header, epoch, body)
+		}
+	})
+}
+
+// FuzzLastLines: whatever a gateway wrote to its log, what is told of its end is text on one line, at most three lines of
+// the log and none that began before.
+func FuzzLastLines(f *testing.F) {
+	for _, s := range []string{"", "\n", "one", "cut\none\ntwo\nthree\nfour\n", "cut\n", "cut", "\xff\nx\xc3", "a\r\nb\x1b[31m\x00c\n", "\n\n\n"} {
+		f.Add([]byte(s), true)
+		f.Add([]byte(s), false)
+	}
+	f.Fuzz(func(t *testing.T, b []byte, cut bool) {
+		told := lastLines(b, cut)
+		if len(told) > len(b)+2*len(" | ") || !utf8.ValidString(told) || strings.Contains(told, "\n") {
+			t.Fatalf("%q is told as %q", b, told)
+		}
+		first, rest, more := strings.Cut(string(b), "\n")
+		if cut && more && rest != "" && strings.TrimSpace(first) != "" && !strings.Contains(rest, strings.TrimSpace(first)) && strings.HasPrefix(told, first) {
+			t.Fatalf("%q is told with its cut beginning: %q", b, told)
 		}
 	})
 }

@@ -314,16 +314,23 @@ func (a *actor) logTail() string {
 		return ""
 	}
 	defer func() { _ = f.Close() }()
-	const most = 800
 	size, err := f.Seek(0, io.SeekEnd)
 	if err != nil {
 		return ""
 	}
-	b := make([]byte, min(size, most))
+	b := make([]byte, min(size, mostLog))
 	if _, err := f.ReadAt(b, size-int64(len(b))); err != nil {
 		return ""
 	}
-	if _, whole, cut := bytes.Cut(b, []byte("\n")); cut && size > most && len(whole) > 0 {
+	return lastLines(b, size > mostLog)
+}
+
+// mostLog is how much of a log is read for a report.
+const mostLog = 800
+
+// lastLines puts the last three lines of the end of a log on one line. A cut end begins in the middle of a line.
+func lastLines(b []byte, cut bool) string {
+	if _, whole, more := bytes.Cut(b, []byte("\n")); more && cut && len(whole) > 0 {
 		b = whole // what was cut at its beginning tells nothing
 	}
 	lines := strings.Split(strings.TrimSpace(string(bytes.ToValidUTF8(b, nil))), "\n")

@@ -191,9 +191,14 @@ func (d *Driver) marked(pid int) id.Gateway {
 	if err != nil {
 		return ""
 	}
+	return markOf(b, d.opts.RunDir)
+}
+
+// markOf reads the environment of a process, as in proc_pid_environ(5).
+func markOf(environ []byte, runDir string) id.Gateway {
 	var gateway id.Gateway
 	listen := ""
-	for entry := range strings.SplitSeq(string(b), "\x00") {
+	for entry := range strings.SplitSeq(string(environ), "\x00") {
 		name, value, _ := strings.Cut(entry, "=")
 		switch name {
 		case driver.EnvGateway:
@@ -202,7 +207,7 @@ func (d *Driver) marked(pid int) id.Gateway {
 			listen = value
 		}
 	}
-	if !below(d.opts.RunDir, listen) {
+	if !below(runDir, listen) {
 		return ""
 	}
 	return gateway
