@@ -31,6 +31,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/garbage"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Options configure an Agent.
@@ -238,7 +239,7 @@ func (a *Agent) Start() {
 		sctx, cancel := context.WithTimeout(ctx, settlePatience)
 		a.engine.Settle(sctx)
 		for sctx.Err() == nil && a.nginx.Status().State != api.NginxServing {
-			wait(sctx, 10*time.Millisecond) // until it is asked for the first time it counts as down
+			sleep.For(sctx, 10*time.Millisecond) // until it is asked for the first time it counts as down
 		}
 		cancel()
 		close(settled)

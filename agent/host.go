@@ -11,6 +11,7 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/reconcile"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
@@ -169,7 +170,7 @@ func (a *Agent) manageNginx(ctx context.Context) {
 	}
 	for ctx.Err() == nil {
 		if a.nginx.Status().State != api.NginxDown {
-			wait(ctx, time.Second)
+			sleep.For(ctx, time.Second)
 			continue
 		}
 		sctx, cancel := context.WithTimeout(ctx, 10*time.Second)
@@ -178,20 +179,11 @@ func (a *Agent) manageNginx(ctx context.Context) {
 		if err != nil {
 			if ctx.Err() == nil {
 				log.Error("nginx cannot be started", "error", err)
-				wait(ctx, time.Second)
+				sleep.For(ctx, time.Second)
 			}
 			continue
 		}
 		<-ctx.Done() // until then it is started again whenever it ends
 		p.Stop()
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }

@@ -11,6 +11,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/hashicorp/go-hclog"
 )
 
@@ -167,10 +168,7 @@ func (d *Door) Carry(ctx context.Context, l net.Listener) error {
 		}
 		if errors.Is(err, syscall.EMFILE) || errors.Is(err, syscall.ENFILE) {
 			d.logger.Error("a request to a container is not carried: too many files are open", "error", err)
-			select {
-			case <-ctx.Done():
-			case <-time.After(100 * time.Millisecond):
-			}
+			sleep.For(ctx, 100*time.Millisecond)
 			continue
 		}
 		if err != nil {

@@ -16,6 +16,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
@@ -101,12 +102,8 @@ func (k *Keeper) Run(ctx context.Context, r Renewer) {
 			}
 			wait, pause = pause, min(2*pause, maxPause)
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep.For(ctx, wait) {
 			return
-		case <-timer.C:
 		}
 	}
 }

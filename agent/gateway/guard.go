@@ -16,6 +16,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Times and bounds of the guard.
@@ -212,7 +213,7 @@ func (g *guard) follow(ctx context.Context) {
 			g.mu.Lock()
 			g.version = 0
 			g.mu.Unlock()
-			wait(ctx, pause)
+			sleep.For(ctx, pause)
 			pause = min(2*pause, lastRewatch)
 			continue
 		}
@@ -258,14 +259,5 @@ func (g *guard) close() {
 	g.watch.Wait()
 	if g.client != nil {
 		g.client.CloseIdleConnections()
-	}
-}
-
-func wait(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }

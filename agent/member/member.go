@@ -20,6 +20,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Options of a Member. Advertise, Profile and Allowed may be left out.
@@ -127,13 +128,13 @@ func (m *Member) Run(ctx context.Context) {
 	for ctx.Err() == nil {
 		access, changed := m.known()
 		if len(access.Keys) == 0 || len(access.Addresses) == 0 {
-			wait(ctx, changed, time.Hour)
+			sleep.Unless(ctx, time.Hour, changed)
 			continue
 		}
 		if err := m.serve(ctx, access); err != nil && ctx.Err() == nil {
 			m.fail(err, failures)
 			failures++
-			wait(ctx, changed, m.o.Retry)
+			sleep.Unless(ctx, m.o.Retry, changed)
 		}
 	}
 }
@@ -288,14 +289,4 @@ func (m *Member) Leave(ctx context.Context) error {
 		return nil
 	}
 	return node.Leave(ctx)
-}
-
-func wait(ctx context.Context, changed <-chan struct{}, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-changed:
-	case <-t.C:
-	}
 }

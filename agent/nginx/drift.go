@@ -14,6 +14,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/config"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // watch sees changes below the data directory as they happen.
@@ -82,7 +83,7 @@ func (e *Engine) watchCertificate(ctx context.Context) {
 				e.log.Warn("the certificate is not watched yet", "error", err)
 			}
 			said = true
-			pause(ctx, checkEvery)
+			sleep.For(ctx, checkEvery)
 			continue
 		}
 		e.poke() // it may have changed before it was watched

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Prepare makes the directory ready for a start of nginx: the pointer goes back to the last proven
@@ -111,9 +112,7 @@ func endOrphans(ctx context.Context, f fsx.FS, l layout) error {
 				return fmt.Errorf("cannot end an orphaned nginx worker: %w", err)
 			}
 		}
-		select {
-		case <-time.After(20 * time.Millisecond):
-		case <-ctx.Done():
+		if !sleep.For(ctx, 20*time.Millisecond) {
 			return fmt.Errorf("cannot end %d orphaned nginx workers in time: %w", len(left), ctx.Err())
 		}
 	}

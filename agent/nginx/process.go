@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Process runs nginx in the foreground, for tests and for hosts without systemd: prepare, start, and
@@ -57,10 +59,7 @@ func (p *Process) run(ctx context.Context) {
 		}
 		p.set(0, err)
 		p.opts.Logger.Warn("nginx ended and is started again", "error", err)
-		select {
-		case <-time.After(restartPause):
-		case <-ctx.Done():
-		}
+		sleep.For(ctx, restartPause)
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // routes is the table of routes and the links that nginx reads. Links live as long as nginx can: they are
@@ -421,7 +422,7 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 	}
 	looked := 0
 	for org := range suspects {
-		if looked++; looked%scanStride == 0 && !pause(ctx, scanPause) {
+		if looked++; looked%scanStride == 0 && !sleep.For(ctx, scanPause) {
 			return
 		}
 		e.repairRoute(ctx, org)

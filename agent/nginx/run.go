@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // The rhythm of Run.
@@ -263,9 +264,7 @@ func (e *Engine) supervise(ctx context.Context) {
 			audit = time.Now()
 			e.audit()
 		}
-		select {
-		case <-time.After(checkEvery):
-		case <-ctx.Done():
+		if !sleep.For(ctx, checkEvery) {
 			return
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/demiurge-platform/demiurge/agent/journal"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // actor owns one gateway. Its goroutine alone touches what is below "own"; everything others tell it
@@ -295,7 +296,7 @@ func (a *actor) watchSlot(ctx context.Context) {
 			}
 			if ctx.Err() == nil {
 				a.logger.Warn("nginx does not name the gateway yet", "error", err)
-				pause(ctx, time.Second)
+				sleep.For(ctx, time.Second)
 			}
 		}
 	})
@@ -307,7 +308,7 @@ func (a *actor) watch(ctx context.Context, p driver.Process) {
 		exit, err := a.o.Driver.Wait(ctx, p)
 		for err != nil && ctx.Err() == nil && !errors.Is(err, driver.ErrGone) {
 			a.logger.Warn("the process cannot be watched", "pid", p.PID, "error", err)
-			pause(ctx, time.Second)
+			sleep.For(ctx, time.Second)
 			exit, err = a.o.Driver.Wait(ctx, p)
 		}
 		if ctx.Err() != nil {
@@ -318,13 +319,4 @@ func (a *actor) watch(ctx context.Context, p driver.Process) {
 		a.poke()
 		a.mu.Unlock()
 	})
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }

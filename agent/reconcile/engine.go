@@ -17,6 +17,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/demiurge-platform/demiurge/shared/steps"
 )
 
@@ -194,7 +195,7 @@ func (e *Engine) recoverServices() error {
 // is reported before that says "starting" of gateways that serve.
 func (e *Engine) Settle(ctx context.Context) {
 	for ctx.Err() == nil && !e.settled() {
-		pause(ctx, 5*time.Millisecond)
+		sleep.For(ctx, 5*time.Millisecond)
 	}
 }
 

@@ -6,6 +6,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/driver"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Lease tells how long organizations may be served that must not be served by a host that is cut off.
@@ -87,7 +88,7 @@ func (a *actor) fence(ctx context.Context) {
 	again := func(what string, err error) {
 		if ctx.Err() == nil {
 			a.logger.Error("the lease has ended, and "+what+"; it is tried again", "organization", a.ob.Grant.Organization, "error", err)
-			pause(ctx, a.o.Timing.BackOff)
+			sleep.For(ctx, a.o.Timing.BackOff)
 		}
 	}
 	if err := a.unroute(ctx); err != nil {

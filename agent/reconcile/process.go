@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/agent/driver"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/demiurge-platform/demiurge/shared/steps"
 )
 
@@ -193,7 +194,7 @@ func (a *actor) kill(ctx context.Context) {
 	if err := a.o.Driver.Stop(ctx, p, min(a.o.Timing.StopGrace, time.Second)); err != nil {
 		a.ob.notBefore = a.o.Now().Add(a.o.Timing.BackOff)
 		a.logger.Error("the gateway's process cannot be ended", "pid", p.PID, "error", err)
-		pause(ctx, a.o.Timing.BackOff)
+		sleep.For(ctx, a.o.Timing.BackOff)
 		return
 	}
 	a.ended(exited{process: p, exit: driver.Exit{Signal: "the agent: " + a.ob.Message, Known: true}})

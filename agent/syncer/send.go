@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 const (
@@ -71,7 +72,7 @@ func (s *Syncer) send(ctx context.Context) {
 		if s.o.Leases.Shortest() > 0 {
 			wait = min(wait, maxLeasePause)
 		}
-		pause(ctx, wait)
+		sleep.For(ctx, wait)
 	}
 }
 
@@ -113,7 +114,7 @@ func (s *Syncer) farewell() {
 			return
 		}
 		s.next(n)
-		if !pause(ctx, s.o.Timing.BackOff) {
+		if !sleep.For(ctx, s.o.Timing.BackOff) {
 			break
 		}
 	}

@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 var errSilent = errors.New("it was silent for too long")
@@ -38,7 +39,7 @@ func (s *Syncer) follow(ctx context.Context) {
 			level = s.logger.Debug // the same again
 		}
 		level("the coordinator's stream ended", "coordinator", base.String(), "frames", frames, "error", err)
-		if !pause(ctx, s.backOff(failures)) {
+		if !sleep.For(ctx, s.backOff(failures)) {
 			return
 		}
 	}

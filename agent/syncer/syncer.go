@@ -212,18 +212,6 @@ func (s *Syncer) backOff(n int) time.Duration {
 	return d/2 + time.Duration(jitter.Int64())
 }
 
-// pause waits, and reports whether ctx is still alive.
-func pause(ctx context.Context, d time.Duration) bool {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-		return false
-	case <-t.C:
-		return true
-	}
-}
-
 func instance() string {
 	var b [8]byte
 	_, _ = rand.Read(b[:]) // crypto/rand never fails since Go 1.24

@@ -10,6 +10,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 const (
@@ -60,7 +61,7 @@ func (r *Runner) Run(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		case <-more:
-			pause(ctx, settle)
+			sleep.For(ctx, settle)
 		case <-timer.C:
 		case <-r.opts.Store.Restored():
 			q = newQueue()
@@ -69,15 +70,6 @@ func (r *Runner) Run(ctx context.Context) {
 		case <-collect.C:
 			r.collect(ctx)
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/failpoint"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Names makes the names of organizations lead to hosts, where records have to be written for that. Errors are
@@ -163,11 +164,7 @@ func (r *Runner) point(ctx context.Context, name Name, limit time.Duration) erro
 		if err == nil || !r.opts.Names.Passing(err) || ctx.Err() != nil {
 			return err
 		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !sleep.For(ctx, wait) {
 			return err // says more than that the time is up
 		}
 	}

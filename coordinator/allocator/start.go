@@ -12,6 +12,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // breakerOpen is what the pool keeper notes of a pool whose gateways keep failing.
@@ -410,7 +411,7 @@ const abandonAfter = time.Second
 // for the same organization keep it.
 func (r *Runner) abandon(a id.Allocation) {
 	r.beside(func(ctx context.Context) {
-		pause(ctx, abandonAfter)
+		sleep.For(ctx, abandonAfter)
 		r.mu.Lock()
 		waited := r.waiters[a] > 0
 		r.mu.Unlock()

@@ -6,6 +6,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/hashicorp/go-hclog"
 )
 
@@ -51,12 +52,12 @@ func RunFormer(ctx context.Context, o Options) {
 		self.Empty = true
 		members := Form(self, seen)
 		if members == nil {
-			wait(ctx, changed)
+			sleep.Unless(ctx, look, changed)
 			continue
 		}
 		if err := o.Node.Found(ctx, members); err != nil && ctx.Err() == nil {
 			o.Logger.Warn("cannot begin the cluster yet", "error", err)
-			wait(ctx, nil)
+			sleep.For(ctx, look)
 			continue
 		}
 		names := make([]string, len(members))
@@ -89,12 +90,12 @@ func RunPilot(ctx context.Context, o Options) {
 			if len(actions) > 0 {
 				changed = nil // whatever is not as the gossip says need not be looked at whenever it says something
 			}
-			wait(ctx, changed)
+			sleep.Unless(ctx, look, changed)
 			continue
 		}
 		if err := act(ctx, o.Node, a); err != nil {
 			o.Logger.Warn("cannot change the coordinators now", "action", a.Do, "coordinator", a.Peer.ID, "reason", a.Reason, "error", err)
-			wait(ctx, nil)
+			sleep.For(ctx, look)
 			continue
 		}
 		o.Logger.Info("the coordinators changed", "action", a.Do, "coordinator", a.Peer.ID, "address", a.Peer.Address, "reason", a.Reason)
@@ -139,14 +140,4 @@ func act(ctx context.Context, n Node, a *Action) error {
 		return n.AddVoter(ctx, a.Peer.ID, a.Peer.Address)
 	}
 	return n.RemovePeer(ctx, a.Peer.ID)
-}
-
-func wait(ctx context.Context, changed <-chan struct{}) {
-	timer := time.NewTimer(look)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-changed:
-	case <-timer.C:
-	}
 }

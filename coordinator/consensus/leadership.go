@@ -5,6 +5,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/hashicorp/raft"
 )
 
@@ -121,9 +122,7 @@ func (n *Node) run(ctx context.Context, r *reign, fn func(ctx context.Context)) 
 			return
 		}
 		n.log.Warn("cannot begin leader work yet", "error", err)
-		select {
-		case <-time.After(barrierRetry):
-		case <-ctx.Done():
+		if !sleep.For(ctx, barrierRetry) {
 			return
 		}
 	}

@@ -13,6 +13,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Script says how a scripted agent misbehaves. The zero value serves everything at once.
@@ -181,10 +182,7 @@ func (a *Agent) pause(ctx context.Context, failures int) {
 	a.mu.Lock()
 	most := max(a.script.BackOff, least)
 	a.mu.Unlock()
-	select {
-	case <-ctx.Done():
-	case <-time.After(min(least<<min(failures, 16), most)):
-	}
+	sleep.For(ctx, min(least<<min(failures, 16), most))
 }
 
 // stream reports whether anything came.

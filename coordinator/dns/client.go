@@ -14,6 +14,7 @@ import (
 	"unicode"
 
 	"github.com/demiurge-platform/demiurge/shared/logging"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Bounds of what is asked of PowerDNS at once and of what it may answer.
@@ -178,15 +179,10 @@ func (c *client) call(ctx context.Context, patience time.Duration, method, at st
 	wait := firstWait
 	for try := 1; ; try++ {
 		err := c.once(ctx, patience, method, at, body, into)
-		if KindOf(err) != Temporary || try == tries {
+		if KindOf(err) != Temporary || try == tries || !sleep.For(ctx, wait) {
 			return err
 		}
-		select {
-		case <-ctx.Done():
-			return err
-		case <-time.After(wait):
-			wait *= 4
-		}
+		wait *= 4
 	}
 }
 

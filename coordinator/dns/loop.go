@@ -11,6 +11,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // LoopOptions configure a Loop. Zero durations and numbers mean the defaults; all else is needed.
@@ -94,30 +95,19 @@ func (l *Loop) Run(ctx context.Context) {
 			return
 		case err != nil:
 			l.failed(err, backoff)
-			pause(ctx, backoff, nil)
+			sleep.For(ctx, backoff)
 			backoff = min(2*backoff, l.opts.Interval)
 			continue
 		}
 		l.succeeded(more)
 		backoff = firstBackoff
 		if more {
-			pause(ctx, l.opts.Settle, nil)
+			sleep.For(ctx, l.opts.Settle)
 			continue
 		}
 		settle := max(l.opts.Settle, share*l.looked)
-		pause(ctx, settle, nil)
-		pause(ctx, l.opts.Interval-settle, changed)
-	}
-}
-
-// pause waits, for a change at the longest if there is a channel.
-func pause(ctx context.Context, d time.Duration, changed <-chan struct{}) {
-	timer := time.NewTimer(d)
-	defer timer.Stop()
-	select {
-	case <-ctx.Done():
-	case <-timer.C:
-	case <-changed:
+		sleep.For(ctx, settle)
+		sleep.Unless(ctx, l.opts.Interval-settle, changed)
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 	"github.com/hashicorp/go-hclog"
 
 	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Options of a Broker. Everything without a default is needed.
@@ -125,7 +126,7 @@ func (b *Broker) follow(ctx context.Context, after state.EventID, heartbeat, set
 		select {
 		case <-ctx.Done():
 		case <-more:
-			pause(ctx, settle)
+			sleep.For(ctx, settle)
 		case <-restored: // the feed may be another one now: what it has after this place is read next
 		case <-alive.C:
 			if err := send(nil, false); err != nil {
@@ -134,16 +135,4 @@ func (b *Broker) follow(ctx context.Context, after state.EventID, heartbeat, set
 		}
 	}
 	return nil
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	if d <= 0 {
-		return
-	}
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
-	}
 }

@@ -14,6 +14,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Proposer puts a command into the Raft log and returns after it was applied here.
@@ -75,10 +76,8 @@ func (m *Monitor) Run(ctx context.Context) {
 		} else {
 			doubtful = m.again(ctx, doubtful, members, began)
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, breath) {
 			return
-		case <-time.After(breath):
 		}
 		select {
 		case <-ctx.Done():

@@ -13,6 +13,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Pool is where members and their changes come from.
@@ -118,10 +119,8 @@ func (v *View) Run(ctx context.Context) {
 		case <-tick.C:
 		}
 		v.renew()
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, breath) {
 			return
-		case <-time.After(breath):
 		}
 	}
 }

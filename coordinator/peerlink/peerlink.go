@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/hashicorp/go-hclog"
 )
 
@@ -139,9 +140,7 @@ func (l *Link) accept() {
 			}
 			failures++
 			l.opts.Logger.Warn("cannot accept a connection of a coordinator", "error", err)
-			select { // such as too many open files: it may pass
-			case <-time.After(min(time.Second, time.Duration(failures)*5*time.Millisecond)):
-			case <-l.stopped.Done():
+			if !sleep.For(l.stopped, min(time.Second, time.Duration(failures)*5*time.Millisecond)) { // such as too many open files: it may pass
 				return
 			}
 			continue

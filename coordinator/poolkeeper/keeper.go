@@ -10,6 +10,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Proposer puts a command into the Raft log and returns after it was applied here.
@@ -62,17 +63,8 @@ func (k *Keeper) Run(ctx context.Context) {
 		changed := ws.WatchCtx(waitCtx) == nil // otherwise it is time to look again, or the end
 		cancel()
 		if changed {
-			pause(ctx, settle)
+			sleep.For(ctx, settle)
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }
 

@@ -14,6 +14,7 @@ import (
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Proposer puts a command into the Raft log and returns after it was applied here.
@@ -87,17 +88,8 @@ func (r *Relocator) Run(ctx context.Context) {
 		changed := ws.WatchCtx(waitCtx) == nil // otherwise it is time to look again, or the end
 		cancel()
 		if changed {
-			pause(ctx, max(settle, share*took))
+			sleep.For(ctx, max(settle, share*took))
 		}
-	}
-}
-
-func pause(ctx context.Context, d time.Duration) {
-	t := time.NewTimer(d)
-	defer t.Stop()
-	select {
-	case <-ctx.Done():
-	case <-t.C:
 	}
 }
 

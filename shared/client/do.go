@@ -16,6 +16,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // CallOption changes one call.
@@ -129,14 +130,7 @@ func (c *Client) send(ctx context.Context, rq *call, opts []CallOption) (*http.R
 			until = time.Now().Add(c.retryFor)
 		}
 		wait, again := pause(err, try)
-		if !again || time.Now().Add(wait).After(until) {
-			return nil, err
-		}
-		timer := time.NewTimer(wait)
-		select {
-		case <-timer.C:
-		case <-ctx.Done():
-			timer.Stop()
+		if !again || time.Now().Add(wait).After(until) || !sleep.For(ctx, wait) {
 			return nil, err
 		}
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // EventQuery says which events are wanted.
@@ -71,12 +72,7 @@ func (c *Client) Follow(ctx context.Context, q EventQuery) iter.Seq2[api.Event, 
 			if seen {
 				try = 0
 			}
-			timer := time.NewTimer(100 * time.Millisecond << min(try, 5))
-			select {
-			case <-timer.C:
-			case <-ctx.Done():
-				timer.Stop()
-			}
+			sleep.For(ctx, 100*time.Millisecond<<min(try, 5))
 		}
 	}
 }

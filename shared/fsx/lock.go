@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"golang.org/x/sys/unix"
 )
 
@@ -43,10 +44,8 @@ func Lock(ctx context.Context, path string) (func(), error) {
 		if !errors.Is(err, ErrLocked) {
 			return unlock, err
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, 5*time.Millisecond) {
 			return nil, err
-		case <-time.After(5 * time.Millisecond):
 		}
 	}
 }

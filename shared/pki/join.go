@@ -15,6 +15,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
@@ -72,13 +73,8 @@ func Join(ctx context.Context, o JoinOptions) (*Joined, error) {
 			}
 			return joined, nil
 		}
-		if !fault.Is(err, fault.NoLeader) || time.Now().After(end) {
+		if !fault.Is(err, fault.NoLeader) || time.Now().After(end) || !sleep.For(ctx, leaderInterval) {
 			return nil, err
-		}
-		select {
-		case <-ctx.Done():
-			return nil, err
-		case <-time.After(leaderInterval):
 		}
 	}
 }

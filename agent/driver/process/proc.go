@@ -14,6 +14,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/driver"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"golang.org/x/sys/unix"
 )
 
@@ -125,12 +126,10 @@ func (d *Driver) sessionGone(ctx context.Context, p driver.Process) error {
 			return nil
 		}
 		d.endSession(p)
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, wait) {
 			return fmt.Errorf("process %d still runs: %w", left[0].pid, ctx.Err())
-		case <-time.After(wait):
-			wait = min(2*wait, 100*time.Millisecond)
 		}
+		wait = min(2*wait, 100*time.Millisecond)
 	}
 }
 

@@ -15,6 +15,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 const (
@@ -209,10 +210,7 @@ func (b *bench) turn(waiting, running context.Context, due time.Time) {
 			b.results.add("commit to first byte", max(first.Sub(sent)-before, 0))
 		}
 	}
-	select {
-	case <-time.After(b.plan.hold):
-	case <-running.Done():
-	}
+	sleep.For(running, b.plan.hold)
 	stopped := time.Now()
 	if _, err := b.measuring.Release(running, allocation.AllocationID, 0); err != nil {
 		if running.Err() == nil {
@@ -307,9 +305,7 @@ func (b *bench) remove(ctx context.Context, org string) error {
 		if x, err := b.tidying.OrganizationAllocation(ctx, org); err == nil {
 			_, _ = b.tidying.Release(ctx, x.AllocationID, 0) // the next delete tells whether it worked
 		}
-		select {
-		case <-time.After(50 * time.Millisecond):
-		case <-ctx.Done():
+		if !sleep.For(ctx, 50*time.Millisecond) {
 			return err
 		}
 	}

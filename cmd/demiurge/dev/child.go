@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 const (
@@ -64,10 +65,8 @@ func (s *system) supervise(ctx context.Context, p program) {
 			pause = firstPause
 		}
 		fmt.Fprintf(s.opts.Stderr, "%s\n  starting it again in %s\n", err, pause)
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, pause) {
 			return
-		case <-time.After(pause):
 		}
 		pause = min(2*pause, lastPause)
 	}

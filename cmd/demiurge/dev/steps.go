@@ -16,6 +16,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // poll asks until it is done or ctx ends. What is still missing goes into the error of the start.
@@ -72,10 +73,7 @@ func (s *system) tokens(ctx context.Context) error {
 		if err == nil {
 			return ""
 		}
-		select { // wrong tokens are counted
-		case <-ctx.Done():
-		case <-time.After(100 * time.Millisecond):
-		}
+		sleep.For(ctx, 100*time.Millisecond) // wrong tokens are counted
 		return err.Error()
 	})
 }
@@ -256,17 +254,12 @@ func (s *system) watchGateways(ctx context.Context) {
 		cancel()
 		if err != nil {
 			index = 0 // whoever answers next may be younger
-			select {
-			case <-ctx.Done():
-			case <-time.After(200 * time.Millisecond):
-			}
+			sleep.For(ctx, 200*time.Millisecond)
 			continue
 		}
 		s.noteGateways(items)
-		select { // many changes at once are one, and a look at many gateways is not for free
-		case <-ctx.Done():
-		case <-time.After(50*time.Millisecond + time.Duration(len(items))*5*time.Millisecond):
-		}
+		// Many changes at once are one, and a look at many gateways is not for free.
+		sleep.For(ctx, 50*time.Millisecond+time.Duration(len(items))*5*time.Millisecond)
 	}
 }
 

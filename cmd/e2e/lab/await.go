@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // Await asks again and again until a condition holds. It gives up, with what the condition said last, after the patience
@@ -17,10 +19,8 @@ func Await(ctx context.Context, patience time.Duration, what string, holds func(
 		if time.Now().After(end) {
 			return fmt.Errorf("waited in vain for %s: %w", what, err)
 		}
-		select {
-		case <-ctx.Done():
+		if !sleep.For(ctx, 50*time.Millisecond) {
 			return fmt.Errorf("interrupted while waiting for %s: %w", what, err)
-		case <-time.After(50 * time.Millisecond):
 		}
 	}
 }

@@ -13,6 +13,8 @@ import (
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
 // bootPatience bounds the start and the end of systemd. Only a hang takes so long.
@@ -180,14 +182,9 @@ func (b *Booted) poll(ctx context.Context, what string, holds func() error) erro
 		if err == nil {
 			return nil
 		}
-		if final := (permanent{}); !errors.As(err, &final) {
-			select {
-			case <-ctx.Done():
-			case <-time.After(20 * time.Millisecond):
-				continue
-			}
+		if final := (permanent{}); errors.As(err, &final) || !sleep.For(ctx, 20*time.Millisecond) {
+			return fmt.Errorf("machine %s waited in vain for %s: %w", b.Name, what, err)
 		}
-		return fmt.Errorf("machine %s waited in vain for %s: %w", b.Name, what, err)
 	}
 }
 
