@@ -5,11 +5,11 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
-	"os"
 	"path/filepath"
 
 	"github.com/demiurge-platform/demiurge/agent/agenttest"
 	"github.com/demiurge-platform/demiurge/agent/nginx"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // startNginx runs nginx beside the agent, as its own unit does.
@@ -38,10 +38,6 @@ func contains(environ []byte, entry string) bool {
 }
 
 func zombie(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return true
-	}
-	rest := b[bytes.LastIndexByte(b, ')')+1:]
-	return bytes.HasPrefix(rest, []byte(" Z"))
+	s, err := procfs.Read(pid)
+	return err != nil || !s.Running()
 }

@@ -7,10 +7,7 @@ package lease
 import (
 	"encoding/json"
 	"errors"
-	"fmt"
-	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"time"
 
@@ -18,6 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // Instant is a moment of this machine since it was started.
@@ -58,11 +56,11 @@ func Open(o Options) (*Lease, error) {
 		o.Clock = sinceBoot
 	}
 	if o.Boot == "" {
-		id, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+		boot, err := procfs.Boot()
 		if err != nil {
-			return nil, fmt.Errorf("cannot tell this start of the machine from others: %w", err)
+			return nil, err
 		}
-		o.Boot = strings.TrimSpace(string(id))
+		o.Boot = boot
 	}
 	l := &Lease{o: o}
 	data, err := o.FS.ReadFile("lease.read", filepath.Join(o.Dir, file))

@@ -10,6 +10,8 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // process identifies a running process for longer than its number lives: pids are reused, pids with
@@ -17,7 +19,6 @@ import (
 type process struct {
 	pid   int
 	start uint64 // clock ticks after boot
-	state byte   // as in /proc/<pid>/stat when it was looked at
 	stray bool   // an nginx master that was started without our prefix: it would not find the routes
 }
 
@@ -45,8 +46,8 @@ func findMaster(l layout, binary string) (process, error) {
 	if err != nil || pid < 2 {
 		return process{}, errNoMaster // empty while nginx starts
 	}
-	p, err := lookAt(pid)
-	if err != nil || p.state == 'Z' || p.state == 'X' {
+	s, err := procfs.Read(pid)
+	if err != nil || !s.Running() {
 		return process{}, errNoMaster
 	}
 	title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
@@ -57,8 +58,7 @@ func findMaster(l layout, binary string) (process, error) {
 	if !isMaster(pid, title, l, binary) {
 		return process{}, errNoMaster
 	}
-	p.stray = !bytes.Contains(title, []byte(" -p "+prefix+" "))
-	return p, nil
+	return process{pid: pid, start: s.Start, stray: !bytes.Contains(title, []byte(" -p "+prefix+" "))}, nil
 }
 
 // isMaster checks the title, which nginx keeps with its arguments, and where the system lets us the
@@ -79,48 +79,28 @@ func isMaster(pid int, title []byte, l layout, binary string) bool {
 	return exe == real || filepath.Base(exe) == "nginx"
 }
 
-// lookAt reads state and start time of a process.
+// lookAt identifies the process that has a number now.
 func lookAt(pid int) (process, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return process{}, err
-	}
-	return parseProcess(pid, b)
+	s, err := procfs.Read(pid)
+	return process{pid: pid, start: s.Start}, err
 }
 
-// parseProcess reads /proc/<pid>/stat.
-func parseProcess(pid int, b []byte) (process, error) {
-	f := statFields(b)
-	if len(f) < 20 || len(f[0]) != 1 {
-		return process{}, fmt.Errorf("cannot read the state of process %d", pid)
-	}
-	start, err := strconv.ParseUint(f[19], 10, 64)
-	if err != nil {
-		return process{}, fmt.Errorf("cannot read the start time of process %d: %w", pid, err)
-	}
-	return process{pid: pid, start: start, state: f[0][0]}, nil
-}
-
-// statFields are the fields of /proc/<pid>/stat from the state on. The name before them stands in
-// parentheses and may hold anything.
-func statFields(b []byte) []string {
-	i := bytes.LastIndex(b, []byte(") "))
-	if i < 0 {
-		return nil
-	}
-	return strings.Fields(string(b[i+2:]))
+// now is what the system says of the very same process.
+func (p process) now() (procfs.Stat, bool) {
+	s, err := procfs.Read(p.pid)
+	return s, err == nil && s.Start == p.start
 }
 
 // alive tells whether the very same process still runs.
 func (p process) alive() bool {
-	now, err := lookAt(p.pid)
-	return err == nil && now.start == p.start && now.state != 'Z' && now.state != 'X'
+	s, same := p.now()
+	return same && s.Running()
 }
 
 // stopped tells whether the process is stopped by a signal or a debugger.
 func (p process) stopped() bool {
-	now, err := lookAt(p.pid)
-	return err == nil && now.start == p.start && (now.state == 'T' || now.state == 't')
+	s, same := p.now()
+	return same && s.Stopped()
 }
 
 // signal sends a signal to the process if it is still the same.
@@ -163,46 +143,25 @@ func children(pid int) []int {
 // childrenByScan is children for kernels without that file.
 func childrenByScan(parent int) []int {
 	var out []int
-	for _, pid := range processes() {
-		if parentOf(pid) == parent {
-			out = append(out, pid)
+	for _, s := range procfs.All() {
+		if s.Parent == parent {
+			out = append(out, s.PID)
 		}
 	}
 	return out
 }
 
-func processes() []int {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	var out []int
-	for _, e := range entries {
-		if n, err := strconv.Atoi(e.Name()); err == nil {
-			out = append(out, n)
-		}
-	}
-	return out
-}
-
+// parentOf is 0 for a process that is no more.
 func parentOf(pid int) int {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return 0
-	}
-	f := statFields(b)
-	if len(f) < 2 {
-		return 0
-	}
-	n, _ := strconv.Atoi(f[1])
-	return n
+	s, _ := procfs.Read(pid)
+	return s.Parent
 }
 
 // orphans are workers of this data directory whose master is dead. They would go on serving an old
 // configuration and keep the ports from the next nginx. They are known by the log that they hold open.
 func orphans(l layout) []process {
 	var out []process
-	for _, pid := range processes() {
+	for _, pid := range procfs.PIDs() {
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
 		if err != nil || !bytes.HasPrefix(title, []byte(workerTitle)) || !holds(pid, l.accessLog()) {
 			continue

@@ -1,14 +1,13 @@
 package nginx
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
 	"io/fs"
-	"os"
 	"path/filepath"
 
 	"github.com/demiurge-platform/demiurge/shared/fsx"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // bringUpToDate takes away what the version before has written and this one writes anew: routes, and
@@ -42,12 +41,12 @@ func recordVersion(f fsx.FS, l layout) error {
 // outlived it. They were never made durable, so any of them may be an old one, and the gateways that they
 // lead to have ended with the machine. The directory itself stays: nginx may stand in it.
 func forgetOtherBoot(f fsx.FS, l layout) error {
-	now, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	now, err := procfs.Boot()
 	if err != nil {
-		return fmt.Errorf("cannot tell this boot of the machine from others: %w; is /proc mounted?", err)
+		return err
 	}
 	boot, err := f.ReadFile("nginx.boot.read", l.boot())
-	if err == nil && bytes.Equal(boot, now) {
+	if err == nil && string(boot) == now+"\n" {
 		return nil
 	}
 	entries, err := f.ReadDir("nginx.boot.list", l.routes())
@@ -59,7 +58,7 @@ func forgetOtherBoot(f fsx.FS, l layout) error {
 			return fmt.Errorf("cannot remove a route of an earlier boot: %w", err)
 		}
 	}
-	if err := f.Write("nginx.boot.write", l.boot(), now, 0o600); err != nil {
+	if err := f.Write("nginx.boot.write", l.boot(), []byte(now+"\n"), 0o600); err != nil {
 		return fmt.Errorf("cannot write %s: %w", l.boot(), err)
 	}
 	return nil

@@ -10,9 +10,6 @@ import (
 	"io"
 	"net"
 	"net/http"
-	"os"
-	"strconv"
-	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -21,6 +18,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // HTTPControl is the Control over the gateways' unix sockets. Who listens is part of the question: the kernel
@@ -202,24 +200,11 @@ func listenedBy(conn net.Conn, pid int) error {
 	if credErr != nil {
 		return fmt.Errorf("cannot tell who listens: %w", credErr)
 	}
-	if int(cred.Pid) == pid || session(int(cred.Pid)) == pid {
+	if int(cred.Pid) == pid {
+		return nil
+	}
+	if s, err := procfs.Read(int(cred.Pid)); err == nil && s.Session == pid {
 		return nil
 	}
 	return fmt.Errorf("process %d listens on the gateway's socket, not %d", cred.Pid, pid)
-}
-
-// session is the session of a process; 0 when it cannot be told.
-func session(pid int) int {
-	b, err := os.ReadFile("/proc/" + strconv.Itoa(pid) + "/stat")
-	if err != nil {
-		return 0
-	}
-	// The name in parentheses may hold anything, so what follows its last one counts.
-	fields := strings.Fields(string(b[bytes.LastIndexByte(b, ')')+1:]))
-	const sessionField = 3 // state, parent, group, session
-	if len(fields) <= sessionField {
-		return 0
-	}
-	n, _ := strconv.Atoi(fields[sessionField])
-	return n
 }

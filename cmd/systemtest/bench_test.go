@@ -1,7 +1,6 @@
 package systemtest
 
 import (
-	"bytes"
 	"encoding/json"
 	"fmt"
 	"os"
@@ -12,6 +11,7 @@ import (
 	"testing"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // latencies are what `demiurge bench allocate -o json` prints, in milliseconds.
@@ -132,19 +132,11 @@ func (s *system) processorTime(b *testing.B) map[string]float64 {
 		if p.Name != "agent-1" && p.Name != "coordinator-1" {
 			continue
 		}
-		stat, err := os.ReadFile("/proc/" + strconv.Itoa(p.PID) + "/stat")
+		stat, err := procfs.Read(p.PID)
 		if err != nil {
 			b.Fatal(err)
 		}
-		const user, system, tick = 11, 12, 10 // fields after the name; milliseconds
-		fields := strings.Fields(string(stat[bytes.LastIndexByte(stat, ')')+2:]))
-		for _, field := range []string{fields[user], fields[system]} {
-			ticks, err := strconv.Atoi(field)
-			if err != nil {
-				b.Fatal(err)
-			}
-			used[strings.TrimSuffix(p.Name, "-1")] += float64(ticks * tick)
-		}
+		used[strings.TrimSuffix(p.Name, "-1")] += float64(stat.Used.Milliseconds())
 	}
 	return used
 }

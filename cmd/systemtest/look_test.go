@@ -23,6 +23,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // proc is a process of a system.
@@ -34,11 +35,9 @@ type proc struct {
 
 // processes are those that work below the system's directory, of one executable or of all.
 func (s *system) processes(program string) []proc {
-	entries, _ := os.ReadDir("/proc")
 	var out []proc
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil || pid == os.Getpid() || s.cmd != nil && s.cmd.Process != nil && pid == s.cmd.Process.Pid {
+	for _, pid := range procfs.PIDs() {
+		if pid == os.Getpid() || s.cmd != nil && s.cmd.Process != nil && pid == s.cmd.Process.Pid {
 			continue
 		}
 		if program != "" && executable(pid) != program { // which is known sooner than where it works
@@ -53,13 +52,11 @@ func (s *system) processes(program string) []proc {
 
 func (s *system) process(pid int) (proc, bool) {
 	read := func(name string) []byte { b, _ := os.ReadFile(fmt.Sprintf("/proc/%d/%s", pid, name)); return b }
-	stat := read("stat")
-	i := bytes.LastIndex(stat, []byte(") "))
-	if i < 0 || stat[i+2] == 'Z' || stat[i+2] == 'X' {
+	stat, err := procfs.Read(pid)
+	if err != nil || !stat.Running() {
 		return proc{}, false
 	}
-	p := proc{pid: pid}
-	p.parent, _ = strconv.Atoi(strings.Fields(string(stat[i+2:]))[1])
+	p := proc{pid: pid, parent: stat.Parent}
 	title := string(bytes.ReplaceAll(read("cmdline"), []byte{0}, []byte{' '}))
 	cwd, _ := os.Readlink(fmt.Sprintf("/proc/%d/cwd", pid)) // all that a worker of nginx shows
 	if !strings.HasPrefix(cwd+"/", s.dir+"/") && !strings.Contains(title, s.dir+"/") && !bytes.Contains(read("environ"), []byte("="+s.dir+"/")) {
@@ -99,9 +96,8 @@ func (s *system) pid(name string) int {
 }
 
 func alive(pid int) bool {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	i := bytes.LastIndex(b, []byte(") "))
-	return err == nil && i > 0 && b[i+2] != 'Z' && b[i+2] != 'X'
+	s, err := procfs.Read(pid)
+	return err == nil && s.Running()
 }
 
 // kill kills a process and waits until it is gone.

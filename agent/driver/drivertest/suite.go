@@ -17,6 +17,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/driver"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -147,12 +148,8 @@ func (h *host) until(what string, cond func() bool) {
 
 // running reports whether a process runs; a zombie does not.
 func running(pid int) bool {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return false
-	}
-	rest := b[bytes.LastIndexByte(b, ')')+1:]
-	return len(rest) > 1 && rest[1] != 'Z' && rest[1] != 'X'
+	s, err := procfs.Read(pid)
+	return err == nil && s.Running()
 }
 
 func (h *host) wait(p driver.Process) driver.Exit {

@@ -1,7 +1,6 @@
 package process
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -14,63 +13,18 @@ import (
 
 	"github.com/demiurge-platform/demiurge/agent/driver"
 	"github.com/demiurge-platform/demiurge/shared/id"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 	"github.com/demiurge-platform/demiurge/shared/sleep"
 	"golang.org/x/sys/unix"
 )
-
-// stat is what /proc/<pid>/stat says of a process.
-type stat struct {
-	pid     int
-	state   byte
-	session int
-	start   uint64 // clock ticks since the machine's boot
-}
-
-// running is false for what has ended and only waits for its parent.
-func (s stat) running() bool { return s.state != 'Z' && s.state != 'X' }
-
-func machineBoot() (string, error) {
-	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	if err != nil {
-		return "", fmt.Errorf("cannot tell this boot of the machine from others: %w: is /proc mounted?", err)
-	}
-	return strings.TrimSpace(string(b)), nil
-}
-
-func readStat(pid int) (stat, error) {
-	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "stat"))
-	if err != nil {
-		return stat{}, fmt.Errorf("cannot look at process %d: %w", pid, err)
-	}
-	return parseStat(pid, b)
-}
-
-// parseStat reads proc_pid_stat(5). The second field is the program's name in brackets and may hold
-// anything, also brackets and spaces, so fields are counted from the last one.
-func parseStat(pid int, b []byte) (stat, error) {
-	end := bytes.LastIndexByte(b, ')')
-	fields := strings.Fields(string(b[end+1:])) // from the third field on
-	if end < 0 || len(fields) < 20 || len(fields[0]) != 1 {
-		return stat{}, fmt.Errorf("cannot look at process %d: /proc/%d/stat has another form than expected", pid, pid)
-	}
-	session, err := strconv.Atoi(fields[6-3])
-	if err != nil {
-		return stat{}, fmt.Errorf("cannot look at process %d: %w", pid, err)
-	}
-	start, err := strconv.ParseUint(fields[22-3], 10, 64)
-	if err != nil {
-		return stat{}, fmt.Errorf("cannot look at process %d: %w", pid, err)
-	}
-	return stat{pid: pid, state: fields[0][0], session: session, start: start}, nil
-}
 
 // alive reports whether this very process still runs.
 func (d *Driver) alive(p driver.Process) bool {
 	if p.MachineBoot != d.boot || p.PID <= 1 {
 		return false
 	}
-	s, err := readStat(p.PID)
-	return err == nil && s.running() && s.start == p.StartTime
+	s, err := procfs.Read(p.PID)
+	return err == nil && s.Running() && s.Start == p.StartTime
 }
 
 // open returns a handle of this very process, which stays its own when the number goes to another one.
@@ -102,14 +56,14 @@ func (d *Driver) signal(p driver.Process, sig unix.Signal) error {
 // endSession kills what a gateway that has ended left behind.
 func (d *Driver) endSession(p driver.Process) {
 	for _, s := range d.leftovers(p) {
-		fd, err := openPidfd(s.pid)
+		fd, err := openPidfd(s.PID)
 		if err != nil {
 			continue // it ended by itself
 		}
-		if again, err := readStat(s.pid); err == nil && again.start == s.start {
-			d.log.Info("ending a process that its gateway left behind", "gateway", p.Gateway, "pid", s.pid)
+		if again, err := procfs.Read(s.PID); err == nil && again.Start == s.Start {
+			d.log.Info("ending a process that its gateway left behind", "gateway", p.Gateway, "pid", s.PID)
 			if err := fd.signal(unix.SIGKILL); err != nil && !errors.Is(err, driver.ErrGone) {
-				d.log.Warn("cannot end a process that its gateway left behind", "gateway", p.Gateway, "pid", s.pid, "error", err)
+				d.log.Warn("cannot end a process that its gateway left behind", "gateway", p.Gateway, "pid", s.PID, "error", err)
 			}
 		}
 		fd.close()
@@ -127,7 +81,7 @@ func (d *Driver) sessionGone(ctx context.Context, p driver.Process) error {
 		}
 		d.endSession(p)
 		if !sleep.For(ctx, wait) {
-			return fmt.Errorf("process %d still runs: %w", left[0].pid, ctx.Err())
+			return fmt.Errorf("process %d still runs: %w", left[0].PID, ctx.Err())
 		}
 		wait = min(2*wait, 100*time.Millisecond)
 	}
@@ -136,20 +90,20 @@ func (d *Driver) sessionGone(ctx context.Context, p driver.Process) error {
 // leftovers finds what runs in a gateway's session beside its first process. A session keeps its number
 // as long as it has a member, so a process of that number with another start time means that the session
 // is another one.
-func (d *Driver) leftovers(p driver.Process) []stat {
+func (d *Driver) leftovers(p driver.Process) []procfs.Stat {
 	if p.MachineBoot != d.boot || p.PID <= 1 {
 		return nil
 	}
-	if first, err := readStat(p.PID); err == nil && first.start != p.StartTime {
+	if first, err := procfs.Read(p.PID); err == nil && first.Start != p.StartTime {
 		return nil
 	}
-	var out []stat
+	var out []procfs.Stat
 	for _, m := range d.all.look() {
 		if m.session != p.PID || m.pid == p.PID {
 			continue
 		}
 		// The number may have gone to another process meanwhile, so its session is looked at again.
-		if s, err := readStat(m.pid); err == nil && s.session == p.PID && s.running() && s.start >= p.StartTime {
+		if s, err := procfs.Read(m.pid); err == nil && s.Session == p.PID && s.Running() && s.Start >= p.StartTime {
 			out = append(out, s)
 		}
 	}
@@ -161,22 +115,22 @@ func (d *Driver) leftovers(p driver.Process) []stat {
 func (d *Driver) List(ctx context.Context) ([]driver.Process, error) {
 	var out []driver.Process
 	running := map[int]bool{}
-	var found []stat
-	for _, s := range processes() {
+	var found []procfs.Stat
+	for _, s := range procfs.All() {
 		if err := ctx.Err(); err != nil {
 			return nil, fmt.Errorf("cannot list gateway processes: %w", err)
 		}
-		if s.running() {
-			running[s.pid] = true
+		if s.Running() {
+			running[s.PID] = true
 			found = append(found, s)
 		}
 	}
 	for _, s := range found {
-		if s.pid != s.session && running[s.session] {
+		if s.PID != s.Session && running[s.Session] {
 			continue
 		}
-		if gateway := d.marked(s.pid); gateway != "" {
-			out = append(out, driver.Process{Gateway: gateway, PID: s.pid, StartTime: s.start, MachineBoot: d.boot})
+		if gateway := d.marked(s.PID); gateway != "" {
+			out = append(out, driver.Process{Gateway: gateway, PID: s.PID, StartTime: s.Start, MachineBoot: d.boot})
 		}
 	}
 	slices.SortFunc(out, func(a, b driver.Process) int { return a.PID - b.PID })
@@ -219,44 +173,16 @@ type member struct{ pid, session int }
 // has the machine looked through, so the kernel is asked for the session alone: /proc/<pid>/stat costs a hundred times as much.
 func members() []member {
 	var out []member
-	for _, pid := range pids() {
+	for _, pid := range procfs.PIDs() {
 		session, err := unix.Getsid(pid)
 		if err != nil { // it has ended, or somebody forbids to ask this way
-			s, err := readStat(pid)
+			s, err := procfs.Read(pid)
 			if err != nil {
 				continue
 			}
-			session = s.session
+			session = s.Session
 		}
 		out = append(out, member{pid, session})
-	}
-	return out
-}
-
-// processes lists what runs on the machine; what ends meanwhile is left out.
-func processes() []stat {
-	var out []stat
-	for _, pid := range pids() {
-		if s, err := readStat(pid); err == nil {
-			out = append(out, s)
-		}
-	}
-	return out
-}
-
-// pids are the numbers of all processes, as far as this user may see them.
-func pids() []int {
-	dir, err := os.Open("/proc")
-	if err != nil {
-		return nil
-	}
-	defer func() { _ = dir.Close() }()
-	names, _ := dir.Readdirnames(-1)
-	out := make([]int, 0, len(names))
-	for _, name := range names {
-		if pid, err := strconv.Atoi(name); err == nil {
-			out = append(out, pid)
-		}
 	}
 	return out
 }

@@ -26,6 +26,7 @@ import (
 	"time"
 
 	"github.com/demiurge-platform/demiurge/agent/driver"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 	"github.com/hashicorp/go-hclog"
 	"golang.org/x/sys/unix"
 )
@@ -86,7 +87,7 @@ func New(opts Options) (*Driver, error) {
 		opts.Logger = hclog.NewNullLogger()
 	}
 	opts.RunDir = filepath.Clean(opts.RunDir)
-	boot, err := machineBoot()
+	boot, err := procfs.Boot()
 	if err != nil {
 		return nil, err
 	}
@@ -124,13 +125,13 @@ func (d *Driver) Start(ctx context.Context, spec driver.Spec) (driver.Process, e
 		return none, startError(spec, err)
 	}
 	p := driver.Process{Gateway: spec.Gateway, PID: cmd.Process.Pid, MachineBoot: d.boot}
-	stat, err := readStat(p.PID) // it is not reaped yet, so it is there
+	stat, err := procfs.Read(p.PID) // it is not reaped yet, so it is there
 	if err != nil {
 		_ = cmd.Process.Kill()
 		_ = cmd.Wait()
 		return none, fmt.Errorf("cannot start gateway %s: %w: is /proc mounted?", spec.Gateway, err)
 	}
-	p.StartTime = stat.start
+	p.StartTime = stat.Start
 	if err := d.follow(cmd, p); err != nil {
 		return none, fmt.Errorf("cannot start gateway %s: %w", spec.Gateway, err)
 	}

@@ -14,6 +14,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
 	"github.com/demiurge-platform/demiurge/shared/processors"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // family is every process below this one. Gateways outlive their agent; because this process is a
@@ -60,8 +61,8 @@ func (f *family) reap() {
 	self := os.Getpid()
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	for _, p := range table() {
-		if p.parent == self && p.zombie() && !f.own[p.PID] {
+	for _, p := range procfs.All() {
+		if p.Parent == self && !p.Running() && !f.own[p.PID] {
 			_, _ = syscall.Wait4(p.PID, nil, syscall.WNOHANG, nil)
 		}
 	}
@@ -77,8 +78,8 @@ func (f *family) start(cmd *exec.Cmd) (identity, error) {
 		return identity{}, err
 	}
 	f.own[cmd.Process.Pid] = true
-	p, _ := look(cmd.Process.Pid) // a child that ended already is still there as a zombie
-	return p.identity, nil
+	p, _ := procfs.Read(cmd.Process.Pid) // a child that ended already is still there as a zombie
+	return identityOf(p), nil
 }
 
 // wait waits for a child that start started.
@@ -94,9 +95,9 @@ func (f *family) wait(cmd *exec.Cmd) error {
 func orphansOf(group int) []identity {
 	var out []identity
 	self := os.Getpid()
-	for _, p := range table() {
-		if p.group == group && p.parent == self && p.PID != group && !p.zombie() {
-			out = append(out, p.identity)
+	for _, p := range procfs.All() {
+		if p.Group == group && p.Parent == self && p.PID != group && p.Running() {
+			out = append(out, identityOf(p))
 		}
 	}
 	return out

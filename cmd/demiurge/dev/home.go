@@ -10,6 +10,8 @@ import (
 	"regexp"
 	"syscall"
 	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 const (
@@ -212,7 +214,11 @@ type record struct {
 }
 
 func (h *home) writeRecord(processes map[string]identity) error {
-	b, err := json.Marshal(record{bootID(), processes})
+	boot, err := procfs.Boot()
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(record{boot, processes})
 	if err != nil {
 		return err
 	}
@@ -236,7 +242,7 @@ func (h *home) leftovers() []identity {
 			}
 		}
 	}
-	if r.Boot == bootID() {
+	if boot, err := procfs.Boot(); err == nil && r.Boot == boot {
 		for _, i := range r.Processes {
 			if i.alive() {
 				add(i)
@@ -244,9 +250,9 @@ func (h *home) leftovers() []identity {
 			}
 		}
 	}
-	for _, p := range table() {
-		if !p.zombie() && belongsTo(p.PID, h.dir) {
-			add(p.identity)
+	for _, p := range procfs.All() {
+		if p.Running() && belongsTo(p.PID, h.dir) {
+			add(identityOf(p))
 		}
 	}
 	return out

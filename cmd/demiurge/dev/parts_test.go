@@ -16,6 +16,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/shared/lifecycle"
 	"github.com/demiurge-platform/demiurge/shared/processors"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 func waitFor(t *testing.T, what string, done func() bool) {
@@ -202,7 +203,7 @@ func TestFamilyReapsOnlyOrphans(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		waitFor(t, "the end of the child", func() bool { p, _ := look(child.PID); return p.zombie() })
+		waitFor(t, "the end of the child", func() bool { p, err := procfs.Read(child.PID); return err == nil && !p.Running() })
 		f.reap() // sees the zombie, and must leave it
 		var exit *exec.ExitError
 		if err := f.wait(cmd); i > 0 && (!errors.As(err, &exit) || exit.ExitCode() != i) || i == 0 && err != nil {
@@ -216,15 +217,15 @@ func TestFamilyReapsOnlyOrphans(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		orphan, ok := look(pid)
-		if !ok || orphan.parent != os.Getpid() {
+		orphan, err := procfs.Read(pid)
+		if err != nil || orphan.Parent != os.Getpid() {
 			t.Fatalf("the orphan is %+v, want it to be a child of this process", orphan)
 		}
-		if !slices.Contains(orphansOf(child.PID), orphan.identity) || !slices.Contains(descendants(os.Getpid()), orphan.identity) {
+		if !slices.Contains(orphansOf(child.PID), identityOf(orphan)) || !slices.Contains(descendants(os.Getpid()), identityOf(orphan)) {
 			t.Error("the orphan is not found by its group or as a descendant")
 		}
-		orphan.signal(syscall.SIGKILL)
-		waitFor(t, "the orphan to be reaped", func() bool { _, ok := look(pid); return !ok })
+		identityOf(orphan).signal(syscall.SIGKILL)
+		waitFor(t, "the orphan to be reaped", func() bool { _, err := procfs.Read(pid); return err != nil })
 	}
 }
 

@@ -2,15 +2,15 @@ package dev
 
 import (
 	"bytes"
-	"errors"
 	"fmt"
 	"os"
 	"path/filepath"
 	"slices"
-	"strconv"
 	"strings"
 	"syscall"
 	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 )
 
 // identity tells one process from a later one with the same number.
@@ -19,62 +19,12 @@ type identity struct {
 	Start uint64 `json:"start_time"` // clock ticks since the machine's boot: /proc/<pid>/stat, field 22
 }
 
-// process is one line of the process table.
-type process struct {
-	identity
-	parent int
-	group  int
-	state  byte
-}
-
-func (p process) zombie() bool { return p.state == 'Z' || p.state == 'X' }
-
-// look reads one process; false when there is none.
-func look(pid int) (process, bool) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-	if err != nil {
-		return process{}, false
-	}
-	i := bytes.LastIndex(b, []byte(") ")) // the name in parentheses may hold anything
-	if i < 0 {
-		return process{}, false
-	}
-	f := strings.Fields(string(b[i+2:]))
-	if len(f) < 20 {
-		return process{}, false
-	}
-	p := process{state: f[0][0]}
-	p.PID = pid
-	var errs [3]error
-	p.parent, errs[0] = strconv.Atoi(f[1])
-	p.group, errs[1] = strconv.Atoi(f[2])
-	p.Start, errs[2] = strconv.ParseUint(f[19], 10, 64)
-	return p, errors.Join(errs[:]...) == nil
-}
-
-// table is all processes that can be seen.
-func table() []process {
-	entries, err := os.ReadDir("/proc")
-	if err != nil {
-		return nil
-	}
-	var out []process
-	for _, e := range entries {
-		pid, err := strconv.Atoi(e.Name())
-		if err != nil {
-			continue
-		}
-		if p, ok := look(pid); ok {
-			out = append(out, p)
-		}
-	}
-	return out
-}
+func identityOf(s procfs.Stat) identity { return identity{s.PID, s.Start} }
 
 // alive reports whether this very process runs.
 func (i identity) alive() bool {
-	p, ok := look(i.PID)
-	return ok && p.Start == i.Start && !p.zombie()
+	s, err := procfs.Read(i.PID)
+	return err == nil && s.Start == i.Start && s.Running()
 }
 
 // signal reaches this very process or nobody.
@@ -86,16 +36,16 @@ func (i identity) signal(sig syscall.Signal) {
 
 // descendants are the children of a process, their children and so on, without zombies.
 func descendants(of int) []identity {
-	children := map[int][]process{}
-	for _, p := range table() {
-		children[p.parent] = append(children[p.parent], p)
+	children := map[int][]procfs.Stat{}
+	for _, p := range procfs.All() {
+		children[p.Parent] = append(children[p.Parent], p)
 	}
 	var out []identity
 	for queue := []int{of}; len(queue) > 0; queue = queue[1:] {
 		for _, p := range children[queue[0]] {
 			queue = append(queue, p.PID)
-			if !p.zombie() {
-				out = append(out, p.identity)
+			if p.Running() {
+				out = append(out, identityOf(p))
 			}
 		}
 	}
@@ -166,10 +116,4 @@ func end(find func() []identity, patience time.Duration, hurry <-chan struct{}) 
 		}
 		time.Sleep(20 * time.Millisecond)
 	}
-}
-
-// bootID names this run of the machine: start times of another one mean nothing.
-func bootID() string {
-	b, _ := os.ReadFile("/proc/sys/kernel/random/boot_id")
-	return strings.TrimSpace(string(b))
 }

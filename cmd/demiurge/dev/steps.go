@@ -16,6 +16,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 	"github.com/demiurge-platform/demiurge/shared/pki"
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 	"github.com/demiurge-platform/demiurge/shared/sleep"
 )
 
@@ -273,8 +274,8 @@ func (s *system) noteGateways(items []api.Gateway) {
 			now["gateway-"+g.GatewayID] = known // the API tells of another process under another number
 			continue
 		}
-		if p, ok := look(g.PID); g.PID != 0 && ok && !p.zombie() {
-			now["gateway-"+g.GatewayID] = p.identity
+		if p, err := procfs.Read(g.PID); g.PID != 0 && err == nil && p.Running() {
+			now["gateway-"+g.GatewayID] = identityOf(p)
 		}
 	}
 	s.mu.Lock()

@@ -1,7 +1,6 @@
 package lab
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -15,6 +14,7 @@ import (
 	"syscall"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/procfs"
 	"golang.org/x/sys/unix"
 )
 
@@ -209,8 +209,7 @@ func processes(namespace string) ([]int, error) {
 		if err != nil {
 			return nil, fmt.Errorf("cannot list the processes of %s: %w", namespace, err)
 		}
-		stat, err := os.ReadFile(fmt.Sprintf("/proc/%d/stat", pid))
-		if i := bytes.LastIndex(stat, []byte(") ")); err == nil && i > 0 && stat[i+2] != 'Z' && stat[i+2] != 'X' {
+		if s, err := procfs.Read(pid); err == nil && s.Running() {
 			pids = append(pids, pid)
 		}
 	}
