@@ -1,8 +1,10 @@
-// Package program is the command line that the long-running programs share: run and validate.
+// Package program is what the command lines of the programs share: how groups of commands behave, and the commands run
+// and validate of the long-running ones.
 package program
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -43,6 +45,7 @@ func Main(root *cobra.Command) {
 
 // execute runs the command line and returns the exit code. What fails before a command's own work is a wrong command line.
 func execute(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
+	root.SetErr(stderr)
 	running := false
 	var watch func(*cobra.Command)
 	watch = func(c *cobra.Command) {
@@ -62,7 +65,7 @@ func execute(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
 		return exitDone
 	}
 	fmt.Fprintln(stderr, root.Name()+": "+err.Error())
-	if running {
+	if wrong := (*UsageError)(nil); running && !errors.As(err, &wrong) {
 		return exitFailed
 	}
 	fmt.Fprintf(stderr, "Run '%s --help' for usage.\n", command.CommandPath())
@@ -71,10 +74,7 @@ func execute(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
 
 // Command makes the command line, to which a program may add commands made with WithConfig.
 func Command(o Options) *cobra.Command {
-	root := &cobra.Command{
-		Use: o.Name, Short: o.Short, Version: version.String(), SilenceUsage: true, SilenceErrors: true,
-	}
-	root.AddCommand(WithConfig(o.Config, &cobra.Command{
+	return Root(&cobra.Command{Use: o.Name, Short: o.Short, Version: version.String()}, WithConfig(o.Config, &cobra.Command{
 		Use:     "run",
 		Short:   o.RunShort,
 		Example: "  " + o.Name + " run --config " + o.Config,
@@ -94,7 +94,6 @@ func Command(o Options) *cobra.Command {
 		_, err := fmt.Fprintf(c.OutOrStdout(), "%s is valid\n", path)
 		return err
 	}))
-	return root
 }
 
 // JoinToken is the value of a flag --token; for - it is read from standard input, where no list of processes

@@ -11,6 +11,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
@@ -18,7 +19,7 @@ import (
 )
 
 func (a *app) allocCommand() *cobra.Command {
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "alloc",
 		Short:   "Give organizations their gateways and take them back",
 		Example: "  demiurge alloc start 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11\n  demiurge alloc list",
@@ -161,7 +162,7 @@ func allocationOf(ctx context.Context, coord *client.Client, arg string) (string
 	if strings.HasPrefix(arg, "al-") {
 		allocation, err := id.ParseAllocation(arg)
 		if err != nil {
-			return "", usage("%s", err)
+			return "", program.Usage("%s", err)
 		}
 		return string(allocation), nil
 	}
@@ -352,7 +353,7 @@ func failureText(code, message string) string {
 func organization(arg string) (id.Organization, error) {
 	org, err := id.ParseOrganization(arg)
 	if err != nil {
-		return "", usage("%s", err)
+		return "", program.Usage("%s", err)
 	}
 	return org, nil
 }

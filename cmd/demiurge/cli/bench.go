@@ -9,11 +9,12 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/client"
 )
 
 func (a *app) benchCommand() *cobra.Command {
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "bench",
 		Short:   "Measure a running system",
 		Example: "  demiurge bench allocate --organizations 20 --rate 10 --duration 10s",
@@ -74,18 +75,18 @@ type benchPlan struct {
 func (p *benchPlan) check() error {
 	switch {
 	case p.organizations < 1 || p.organizations > 10000:
-		return usage("cannot use %d as --organizations: want 1 to 10000", p.organizations)
+		return program.Usage("cannot use %d as --organizations: want 1 to 10000", p.organizations)
 	case !(p.rate > 0 && p.rate <= 100000):
-		return usage("cannot use %v as --rate: want more than 0 and at most 100000 a second", p.rate)
+		return program.Usage("cannot use %v as --rate: want more than 0 and at most 100000 a second", p.rate)
 	case p.duration <= 0:
-		return usage("cannot use %s as --duration: want more than 0", p.duration)
+		return program.Usage("cannot use %s as --duration: want more than 0", p.duration)
 	case p.rate*p.duration.Seconds() > 10e6:
-		return usage("cannot measure %.0f starts: want at most 10 million; lower --rate or --duration", p.rate*p.duration.Seconds())
+		return program.Usage("cannot measure %.0f starts: want at most 10 million; lower --rate or --duration", p.rate*p.duration.Seconds())
 	}
 	if p.http != "" {
 		u, err := url.Parse(p.http)
 		if err != nil || u.Host == "" || u.Scheme != "http" && u.Scheme != "https" {
-			return usage("cannot use %q as --http: want a URL such as http://127.0.0.1:7480", p.http)
+			return program.Usage("cannot use %q as --http: want a URL such as http://127.0.0.1:7480", p.http)
 		}
 		p.http = strings.TrimSuffix(p.http, "/")
 	}

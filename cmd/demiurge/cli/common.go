@@ -6,6 +6,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
 
@@ -34,7 +35,7 @@ func pairs(flag string, args []string) (map[string]string, error) {
 	for _, arg := range args {
 		key, value, ok := strings.Cut(arg, "=")
 		if !ok || key == "" {
-			return nil, usage("cannot use %q as %s: want key=value", arg, flag)
+			return nil, program.Usage("cannot use %q as %s: want key=value", arg, flag)
 		}
 		out[key] = value
 	}

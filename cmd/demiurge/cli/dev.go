@@ -6,6 +6,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/demiurge-platform/demiurge/cmd/demiurge/dev"
+	"github.com/demiurge-platform/demiurge/cmd/program"
 )
 
 func (a *app) devCommand() *cobra.Command {
@@ -44,7 +45,7 @@ directory keeps its coordinators; hosts may join it at a later start.`,
 		opts.Executable, opts.Environ = a.Executable, a.Environ
 		opts.Stdout, opts.Stderr, opts.Hurry = a.Stdout, a.Stderr, a.Hurry
 		if hosts < 1 || coordinators < 1 { // 0 is not for the command line
-			return usage("cannot use %d as --hosts and %d as --coordinators: want 1 or more", hosts, coordinators)
+			return program.Usage("cannot use %d as --hosts and %d as --coordinators: want 1 or more", hosts, coordinators)
 		}
 		if flags.Changed("hosts") || opts.DataDir == "" { // else as many as the data directory has
 			opts.Hosts = hosts
@@ -53,7 +54,7 @@ directory keeps its coordinators; hosts may join it at a later start.`,
 			opts.Coordinators = coordinators
 		}
 		if err := opts.Check(); err != nil {
-			return usage("%s", err)
+			return program.Usage("%s", err)
 		}
 		return dev.Run(ctx, opts)
 	})

@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -16,7 +17,7 @@ func FuzzArguments(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, arg string) {
 		wrong := func(err error, option string) {
-			var u *usageError
+			var u *program.UsageError
 			if !errors.As(err, &u) || !strings.Contains(err.Error(), option) {
 				t.Fatalf("refused with %v", err)
 			}

@@ -6,13 +6,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 func (a *app) gatewayCommand() *cobra.Command {
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "gateway",
 		Short:   "Look at gateways and take them out",
 		Example: "  demiurge gateway list --state ready\n  demiurge gateway recycle gw-abcdefghij",
@@ -60,7 +61,7 @@ func (a *app) gatewayAction(verb, short string, act func(*client.Client, context
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			gateway, err := id.ParseGateway(args[0])
 			if err != nil {
-				return usage("%s", err)
+				return program.Usage("%s", err)
 			}
 			x, err := act(coord, ctx, string(gateway))
 			if err != nil {

@@ -7,13 +7,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 func (a *app) hostCommand() *cobra.Command {
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "host",
 		Short:   "Look at hosts and take them out of the choice",
 		Example: "  demiurge host list\n  demiurge host cordon host-1",
@@ -64,7 +65,7 @@ func (a *app) hostAction(verb, short string, act func(*client.Client, context.Co
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			host, err := id.ParseHost(args[0])
 			if err != nil {
-				return usage("%s", err)
+				return program.Usage("%s", err)
 			}
 			x, err := act(coord, ctx, string(host))
 			if err != nil {
@@ -84,7 +85,7 @@ func (a *app) hostDelete() *cobra.Command {
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			host, err := id.ParseHost(args[0])
 			if err != nil {
-				return usage("%s", err)
+				return program.Usage("%s", err)
 			}
 			if err := coord.DeleteHost(ctx, string(host)); err != nil {
 				return err

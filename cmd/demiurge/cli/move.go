@@ -8,6 +8,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -57,10 +58,10 @@ interrupt ends the command and not the drain: 'demiurge host uncordon' ends that
 	c.RunE = a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 		host, err := id.ParseHost(args[0])
 		if err != nil {
-			return usage("%s", err)
+			return program.Usage("%s", err)
 		}
 		if how.Force && how.Deadline <= 0 {
-			return usage("--force needs a --deadline")
+			return program.Usage("--force needs a --deadline")
 		}
 		x, err := coord.DrainHost(ctx, string(host), how)
 		if err != nil {

@@ -9,29 +9,30 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 )
 
 func (a *app) operatorCommand() *cobra.Command {
 	peers, save, rotate, keys := a.raftPeers(), a.snapshotSave(), a.caRotate(), a.gossipKeys()
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "operator",
 		Short:   "Care for the coordinators",
 		Example: peers.Example + "\n" + save.Example,
-	}, a.group(&cobra.Command{
+	}, program.Group(&cobra.Command{
 		Use:     "raft",
 		Short:   "Look at the coordinators and choose who leads",
 		Example: peers.Example,
-	}, peers, a.raftTransfer(), a.raftRemove()), a.group(&cobra.Command{
+	}, peers, a.raftTransfer(), a.raftRemove()), program.Group(&cobra.Command{
 		Use:     "snapshot",
 		Short:   "Save and restore the whole state",
 		Example: save.Example,
-	}, save, a.snapshotRestore()), a.group(&cobra.Command{
+	}, save, a.snapshotRestore()), program.Group(&cobra.Command{
 		Use:     "ca",
 		Short:   "Care for the CA that all programs trust",
 		Example: rotate.Example,
-	}, rotate), a.group(&cobra.Command{
+	}, rotate), program.Group(&cobra.Command{
 		Use:     "gossip",
 		Short:   "Care for the key that encrypts the gossip",
 		Example: keys.Example,

@@ -8,13 +8,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 func (a *app) orgCommand() *cobra.Command {
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "org",
 		Short:   "Tell Demiurge of organizations, their members and projects",
 		Example: "  demiurge org put 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11 --name Acme --member alice=owner\n  demiurge org list",
@@ -64,10 +65,10 @@ func parseMembers(args []string) ([]api.Member, error) {
 	for _, arg := range args {
 		user, role, ok := strings.Cut(arg, "=")
 		if _, err := id.ParseUser(user); err != nil {
-			return nil, usage("--member: %s", err)
+			return nil, program.Usage("--member: %s", err)
 		}
 		if !ok || !validRole(role) {
-			return nil, usage("cannot use %q as --member: want user=role with role owner, admin or member", arg)
+			return nil, program.Usage("cannot use %q as --member: want user=role with role owner, admin or member", arg)
 		}
 		out = append(out, api.Member{UserID: user, Role: role})
 	}
@@ -81,7 +82,7 @@ func parseProjects(args []string) ([]api.Project, error) {
 	for _, arg := range args {
 		project, name, _ := strings.Cut(arg, "=")
 		if _, err := id.ParseProject(project); err != nil {
-			return nil, usage("--project: %s", err)
+			return nil, program.Usage("--project: %s", err)
 		}
 		out = append(out, api.Project{ProjectID: project, Name: name})
 	}
@@ -166,7 +167,7 @@ func (a *app) memberCommand() *cobra.Command {
 			return err
 		}
 		if !validRole(role) {
-			return usage("cannot use %q as --role: want owner, admin or member", role)
+			return program.Usage("cannot use %q as --role: want owner, admin or member", role)
 		}
 		x, err := coord.PutMember(ctx, string(org), string(user), api.PutMember{Username: username, Role: role})
 		if err != nil {
@@ -191,7 +192,7 @@ func (a *app) memberCommand() *cobra.Command {
 			return a.printOrganization(x)
 		}),
 	}
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "member",
 		Short:   "Change one member of an organization",
 		Example: put.Example,
@@ -205,7 +206,7 @@ func member(args []string) (id.Organization, id.User, error) {
 	}
 	user, err := id.ParseUser(args[1])
 	if err != nil {
-		return "", "", usage("%s", err)
+		return "", "", program.Usage("%s", err)
 	}
 	return org, user, nil
 }
@@ -247,7 +248,7 @@ func (a *app) projectCommand() *cobra.Command {
 			return a.printOrganization(x)
 		}),
 	}
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "project",
 		Short:   "Change one project of an organization",
 		Example: put.Example,
@@ -261,7 +262,7 @@ func projectOf(args []string) (id.Organization, id.Project, error) {
 	}
 	project, err := id.ParseProject(args[1])
 	if err != nil {
-		return "", "", usage("%s", err)
+		return "", "", program.Usage("%s", err)
 	}
 	return org, project, nil
 }

@@ -9,13 +9,14 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 func (a *app) poolCommand() *cobra.Command {
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "pool",
 		Short:   "Shape the pools of warm gateways",
 		Example: "  demiurge pool list\n  demiurge pool set default --min-ready 5 --max 100",
@@ -187,7 +188,7 @@ func (a *app) poolDelete() *cobra.Command {
 func poolName(arg string) (string, error) {
 	name, err := id.ParsePool(arg)
 	if err != nil {
-		return "", usage("%s", err)
+		return "", program.Usage("%s", err)
 	}
 	return string(name), nil
 }

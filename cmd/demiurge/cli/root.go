@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 )
@@ -47,13 +48,6 @@ type app struct {
 	running bool // a command's own code has begun: an error is no longer one of usage
 }
 
-// usageError is a wrong command line that only the command itself could see.
-type usageError struct{ message string }
-
-func (e *usageError) Error() string { return e.message }
-
-func usage(format string, args ...any) error { return &usageError{fmt.Sprintf(format, args...)} }
-
 // Run executes one command line and returns the exit code. A cancelled context is an interrupt.
 func Run(ctx context.Context, opts Options) int {
 	a := &app{Options: opts}
@@ -68,7 +62,7 @@ func Run(ctx context.Context, opts Options) int {
 
 // fail prints an error as its kind wants it and chooses the exit code.
 func (a *app) fail(command *cobra.Command, err error) int {
-	var wrong *usageError
+	var wrong *program.UsageError
 	if !a.running || errors.As(err, &wrong) {
 		fmt.Fprintf(a.Stderr, "Error: %s\n", err)
 		fmt.Fprintf(a.Stderr, "Run '%s --help' for usage.\n", command.CommandPath())
@@ -97,7 +91,7 @@ func describe(err error) string {
 }
 
 func (a *app) root() *cobra.Command {
-	root := a.group(&cobra.Command{
+	root := program.Root(&cobra.Command{
 		Use:   "demiurge",
 		Short: "Operate Demiurge: an own gateway for every organization",
 		Long: `demiurge operates a Demiurge system over a coordinator's HTTP API.
@@ -107,16 +101,10 @@ error), and 2 when the command line is wrong.`,
 		Example: `  demiurge dev
   demiurge status
   demiurge alloc start 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11`,
-		SilenceErrors: true,
-		SilenceUsage:  true,
 	},
 		a.devCommand(), a.statusCommand(), a.allocCommand(), a.orgCommand(), a.poolCommand(), a.gatewayCommand(),
 		a.hostCommand(), a.eventsCommand(), a.tokenCommand(), a.membersCommand(), a.operatorCommand(), a.benchCommand(),
 		a.completionCommand(), a.versionCommand())
-	root.CompletionOptions.DisableDefaultCmd = true
-	root.SetHelpCommand(&cobra.Command{Hidden: true, Use: "no-help"})
-	// A group is runnable only to refuse: its usage is that of its commands.
-	root.SetUsageTemplate(strings.Replace(root.UsageTemplate(), "{{if .Runnable}}", "{{if and .Runnable (not .HasAvailableSubCommands)}}", 1))
 	root.SetOut(a.Stdout)
 	root.SetErr(a.Stderr)
 	flags := root.PersistentFlags()
@@ -128,36 +116,11 @@ error), and 2 when the command line is wrong.`,
 	return root
 }
 
-// group makes a command that only holds others: called by itself or with an unknown name it is a wrong
-// command line, and says what there is.
-func (a *app) group(c *cobra.Command, children ...*cobra.Command) *cobra.Command {
-	c.Args = cobra.ArbitraryArgs
-	c.RunE = func(c *cobra.Command, args []string) error {
-		if len(args) > 0 {
-			return usage("unknown command %q for %q%s", args[0], c.CommandPath(), suggestions(c, args[0]))
-		}
-		c.SetOut(a.Stderr)
-		_ = c.Help()
-		return usage("%q needs a command", c.CommandPath())
-	}
-	c.AddCommand(children...)
-	return c
-}
-
-func suggestions(c *cobra.Command, typed string) string {
-	c.SuggestionsMinimumDistance = 2
-	near := c.SuggestionsFor(typed)
-	if len(near) == 0 {
-		return ""
-	}
-	return "; did you mean " + strings.Join(near, " or ") + "?"
-}
-
 // run wraps a command's own code, so that what fails in it is told from a wrong command line.
 func (a *app) run(fn func(ctx context.Context, args []string) error) func(*cobra.Command, []string) error {
 	return func(c *cobra.Command, args []string) error {
 		if a.output != "table" && a.output != "json" {
-			return usage("cannot use %q as output: want table or json", a.output)
+			return program.Usage("cannot use %q as output: want table or json", a.output)
 		}
 		a.running = true
 		return fn(c.Context(), args)

@@ -14,6 +14,7 @@ import (
 	"github.com/schollz/progressbar/v3"
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/client"
 )
 
@@ -127,7 +128,7 @@ stay as they are.`,
 // confirm asks on a terminal. Elsewhere nobody could answer.
 func (a *app) confirm(question string) error {
 	if !a.Terminal || a.Stdin == nil {
-		return usage("this replaces everything: give --yes to do it without being asked")
+		return program.Usage("this replaces everything: give --yes to do it without being asked")
 	}
 	fmt.Fprintf(a.Stderr, "%s Type yes to go on: ", question)
 	line, err := bufio.NewReader(a.Stdin).ReadString('\n')

@@ -8,13 +8,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 func (a *app) tokenCommand() *cobra.Command {
-	return a.group(&cobra.Command{
+	return program.Group(&cobra.Command{
 		Use:     "token",
 		Short:   "Create, list and revoke API tokens",
 		Example: "  demiurge token create --role reader --name dashboard\n  demiurge token list",
@@ -85,7 +86,7 @@ func (a *app) tokenRevoke() *cobra.Command {
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			token, err := id.ParseToken(args[0])
 			if err != nil {
-				return usage("%s", err)
+				return program.Usage("%s", err)
 			}
 			if err := coord.DeleteToken(ctx, string(token)); err != nil {
 				return err
