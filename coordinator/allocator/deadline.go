@@ -4,6 +4,7 @@ import (
 	"container/heap"
 	"context"
 	"math"
+	"slices"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
@@ -98,8 +99,8 @@ func (r *Runner) scan(q *queue) {
 	}
 }
 
-// schedule puts the time at which something is due for an allocation into the queue. Entries are never
-// removed: one whose allocation has moved on is seen to be over when it comes up.
+// schedule puts the time at which something is due for an allocation into the queue. One whose allocation has moved on
+// is seen to be over when it comes up, or leaves with the others when they are many.
 //
 // The time on record is of the clock of the coordinator that led then. How far away it is is found out when it is first
 // seen, never further than it was when it was set, and from then on counted by the clock that nobody sets: a clock that
@@ -238,7 +239,18 @@ type queue struct {
 
 func newQueue() *queue { return &queue{seen: map[id.Allocation]time.Time{}} }
 
-func (q *queue) push(d due) { heap.Push(&q.heap, d) }
+// mostOver is how many entries that are over the queue may have beside as many as it needs.
+const mostOver = 1024
+
+func (q *queue) push(d due) {
+	heap.Push(&q.heap, d)
+	if len(q.heap) <= 2*len(q.seen)+mostOver {
+		return
+	}
+	// A time to live may be years away when its allocation ends.
+	q.heap = slices.DeleteFunc(q.heap, func(d due) bool { return !q.seen[d.allocation].Equal(d.until) })
+	heap.Init(&q.heap)
+}
 
 func (q *queue) pop() due { return heap.Pop(&q.heap).(due) }
 

@@ -1,10 +1,12 @@
 package allocator
 
 import (
+	"fmt"
 	"testing"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/state"
+	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 // TestARestoredGrantHasItsGrace: a grant that was not confirmed when the snapshot was made gets more than the usual time
@@ -33,5 +35,53 @@ func TestARestoredGrantHasItsGrace(t *testing.T) {
 				t.Errorf("%s, moving %t: it has %s, want %s", name, moving, got, c.want)
 			}
 		}
+	}
+}
+
+// TestEndedAllocationsLeaveTheQueue counts what is kept: allocations with a long time to live end early, again and again.
+func TestEndedAllocationsLeaveTheQueue(t *testing.T) {
+	store, now := state.New(), time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC)
+	r := &Runner{opts: Options{Store: store, Now: func() time.Time { return now }}, runs: map[id.Allocation]*run{}, verified: map[id.Allocation]time.Time{}}
+	q, index, due := newQueue(), uint64(0), map[id.Allocation]time.Time{}
+	put := func(a state.Allocation) {
+		x := store.Begin()
+		index++
+		x.Entry(state.Origin{Index: index, At: now})
+		x.PutAllocation(a, "")
+		x.Commit()
+		r.schedule(q, a.ID)
+	}
+	for n := range 20 * mostOver {
+		a := state.Allocation{
+			ID: id.Allocation(fmt.Sprintf("al-%d", n)), Organization: id.Organization(fmt.Sprint(n)), State: state.AllocationActive,
+			ExpiresAt: now.Add(time.Duration(n*7919%100000) * time.Hour).Add(time.Hour),
+		}
+		put(a)
+		if n%10 == 0 {
+			due[a.ID] = a.ExpiresAt
+			continue
+		}
+		a.State = state.AllocationReleased
+		put(a)
+		if most := 2*(len(q.seen)+1) + mostOver; len(q.heap) > most { // as it was when the allocation began
+			t.Fatalf("%d entries for %d allocations", len(q.heap), len(q.seen))
+		}
+	}
+	if len(q.seen) != len(due) {
+		t.Errorf("%d are known, want %d", len(q.seen), len(due))
+	}
+	var last time.Time
+	for len(q.heap) > 0 {
+		d := q.pop()
+		if d.at.Before(last) {
+			t.Fatalf("%s comes after %s", d.at, last)
+		}
+		last = d.at
+		if due[d.allocation].Equal(d.until) {
+			delete(due, d.allocation)
+		}
+	}
+	if len(due) != 0 {
+		t.Errorf("%d are lost", len(due))
 	}
 }
