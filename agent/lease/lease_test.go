@@ -131,6 +131,32 @@ func TestALeaseOutlivesTheAgentAndNotTheMachine(t *testing.T) {
 	m.want(m.open(), false, "a damaged record")
 }
 
+// The clock counts from the start of the machine, and an agent is started soon after that: a machine that is younger than
+// a lease is long has none before the first word is acknowledged, nor before it was told what to serve since.
+func TestAMachineThatHasJustStartedHasNoLease(t *testing.T) {
+	m := newMachine(t)
+	m.now = lease.Instant(time.Second)
+	l := m.open()
+	m.want(l, false, "before anything was acknowledged")
+	l.Assigned(9)
+	m.want(l, false, "with an assignment, before anything was acknowledged")
+	l.Renewed(l.Now(), 10, length)
+	m.want(l, false, "with an assignment of before")
+	l.Assigned(10)
+	m.want(l, true, "with one that is as new")
+}
+
+// While no lease counts, a renewal asks for no newer assignment: nobody makes one, for nothing was given to another.
+func TestWithoutALeaseThatCountsAssignmentsDoNotAge(t *testing.T) {
+	m := newMachine(t)
+	l := m.open()
+	l.Renewed(l.Now(), 10, 0)
+	l.Assigned(10)
+	m.pass(time.Hour)
+	l.Renewed(l.Now(), 50, 0)
+	m.want(l, true, "with the assignment of before")
+}
+
 // The system's own clock and name of the start are there.
 func TestTheSystemHasWhatItTakes(t *testing.T) {
 	m := newMachine(t)

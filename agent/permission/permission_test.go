@@ -110,6 +110,37 @@ func TestCheck(t *testing.T) {
 	}
 }
 
+// What somebody hands on he has to hold at that very place himself, whatever his credential is good for.
+func TestHolds(t *testing.T) {
+	p := ours(t)
+	for _, c := range []struct {
+		why     string
+		subject Subject
+		pattern string
+		at      Resource
+		holds   bool
+	}{
+		{"an owner holds everything", session("ola"), "*:*", here(), true},
+		{"an admin does not", session("adi"), "*:*", here(), false},
+		{"a project's admin in his project", session("mia"), "container:*", in("site"), true},
+		{"not in another", session("mia"), "container:*", in("shop"), false},
+		{"nor in the organization", session("mia"), "container:*", here(), false},
+		{"a narrow credential", Subject{User: "ola", Limit: patterns(t, "room:*")}, "container:read", in("site"), false},
+		{"a stranger", session("eve"), "room:read", in("site"), false},
+		{"another organization", session("ola"), "room:read", Resource{Organization: otherOrg}, false},
+		{"a project of another organization", session("ola"), "room:read", Resource{otherOrg, "site"}, false},
+		{"no organization", session("ola"), "room:read", Resource{}, false},
+		{"a project that does not exist", session("ola"), "room:read", in("moon"), false},
+	} {
+		if got := p.Holds(c.subject, patterns(t, c.pattern)[0], c.at); got != c.holds {
+			t.Errorf("%s: %t", c.why, got)
+		}
+	}
+	if (&Policy{}).Holds(session("ola"), Everything(), Resource{}) {
+		t.Error("under the zero policy somebody holds something")
+	}
+}
+
 // P6: project roles ignored at the door: plain members locked out. P5: and a role in one project opens no other.
 func TestP6_AProjectsRoleCounts(t *testing.T) {
 	p := ours(t)
@@ -373,6 +404,54 @@ func edit(t *rapid.T, p *Policy, actor Subject, users []id.User, texts []string)
 		return p.Revoke(actor, user, g)
 	default:
 		return p.Grant(actor, user, g)
+	}
+}
+
+// What is stored and handed out must mean the same to whoever reads it, so there is one form and nothing beside it.
+func TestWhatIsNoPermissionIsRefused(t *testing.T) {
+	long := strings.Repeat("a", maxPart)
+	for _, s := range []string{
+		"", ":", "a", "a:", ":a", "a:b:c", "A:b", "a:B", "1a:b", "a:1", "-a:b", "_a:b", "{a:b", "a:b{", "a:b/", "a:b.c", "a b:c", "a:b\n",
+		long + "a:b", "a:" + long + "a", "a*:b", "a:*b", "ä:b", "a:b:", "*", "**:b",
+	} {
+		if p, err := Parse(s); err == nil {
+			t.Errorf("%q is a permission: %v", s, p)
+		}
+		if p, err := ParsePattern(s); err == nil {
+			t.Errorf("%q is a pattern: %v", s, p)
+		}
+	}
+	for _, s := range []string{"a:b", long + ":" + long, "a-1_z:z9"} {
+		if _, err := Parse(s); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, s := range []string{"*:b", "a:*", "*:*"} {
+		if _, err := Parse(s); err == nil {
+			t.Errorf("%q is a permission and no pattern", s)
+		}
+		if _, err := ParsePattern(s); err != nil {
+			t.Error(err)
+		}
+	}
+	for _, name := range []string{"", "Role", "1", "a b", "../a", strings.Repeat("a", 65), strings.Repeat("a", 40) + "B" + strings.Repeat("a", 8), strings.Repeat("a", 40) + "/"} {
+		if _, err := NewRole(name, "project", []string{"a:b"}); !fault.Is(err, fault.InvalidRequest) {
+			t.Errorf("a role is called %q: %v", name, err)
+		}
+	}
+	if _, err := NewRole(strings.Repeat("a", 64), "project", []string{"a:b"}); err != nil {
+		t.Error(err)
+	}
+	for what, r := range map[string]struct {
+		level string
+		given []string
+	}{
+		"no level": {"", []string{"a:b"}}, "another level": {"host", []string{"a:b"}}, "nothing": {"project", nil},
+		"more than one role has": {"project", slices.Repeat([]string{"a:b"}, maxPatterns+1)}, "no permission": {"project", []string{"a"}},
+	} {
+		if _, err := NewRole("r", r.level, r.given); !fault.Is(err, fault.InvalidRequest) {
+			t.Errorf("a role with %s: %v", what, err)
+		}
 	}
 }
 

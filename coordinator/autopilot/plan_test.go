@@ -72,6 +72,9 @@ func TestPlan(t *testing.T) {
 	learner := Peer{ID: "c4", Address: "c4:7401"}
 	behind := alive("c4")
 	behind.Fit = false
+	silent := alive("c4")
+	silent.Alive = false
+	silent.Since = ago(time.Minute)
 	fresh := alive("c4")
 	fresh.Since = ago(time.Second)
 	moved := alive("c2")
@@ -84,6 +87,10 @@ func TestPlan(t *testing.T) {
 		do    Do
 		id    string
 	}{
+		"one failed before it was a member":    {peers("c1", "c2", "c3"), []Candidate{alive("c2"), alive("c3"), dead("c4", time.Second)}, "", ""},
+		"one left before it was a member":      {peers("c1", "c2", "c3"), []Candidate{alive("c2"), alive("c3"), left("c4")}, "", ""},
+		"one says no address":                  {peers("c1", "c2", "c3"), []Candidate{alive("c2"), alive("c3"), {ID: "c4", Alive: true}}, "", ""},
+		"one without vote has failed":          {append(peers("c1", "c2", "c3"), learner), []Candidate{alive("c2"), alive("c3"), silent}, "", ""},
 		"all well":                             {peers("c1", "c2", "c3"), []Candidate{alive("c1"), alive("c2"), alive("c3")}, "", ""},
 		"one has joined":                       {peers("c1"), []Candidate{alive("c1"), alive("c2")}, Add, "c2"},
 		"one has caught up":                    {append(peers("c1"), learner), []Candidate{alive("c4")}, Promote, "c4"},

@@ -24,8 +24,7 @@ var algorithms = []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512", 
 const (
 	maxSet     = 256 << 10 // bytes
 	maxKeys    = 100
-	minRSABits = 2048
-	maxRSABits = 8192 // what a signature costs grows with it
+	minRSABits = 2048 // and at most jose.MaxRSAModulusBits, by the library that reads keys
 	sameName   = 4    // keys that one token is tried with
 )
 
@@ -108,8 +107,8 @@ func parseKey(raw json.RawMessage, pinned []string) (key, error) {
 func fitting(public any) ([]string, error) {
 	switch p := public.(type) {
 	case *rsa.PublicKey:
-		if bits := p.N.BitLen(); bits < minRSABits || bits > maxRSABits || p.E < 3 || p.E%2 == 0 {
-			return nil, fmt.Errorf("cannot use an RSA key of %d bits: want %d to %d", bits, minRSABits, maxRSABits)
+		if bits := p.N.BitLen(); bits < minRSABits || p.E < 3 || p.E%2 == 0 {
+			return nil, fmt.Errorf("cannot use an RSA key of %d bits with exponent %d: want %d to %d bits and an odd exponent above 1", bits, p.E, minRSABits, jose.MaxRSAModulusBits)
 		}
 		return []string{"RS256", "RS384", "RS512", "PS256", "PS384", "PS512"}, nil
 	case *ecdsa.PublicKey:
