@@ -273,13 +273,27 @@ func (o operator) RotateGossip(ctx context.Context, meta command.Meta) (api.Goss
 		}
 		return unknown(o.trust.PutKeyring(ctx, say, texts))
 	}
-	ring := o.gossip.Keyring()
+	return rotateGossip(ctx, o.gossip, keep)
+}
+
+// keyPool is the keys of the gossip, here and at all members.
+type keyPool interface {
+	Keyring() []gossip.Key
+	InstallKey(ctx context.Context, key gossip.Key) (gossip.KeyReport, error)
+	UseKey(ctx context.Context, key gossip.Fingerprint, force bool) (gossip.KeyReport, error)
+	RemoveKey(ctx context.Context, key gossip.Fingerprint, force bool) (gossip.KeyReport, error)
+}
+
+// rotateGossip makes the steps of a rotation. Whoever follows the state takes what keep puts into it at any time after, in
+// the middle of the next step too.
+func rotateGossip(ctx context.Context, pool keyPool, keep func(...gossip.Key) error) (api.GossipRotated, error) {
+	ring := pool.Keyring()
 	if len(ring) == 0 {
 		return api.GossipRotated{}, fault.New(fault.Conflict, "cannot rotate the gossip key: the gossip has none")
 	}
 	old, next := ring[0], gossip.NewKey()
 	if len(ring) > 1 { // of which the interrupted rotation may have told some members already that it is used
-		if _, err := o.gossip.UseKey(ctx, old.Fingerprint(), true); err != nil {
+		if _, err := pool.UseKey(ctx, old.Fingerprint(), true); err != nil {
 			return api.GossipRotated{}, stuck(err)
 		}
 		// The state first: a coordinator that follows it would take a key again that it was just told to drop.
@@ -287,7 +301,7 @@ func (o operator) RotateGossip(ctx context.Context, meta command.Meta) (api.Goss
 			return api.GossipRotated{}, err
 		}
 		for _, left := range ring[1:] {
-			if _, err := o.gossip.RemoveKey(ctx, left.Fingerprint(), true); err != nil {
+			if _, err := pool.RemoveKey(ctx, left.Fingerprint(), true); err != nil {
 				return api.GossipRotated{}, stuck(err)
 			}
 		}
@@ -295,21 +309,18 @@ func (o operator) RotateGossip(ctx context.Context, meta command.Meta) (api.Goss
 	if err := keep(old, next); err != nil {
 		return api.GossipRotated{}, err
 	}
-	if _, err := o.gossip.InstallKey(ctx, next); err != nil {
+	if _, err := pool.InstallKey(ctx, next); err != nil {
 		return api.GossipRotated{}, stuck(err)
 	}
-	if _, err := o.gossip.UseKey(ctx, next.Fingerprint(), true); err != nil {
+	if _, err := pool.UseKey(ctx, next.Fingerprint(), true); err != nil {
 		return api.GossipRotated{}, stuck(err)
 	}
-	if err := keep(next, old); err != nil {
+	if err := keep(next); err != nil { // before the key is dropped, here too
 		return api.GossipRotated{}, err
 	}
-	report, err := o.gossip.RemoveKey(ctx, old.Fingerprint(), true)
+	report, err := pool.RemoveKey(ctx, old.Fingerprint(), true)
 	if err != nil {
 		return api.GossipRotated{}, stuck(err)
-	}
-	if err := keep(next); err != nil {
-		return api.GossipRotated{}, err
 	}
 	_, away := report.Without(next.Fingerprint())
 	if away == nil {

@@ -215,6 +215,8 @@ func TestP8_WhatHasEndedByItselfIsNoticed(t *testing.T) {
 	g.scribe.goodFor = 0
 	g.scribe.mu.Unlock()
 	ada := g.joined("drawing", "ada")
+	// The first answer about changes has everybody asked about once more, and that must not be what ends it.
+	eventually(t, "she is asked about on and on", func() bool { return g.scribe.count() > 5 })
 	g.scribe.set("ada room:read drawing", false)
 	if how := g.ended(ada); how != websocket.StatusPolicyViolation {
 		t.Errorf("her WebSocket ended with %v", how)

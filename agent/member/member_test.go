@@ -212,9 +212,15 @@ func TestARotationUnderWayIsNotTurnedBack(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	m.Take(access(next, c))
+	eventually(t, "the host uses the new key", func() bool { return len(seen(c).Keys) == 1 && seen(c).Keys[0] == next.Fingerprint() })
 	late := access(old, c)
 	late.Keys = []string{old.Text(), next.Text()} // as the rotation began
 	m.Take(late)
+	eventually(t, "the host has taken what came late", func() bool { return len(seen(c).Keys) == 2 })
+	if keys := seen(c).Keys; keys[0] != next.Fingerprint() {
+		t.Errorf("the host has turned the rotation back: %v", keys)
+	}
 	last := access(next, c)
 	last.Keys = []string{next.Text(), old.Text()}
 	m.Take(last)

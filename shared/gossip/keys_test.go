@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -155,6 +156,29 @@ func TestRotationSparesWhoIsAway(t *testing.T) {
 	}
 	if _, err := nodes[0].RemoveKey(within(t), "12345678", false); err == nil {
 		t.Error("an unknown key is removed")
+	}
+}
+
+// What a member published last may be of before somebody else changed its keys: it is asked nevertheless.
+func TestWhoIsKnownToHaveAKeyIsAskedToo(t *testing.T) {
+	t.Parallel()
+	p := newPool(t)
+	nodes := p.of(3)
+	waitAll(t, nodes, 3)
+	next := gossip.NewKey()
+	if _, err := nodes[0].InstallKey(within(t), next); err != nil {
+		t.Fatal(err)
+	}
+	if err := nodes[1].TakeKeys([]gossip.Key{p.key}); err != nil { // of which nodes[0] has not heard yet
+		t.Fatal(err)
+	}
+	if _, err := nodes[0].InstallKey(within(t), next); err != nil {
+		t.Fatal(err)
+	}
+	for _, n := range nodes {
+		if keys := n.Keyring(); !slices.Contains(keys, next) {
+			t.Errorf("%s has %v and not %v", n.Addr(), keys, next)
+		}
 	}
 }
 
