@@ -342,7 +342,7 @@ func (c *Coordinator) followKeys(ctx context.Context) {
 	for {
 		if c.rotation.TryLock() { // while this coordinator itself rotates, its own keys are ahead of the state
 			if texts := c.trust.Keyring(); !slices.Equal(texts, taken) {
-				if err := c.takeKeys(texts); err != nil {
+				if err := c.gossip.FollowKeys(texts); err != nil {
 					c.log.Error("cannot take over the gossip keys", "error", err)
 				} else {
 					taken = texts
@@ -356,19 +356,4 @@ func (c *Coordinator) followKeys(ctx context.Context) {
 		case <-tick.C:
 		}
 	}
-}
-
-func (c *Coordinator) takeKeys(texts []string) error {
-	keys := make([]gossip.Key, len(texts))
-	for i, text := range texts {
-		var err error
-		if keys[i], err = gossip.ParseKey(text); err != nil {
-			return err
-		}
-	}
-	// With two keys a rotation is under way, which tells by the gossip when which one is used.
-	if used := c.gossip.Keyring(); len(keys) == 2 && len(used) > 0 && used[0] == keys[1] {
-		keys[0], keys[1] = keys[1], keys[0]
-	}
-	return c.gossip.TakeKeys(keys)
 }

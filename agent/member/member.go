@@ -266,18 +266,10 @@ func (m *Member) follow(node *gossip.Node) error {
 	if !fresh {
 		return nil
 	}
-	keys := make([]gossip.Key, len(access.Keys))
-	for i, text := range access.Keys {
-		var err error
-		if keys[i], err = gossip.ParseKey(text); err != nil {
-			return fmt.Errorf("cannot use what a coordinator told: %w", err)
-		}
+	if err := node.FollowKeys(access.Keys); err != nil {
+		return fmt.Errorf("cannot use what a coordinator told: %w", err)
 	}
-	// With two keys a rotation is under way, which tells by the gossip when which one is used.
-	if used := node.Keyring(); len(keys) == 2 && len(used) > 0 && used[0] == keys[1] {
-		keys[0], keys[1] = keys[1], keys[0]
-	}
-	return node.TakeKeys(keys)
+	return nil
 }
 
 // Leave tells the pool that this host goes for good or for long. Run must not have ended.

@@ -6,6 +6,22 @@ import (
 	"slices"
 )
 
+// FollowKeys takes the keys that a state of coordinators has, as Key.Text gives them. With two of them a rotation is under
+// way, which tells by the gossip when which one is used.
+func (n *Node) FollowKeys(texts []string) error {
+	keys := make([]Key, len(texts))
+	for i, text := range texts {
+		var err error
+		if keys[i], err = ParseKey(text); err != nil {
+			return err
+		}
+	}
+	if used := n.Keyring(); len(keys) == 2 && len(used) > 0 && used[0] == keys[1] {
+		keys[0], keys[1] = keys[1], keys[0]
+	}
+	return n.TakeKeys(keys)
+}
+
 // TakeKeys makes the given keys, the one in use first, those of this node alone. The pool is not told: it is
 // for a member that was away while the pool's keys were rotated and has learned of it on another way. Keys
 // that are the same already are left alone.
