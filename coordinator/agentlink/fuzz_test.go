@@ -146,6 +146,8 @@ func TestReportsThatWouldDoHarmAreRefused(t *testing.T) {
 		"a message of a megabyte":           {with(func(g *api.GatewayReport) { g.Message = long }), ""},
 		"a reason of a megabyte":            {event(api.AgentEvent{Type: "gateway.exited", At: at, Reason: long}), ""},
 		"an error of nginx of a megabyte":   {api.Observation{Host: &api.HostReport{Nginx: api.NginxStatus{LastError: long}}}, ""},
+		"a refused part of a megabyte":      {api.Observation{Host: &api.HostReport{Nginx: api.NginxStatus{Quarantined: []api.QuarantinedPart{{Part: long, Message: long, Since: at}}}}}, ""},
+		"a gossip of megabytes":             {api.Observation{Host: &api.HostReport{Gossip: api.HostGossip{Address: long, Run: long, Problem: long}}}, ""},
 	} {
 		test.obs.HostID, test.obs.Instance = string(host), "i"
 		k, err := observed(t, test.obs)
@@ -158,6 +160,11 @@ func TestReportsThatWouldDoHarmAreRefused(t *testing.T) {
 		usable(t, k)
 		if g := k.store.View().Gateway(nil, gateway); len(g.Observed.Message) > 5000 {
 			t.Errorf("%s: a message of %d bytes is kept", what, len(g.Observed.Message))
+		}
+		nginx, _, _ := k.receiver.Ephemeral(host)
+		form, err := json.Marshal([]any{nginx, k.receiver.Gossip(host)})
+		if err != nil || len(form) > 20_000 {
+			t.Errorf("%s: %d bytes are kept beside the log, %v", what, len(form), err)
 		}
 	}
 }

@@ -147,7 +147,7 @@ func (r *Receiver) heard(h id.Host, obs api.Observation) {
 	hl := l.hostLocked(h)
 	hl.seen, hl.answer, hl.leaving = l.opts.Now(), hl.asked, obs.Leaving
 	if obs.Host != nil {
-		hl.nginx, hl.gossip = obs.Host.Nginx, obs.Host.Gossip
+		hl.nginx, hl.gossip = told(*obs.Host)
 	}
 	for _, s := range obs.Steps {
 		if answer, ok := hl.answers[s.Nonce]; ok && s.Nonce != "" {
@@ -157,6 +157,18 @@ func (r *Receiver) heard(h id.Host, obs api.Observation) {
 			}
 		}
 	}
+}
+
+// told is what of a host's report is kept beside the log, and shown as long as the host is connected.
+func told(r api.HostReport) (api.NginxStatus, api.HostGossip) {
+	n, g := r.Nginx, r.Gossip
+	n.LastError, n.Quarantined = text(n.LastError), slices.Clone(n.Quarantined)
+	for i := range n.Quarantined {
+		q := &n.Quarantined[i]
+		q.Part, q.Message = text(q.Part), text(q.Message)
+	}
+	g.Address, g.Run, g.Problem = text(g.Address), text(g.Run), text(g.Problem)
+	return n, g
 }
 
 // parsed is an observation in the log's types.
