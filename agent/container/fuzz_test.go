@@ -233,8 +233,8 @@ func FuzzSpec(f *testing.F) {
 }
 
 // FuzzJournal: whatever whole records a journal holds, one a line, and whatever stands behind them, it is refused with its
-// path and what to do and is left as it is; or it is a registry that is the same when it is opened again, and whose
-// section the next host takes.
+// path and what to do and is left as it is; or it is a registry that is the same when it is opened again, with what was
+// made meanwhile, and whose section the next host takes.
 func FuzzJournal(f *testing.F) {
 	fix := newFixture(f)
 	r := fix.open(ourOrg)
@@ -263,6 +263,9 @@ func FuzzJournal(f *testing.F) {
 		}
 		f.Add(strings.ReplaceAll(good, old, damaged), []byte{})
 	}
+	for _, line := range lines { // one at a time: each kind of entry has its own check
+		f.Add(strings.ReplaceAll(line, `"body":"`, `"body":"x`), []byte{})
+	}
 	f.Add(`{"k":"gone/x","v":{"key":"x"}}`, []byte{})
 	f.Add(`{"k":"other","v":1}`, []byte{})
 	f.Fuzz(func(t *testing.T, lines string, behind []byte) {
@@ -281,6 +284,19 @@ func FuzzJournal(f *testing.F) {
 					t.Fatalf("refused with %v, %v", err, readErr)
 				}
 				return
+			}
+			for _, mark := range r.gone {
+				if !mark.wellFormed() {
+					t.Fatalf("%+v is a key", mark)
+				}
+			}
+			for _, e := range r.containers {
+				if e.Request != nil && !e.Request.wellFormed() {
+					t.Fatalf("%+v is a key", e.Request)
+				}
+			}
+			if first == nil {
+				_, _ = r.Create(ctx, "ann", simple()) // there may be too many
 			}
 			section, _ := r.Section()
 			if first != nil && !bytes.Equal(first, section) {

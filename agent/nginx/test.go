@@ -73,12 +73,14 @@ const (
 
 // Write implements io.Writer.
 func (e *ending) Write(p []byte) (int, error) {
-	e.b = append(e.b, p[max(0, len(p)-mostHeard):]...)
-	e.b = append(e.b[:0], e.b[max(0, len(e.b)-mostHeard):]...)
+	e.b = append(e.b, p...)
+	if len(e.b) > 2*mostHeard { // not at every line: what is kept is moved
+		e.b = append(e.b[:0], e.b[len(e.b)-mostHeard:]...)
+	}
 	return len(p), nil
 }
 
-func (e *ending) String() string { return string(e.b) }
+func (e *ending) String() string { return string(e.b[max(0, len(e.b)-mostHeard):]) }
 
 // words picks from nginx's output the lines that say why; without any it is the whole output. It is text of at most
 // mostWords.

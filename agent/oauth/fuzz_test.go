@@ -66,7 +66,7 @@ func FuzzPart(f *testing.F) {
 }
 
 // FuzzJournal: whatever whole records a journal holds, and whatever stands behind them, it is refused with its directory
-// and what to do, or it is a store that is right in itself and is the same when it is opened again.
+// and what to do, or it is a store that is right in itself and is the same when it is opened again, with what was made meanwhile.
 func FuzzJournal(f *testing.F) {
 	fix := newFixture(f)
 	s := fix.open(ourOrg)
@@ -98,7 +98,7 @@ func FuzzJournal(f *testing.F) {
 	f.Add(log, base, []byte{})
 	f.Add(base, append(bytes.Clone(log), log...), []byte{})
 	f.Add([]byte{}, []byte{}, []byte{})
-	client := record{op: putClient, client: Client{ID: c, Name: "n", Public: true}}
+	has := record{op: putClient, client: Client{ID: c, Name: "n", Public: true}}
 	for _, r := range []record{
 		{op: putGrant, client: Client{ID: c}, ends: 1 << 41},
 		{op: putGrant, grant: math.MaxUint64, client: Client{ID: c}, user: "ada", ends: 1 << 41},
@@ -108,7 +108,7 @@ func FuzzJournal(f *testing.F) {
 		{op: dropClient, client: Client{ID: c}},
 		{op: 77},
 	} {
-		f.Add(client.append(nil), r.append(r.append(nil)), []byte{})
+		f.Add(has.append(nil), r.append(r.append(nil)), []byte{})
 	}
 	dir := fix.all.path(ourOrg, 7)
 	f.Fuzz(func(t *testing.T, base, log, behind []byte) {
@@ -126,6 +126,22 @@ func FuzzJournal(f *testing.F) {
 				return
 			}
 			s.check(t)
+			if first == nil {
+				publicClient(t, s)
+			}
+			of := map[*client]int{} // grants that have a token
+			for n := range s.tokens.shards {
+				for _, token := range s.tokens.shards[n].tokens {
+					if g := token.grant; g.tokens == token && !g.gone {
+						of[g.client]++
+					}
+				}
+			}
+			for _, c := range s.clients {
+				if c.grants != of[c] {
+					t.Fatalf("client %s has %d grants, of which %d have a token", c.ID, c.grants, of[c])
+				}
+			}
 			section, _ := s.Section()
 			if first != nil && !bytes.Equal(first, section) {
 				t.Fatal("it is another store when it is opened again")
