@@ -227,6 +227,7 @@ func FuzzEnvironment(f *testing.F) {
 	f.Add("../x", "fd:3", "", "control.sock", "loud", "xml")
 	f.Add("gw-AAAAAAAAAA", "", "state", "/c", "", "")
 	f.Add("gw-AAAAAAAAAA", "/run/gw.sock", "/state", "", "", "")
+	f.Add(gw, "/run/gw.sock", "/state", "", strings.Repeat("x", 2000), strings.Repeat("x", 2000))
 	f.Fuzz(func(t *testing.T, gateway, listen, state, control, level, format string) {
 		env := map[string]string{
 			"DEMIURGE_GATEWAY_ID": gateway, "DEMIURGE_LISTEN": listen, "DEMIURGE_STATE_DIR": state, "DEMIURGE_CONTROL": control, "DEMIURGE_LOG_LEVEL": level, "DEMIURGE_LOG_FORMAT": format,

@@ -55,7 +55,7 @@ func ParseLevel(s string) (hclog.Level, error) {
 	}
 	level := hclog.LevelFromString(strings.ToLower(s))
 	if level == hclog.NoLevel {
-		return level, fmt.Errorf("cannot use %q as log level: want trace, debug, info, warn, error or off", s)
+		return level, fmt.Errorf("cannot use %.80q as log level: want trace, debug, info, warn, error or off", s)
 	}
 	return level, nil
 }
@@ -66,5 +66,5 @@ func CheckFormat(s string) error {
 	case "", FormatText, FormatJSON:
 		return nil
 	}
-	return fmt.Errorf("cannot use %q as log format: want %s or %s", s, FormatText, FormatJSON)
+	return fmt.Errorf("cannot use %.80q as log format: want %s or %s", s, FormatText, FormatJSON)
 }
