@@ -179,7 +179,7 @@ func (a *actor) take() {
 
 // unwritten is the failure of a step that was not taken because it could not be recorded.
 func unwritten(err error) error {
-	return fault.Wrap(fault.Internal, err, "cannot write the agent's journal: %v; free space or repair the disk of its data directory", err)
+	return fault.New(fault.Internal, "cannot write the agent's journal: %v; free space or repair the disk of its data directory", err)
 }
 
 // refuse declines a grant of an epoch below one that this gateway has seen.

@@ -408,5 +408,5 @@ func (s *Server) gatewayStop(ctx context.Context, in *gatewayStopInput) (*gatewa
 
 // noAllocation is the refusal for an organization that nothing serves.
 func noAllocation(org id.Organization) *fault.Error {
-	return fault.New(fault.NotFound, "organization %s has no live allocation; start one with POST /v1/allocations", org)
+	return fault.New(fault.NotFound, "organization %s has no live allocation; `demiurge alloc start` or POST /v1/allocations starts one", org)
 }

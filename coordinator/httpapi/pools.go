@@ -13,8 +13,11 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
-// activationLimit bounds a pool's activation timeout.
-const activationLimit = 5 * time.Minute
+// A pool's activation timeout is from activationLeast to activationLimit.
+const (
+	activationLeast = 100 * time.Millisecond
+	activationLimit = 5 * time.Minute
+)
 
 type listPoolsInput struct {
 	Reading
@@ -111,9 +114,9 @@ func poolSpec(c *checks, rec *state.Pool, in *api.PutPool) command.PutPool {
 		cmd.Release = parse(c, "body.release", *in.Release, versionName)
 	}
 	if in.ActivationTimeout != nil {
-		cmd.ActivationTimeout = bounded(c, "body.activation_timeout", in.ActivationTimeout, activationLimit)
-		if cmd.ActivationTimeout < 100*time.Millisecond {
-			c.add("body.activation_timeout", fmt.Errorf("cannot use %s: want at least 100ms", cmd.ActivationTimeout))
+		cmd.ActivationTimeout = time.Duration(*in.ActivationTimeout)
+		if v := cmd.ActivationTimeout; v < activationLeast || v > activationLimit {
+			c.add("body.activation_timeout", fmt.Errorf("cannot use %s: want a duration from %s to %s", v, activationLeast, activationLimit))
 		}
 	}
 	if cmd.MinReady > cmd.Max {

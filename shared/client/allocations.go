@@ -58,7 +58,7 @@ func (c *Client) Explain(ctx context.Context, allocation string, opts ...CallOpt
 // serves it. Drain is how long open connections of the old gateway may go on.
 func (c *Client) Migrate(ctx context.Context, allocation string, in api.MigrateAllocation, drain time.Duration, opts ...CallOption) (api.Allocation, error) {
 	rq := create(in, "v1", "allocations", allocation, "migrate")
-	if drain > 0 {
+	if drain != 0 {
 		rq.query.Set("drain", drain.String())
 	}
 	return do[api.Allocation](ctx, c, rq, opts)
@@ -68,7 +68,7 @@ func (c *Client) Migrate(ctx context.Context, allocation string, in api.MigrateA
 // connections may go on.
 func (c *Client) Release(ctx context.Context, allocation string, drain time.Duration, opts ...CallOption) (api.Allocation, error) {
 	rq := newCall(http.MethodDelete, "v1", "allocations", allocation)
-	if drain > 0 {
+	if drain != 0 {
 		rq.query.Set("drain", drain.String())
 	}
 	return do[api.Allocation](ctx, c, rq, opts)

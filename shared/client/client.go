@@ -36,7 +36,8 @@ type Options struct {
 	// end; default 10 s, negative: not at all.
 	RetryFor time.Duration
 	// Probe is how long a coordinator that has not answered lately may take to say that it is there, before it
-	// gets a call: of several, one that hangs is then passed over like one that is gone. 0: it is not asked.
+	// gets a call: one that hangs is then passed over like one that is gone. The only one may take five times as
+	// long, because there is nobody else to ask. 0: it is not asked.
 	Probe time.Duration
 }
 

@@ -303,6 +303,26 @@ func TestAHangingCoordinatorIsPassedOver(t *testing.T) {
 	}
 }
 
+// Also the only coordinator is not waited for without end: whoever asked would never learn that it hangs.
+func TestTheOnlyCoordinatorHangs(t *testing.T) {
+	over := make(chan struct{})
+	hanging := coordinator(t, func(_ http.ResponseWriter, r *http.Request) {
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+	})
+	defer close(over) // before the server is closed, which waits for its calls
+	c, err := client.New(client.Options{Addresses: []string{hanging}, Probe: time.Millisecond})
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, err = c.Status(deadline(t))
+	if err == nil || !strings.Contains(err.Error(), "cannot reach a coordinator at "+hanging) || !strings.Contains(err.Error(), "it did not answer within 5ms") {
+		t.Errorf("%v", err)
+	}
+}
+
 func TestAllPagesAreFetched(t *testing.T) {
 	url := coordinator(t, func(w http.ResponseWriter, r *http.Request) {
 		n := map[string]int{"": 0, "1": 1, "2": 2}[r.URL.Query().Get("cursor")]

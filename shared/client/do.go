@@ -180,12 +180,16 @@ func (c *Client) round(ctx context.Context, rq *call, body []byte) (*http.Respon
 	return nil, fmt.Errorf("cannot reach a coordinator at %s: %w", strings.Join(c.Addresses(), ", "), errors.Join(errs...))
 }
 
-// there asks one of several coordinators whether it answers, unless it has just done so.
+// there asks a coordinator whether it answers, unless it has just done so.
 func (c *Client) there(ctx context.Context, n int) error {
-	if c.probe <= 0 || len(c.bases) == 1 || time.Since(time.Unix(0, c.answered[n].Load())) < c.probe {
+	if c.probe <= 0 || time.Since(time.Unix(0, c.answered[n].Load())) < c.probe {
 		return nil
 	}
-	ctx, cancel := context.WithTimeoutCause(ctx, c.probe, fmt.Errorf("it did not answer within %s", c.probe))
+	patience := c.probe
+	if len(c.bases) == 1 {
+		patience *= 5
+	}
+	ctx, cancel := context.WithTimeoutCause(ctx, patience, fmt.Errorf("it did not answer within %s", patience))
 	defer cancel()
 	target := c.bases[n].String() + "/healthz"
 	req, err := http.NewRequestWithContext(ctx, http.MethodGet, target, nil)

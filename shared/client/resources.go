@@ -146,7 +146,7 @@ type Drain struct {
 func (c *Client) DrainHost(ctx context.Context, host string, d Drain, opts ...CallOption) (api.Host, error) {
 	rq := post("v1", "hosts", host, "drain")
 	for name, value := range map[string]time.Duration{"drain": d.Connections, "deadline": d.Deadline} {
-		if value > 0 {
+		if value != 0 {
 			rq.query.Set(name, value.String())
 		}
 	}

@@ -39,7 +39,6 @@ func (a *app) allocStart() *cobra.Command {
 has its gateway gets the same answer again. What fails is undone before the command returns.`,
 		Example: `  demiurge alloc start 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11
   demiurge alloc start 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11 --pool default --wait 30s`,
-		Args: cobra.ExactArgs(1),
 	}
 	flags := c.Flags()
 	flags.StringVar(&body.Pool, "pool", "", "pool to take the gateway from (default \"default\")")
@@ -126,7 +125,6 @@ func (a *app) allocStop() *cobra.Command {
 		Short: "Release an organization's gateway and wait until that is done",
 		Example: `  demiurge alloc stop 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11
   demiurge alloc stop al-abcdefghijklmnop --drain 30s`,
-		Args: cobra.ExactArgs(1),
 	}
 	c.Flags().DurationVar(&drain, "drain", 0, "let open connections go on this long")
 	c.RunE = a.call(func(ctx context.Context, coord *client.Client, args []string) error {
@@ -166,9 +164,9 @@ func allocationOf(ctx context.Context, coord *client.Client, arg string) (string
 		}
 		return string(allocation), nil
 	}
-	org, err := organization(arg)
+	org, err := id.ParseOrganization(arg)
 	if err != nil {
-		return "", err
+		return "", program.Usage("cannot use %q: want the id of an allocation (al- and 16 characters) or of an organization (8-4-4-4-12 hexadecimal digits)", arg)
 	}
 	allocation, err := coord.OrganizationAllocation(ctx, string(org))
 	if err != nil {
@@ -229,7 +227,6 @@ func (a *app) allocShow() *cobra.Command {
 		Use:     "show ID|ORG",
 		Short:   "Show one allocation",
 		Example: "  demiurge alloc show al-abcdefghijklmnop",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			which, err := latestOf(ctx, coord, args[0])
 			if err != nil {
@@ -251,8 +248,11 @@ func (a *app) printAllocation(x api.Allocation) error {
 			failure = x.Failure.Code + ": " + x.Failure.Message
 		}
 		t := x.Timings
-		timings := fmt.Sprintf("queue %s, reserve %s, activate %s, route %s, dns %s, verify %s, confirm %s, total %s ms", millis(t.Queue), millis(t.Reserve),
-			millis(t.Activate), millis(t.Route), millis(t.DNS), millis(t.Verify), millis(t.Confirm), millis(t.Total))
+		timings := ""
+		if t != (api.Timings{}) {
+			timings = fmt.Sprintf("queue %s, reserve %s, activate %s, route %s, dns %s, verify %s, confirm %s, total %s ms", millis(t.Queue), millis(t.Reserve),
+				millis(t.Activate), millis(t.Route), millis(t.DNS), millis(t.Verify), millis(t.Confirm), millis(t.Total))
+		}
 		return fields(w,
 			"Allocation", x.AllocationID, "Organization", x.OrganizationID, "State", x.State, "Failure", failure,
 			"Place in line", number(x.Position), "Pool", x.Pool, "Gateway", x.GatewayID, "Host", hostText(x), "Epoch", number(x.Epoch),
@@ -275,7 +275,6 @@ func (a *app) allocSteps() *cobra.Command {
 		Use:     "steps ID|ORG",
 		Short:   "Show the journal of an allocation: every step, its result and its undo",
 		Example: "  demiurge alloc steps al-abcdefghijklmnop",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			which, err := latestOf(ctx, coord, args[0])
 			if err != nil {
@@ -305,7 +304,6 @@ func (a *app) allocExplain() *cobra.Command {
 		Use:     "explain ID|ORG",
 		Short:   "Tell why this gateway was chosen",
 		Example: "  demiurge alloc explain al-abcdefghijklmnop",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			which, err := latestOf(ctx, coord, args[0])
 			if err != nil {

@@ -14,7 +14,6 @@ func (a *app) completionCommand() *cobra.Command {
   demiurge completion zsh >"${fpath[1]}/_demiurge"
   demiurge completion fish >~/.config/fish/completions/demiurge.fish`,
 		ValidArgs: []string{"bash", "zsh", "fish"},
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
 	}
 	c.RunE = a.run(func(_ context.Context, args []string) error {
 		root := c.Root()

@@ -57,7 +57,6 @@ func (a *app) gatewayAction(verb, short string, act func(*client.Client, context
 		Use:     verb + " ID",
 		Short:   short,
 		Example: "  demiurge gateway " + verb + " gw-abcdefghij",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			gateway, err := id.ParseGateway(args[0])
 			if err != nil {

@@ -61,7 +61,6 @@ func (a *app) hostAction(verb, short string, act func(*client.Client, context.Co
 		Use:     verb + " HOST",
 		Short:   short,
 		Example: "  demiurge host " + verb + " host-1",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			host, err := id.ParseHost(args[0])
 			if err != nil {
@@ -81,7 +80,6 @@ func (a *app) hostDelete() *cobra.Command {
 		Use:     "delete HOST",
 		Short:   "Forget a host that serves nobody, and its gateways",
 		Example: "  demiurge host delete host-1",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			host, err := id.ParseHost(args[0])
 			if err != nil {

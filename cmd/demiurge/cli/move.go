@@ -24,7 +24,6 @@ func (a *app) allocMigrate() *cobra.Command {
 serves it until then. When the new one does not come to serve, the organization stays where it is.`,
 		Example: `  demiurge alloc migrate al-abcdefghijklmnop
   demiurge alloc migrate al-abcdefghijklmnop --host host-2 --drain 30s`,
-		Args: cobra.ExactArgs(1),
 	}
 	c.Flags().StringVar(&body.HostID, "host", "", "the host to go to (default the one that a start would choose)")
 	c.Flags().DurationVar(&drain, "drain", 0, "let open connections of the old gateway go on this long")
@@ -48,7 +47,6 @@ interrupt ends the command and not the drain: 'demiurge host uncordon' ends that
 		Example: `  demiurge host drain host-1
   demiurge host drain host-1 --drain 30s --deadline 10m
   demiurge host drain host-1 --deadline 5m --force`,
-		Args: cobra.ExactArgs(1),
 	}
 	flags := c.Flags()
 	flags.DurationVar(&how.Connections, "drain", 0, "let open connections of each gateway go on this long")

@@ -102,7 +102,6 @@ func (a *app) raftRemove() *cobra.Command {
 		Long: `remove-peer takes a coordinator that is gone for good out of the cluster. Stop it first: one that is alive
 would be brought in again. It is refused when of those that are left the living ones would be no majority.`,
 		Example:           "  demiurge operator raft remove-peer coordinator-3",
-		Args:              cobra.ExactArgs(1),
 		ValidArgsFunction: a.completePeers,
 	}
 	force := c.Flags().Bool("force", false, "also one that is alive, or without which there may be no majority")

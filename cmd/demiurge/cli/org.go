@@ -32,7 +32,6 @@ func (a *app) orgPut() *cobra.Command {
 named are gone afterwards. 'demiurge org member' and 'demiurge org project' change one.`,
 		Example: `  demiurge org put 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11 --name Acme \
     --member alice=owner --member bob=member --project board="Planning board"`,
-		Args: cobra.ExactArgs(1),
 	}
 	flags := c.Flags()
 	flags.StringVar(&name, "name", "", "name of the organization")
@@ -94,7 +93,6 @@ func (a *app) orgShow() *cobra.Command {
 		Use:     "show ORG",
 		Short:   "Show one organization",
 		Example: "  demiurge org show 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			org, err := organization(args[0])
 			if err != nil {
@@ -136,7 +134,6 @@ func (a *app) orgDelete() *cobra.Command {
 		Use:     "delete ORG",
 		Short:   "Delete an organization that has no gateway",
 		Example: "  demiurge org delete 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			org, err := organization(args[0])
 			if err != nil {
@@ -156,7 +153,6 @@ func (a *app) memberCommand() *cobra.Command {
 		Use:     "put ORG USER --role ROLE",
 		Short:   "Add a member or change the role",
 		Example: "  demiurge org member put 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11 alice --role admin",
-		Args:    cobra.ExactArgs(2),
 	}
 	put.Flags().StringVar(&role, "role", "", "owner, admin or member")
 	put.Flags().StringVar(&username, "username", "", "name to show")
@@ -179,7 +175,6 @@ func (a *app) memberCommand() *cobra.Command {
 		Use:     "delete ORG USER",
 		Short:   "Remove a member",
 		Example: "  demiurge org member delete 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11 alice",
-		Args:    cobra.ExactArgs(2),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			org, user, err := member(args)
 			if err != nil {
@@ -217,7 +212,6 @@ func (a *app) projectCommand() *cobra.Command {
 		Use:     "put ORG PROJECT [--name NAME]",
 		Short:   "Add a project or change its name",
 		Example: "  demiurge org project put 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11 board --name \"Planning board\"",
-		Args:    cobra.ExactArgs(2),
 	}
 	put.Flags().StringVar(&name, "name", "", "name of the project")
 	put.RunE = a.call(func(ctx context.Context, coord *client.Client, args []string) error {
@@ -235,7 +229,6 @@ func (a *app) projectCommand() *cobra.Command {
 		Use:     "delete ORG PROJECT",
 		Short:   "Remove a project",
 		Example: "  demiurge org project delete 6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11 board",
-		Args:    cobra.ExactArgs(2),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			org, project, err := projectOf(args)
 			if err != nil {

@@ -58,7 +58,6 @@ func (a *app) poolShow() *cobra.Command {
 		Use:     "show POOL",
 		Short:   "Show one pool",
 		Example: "  demiurge pool show default",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			name, err := poolName(args[0])
 			if err != nil {
@@ -120,7 +119,6 @@ func (a *app) poolSet() *cobra.Command {
 		Long: `Create a pool or change what is named; the rest keeps its value, or its default in a new pool.
 The four limits belong together: naming one sets the others to none.`,
 		Example: "  demiurge pool set default --min-ready 5 --step 3 --max 100",
-		Args:    cobra.ExactArgs(1),
 	}
 	flags := c.Flags()
 	flags.IntVar(&v.minReady, "min-ready", 0, "refill below this many ready, pending and starting gateways")
@@ -171,7 +169,6 @@ func (a *app) poolDelete() *cobra.Command {
 		Use:     "delete POOL",
 		Short:   "Delete a pool that serves nobody",
 		Example: "  demiurge pool delete batch",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			name, err := poolName(args[0])
 			if err != nil {

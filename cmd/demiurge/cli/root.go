@@ -4,13 +4,18 @@ package cli
 
 import (
 	"context"
+	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
+	"net/url"
+	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/demiurge-platform/demiurge/cmd/program"
 	"github.com/demiurge-platform/demiurge/shared/client"
@@ -68,11 +73,13 @@ func (a *app) fail(command *cobra.Command, err error) int {
 		fmt.Fprintf(a.Stderr, "Run '%s --help' for usage.\n", command.CommandPath())
 		return exitUsage
 	}
-	fmt.Fprintf(a.Stderr, "Error: %s\n", describe(err))
+	fmt.Fprintf(a.Stderr, "Error: %s%s\n", describe(err), remedy(err))
 	var f *fault.Error
 	if errors.As(err, &f) {
 		for _, l := range f.Locations {
-			fmt.Fprintf(a.Stderr, "  %s: %s\n", l.Location, l.Message)
+			if line := l.Location + ": " + l.Message; !strings.HasSuffix(f.Message, line) { // a single one is in the detail already
+				fmt.Fprintf(a.Stderr, "  %s\n", line)
+			}
 		}
 		if f.RetryAfter > 0 {
 			fmt.Fprintf(a.Stderr, "  try again in %s\n", f.RetryAfter.Round(time.Second/10))
@@ -87,7 +94,26 @@ func describe(err error) string {
 	if f, ok := err.(*fault.Error); ok && f.Message != "" {
 		return fmt.Sprintf("%s: %s", f.Code, f.Message)
 	}
+	var call *url.Error
+	if errors.As(err, &call) && errors.Is(err, context.Canceled) {
+		return "interrupted before the coordinator had answered"
+	}
 	return err.Error()
+}
+
+// remedy is what to do about a coordinator that no command reaches.
+func remedy(err error) string {
+	var unknown x509.UnknownAuthorityError
+	var name x509.HostnameError
+	switch {
+	case errors.As(err, &unknown):
+		return "; give the cluster's CA with --ca-cert or DEMIURGE_CACERT: it is ca.pem in a coordinator's data directory"
+	case errors.As(err, &name):
+		return "; use a name that the certificate has, or add this one to api.hosts of the coordinator"
+	case errors.Is(err, syscall.ECONNREFUSED):
+		return "; is the coordinator running, and is this its address (--address or DEMIURGE_ADDR)?"
+	}
+	return ""
 }
 
 func (a *app) root() *cobra.Command {
@@ -113,7 +139,50 @@ error), and 2 when the command line is wrong.`,
 	flags.StringVar(&a.caCert, "ca-cert", "", "file with the CA certificates to trust (environment DEMIURGE_CACERT)")
 	flags.StringVarP(&a.output, "output", "o", "table", "output: table or json")
 	_ = root.RegisterFlagCompletionFunc("output", cobra.FixedCompletions([]string{"table", "json"}, cobra.ShellCompDirectiveNoFileComp))
+	polish(root)
 	return root
+}
+
+// polish goes through all commands and takes from their usage lines what the library does not: it counts
+// arguments without naming them, and completes the names of files wherever nothing else is said.
+func polish(c *cobra.Command) {
+	for _, child := range c.Commands() {
+		polish(child)
+	}
+	c.Flags().VisitAll(func(f *pflag.Flag) {
+		if _, said := c.GetFlagCompletionFunc(f.Name); !said && f.Name != "ca-cert" && f.Name != "data-dir" {
+			_ = c.RegisterFlagCompletionFunc(f.Name, cobra.NoFileCompletions) // it fails only for what was said
+		}
+	})
+	names := argumentsOf(c)
+	if len(names) > 0 {
+		c.Args = cobra.MatchAll(named(names), cobra.OnlyValidArgs)
+	}
+	if c.ValidArgsFunction == nil && len(c.ValidArgs) == 0 && !slices.Contains(names, "FILE") {
+		c.ValidArgsFunction = cobra.NoFileCompletions
+	}
+}
+
+// argumentsOf are the arguments that a command must have, as its usage line names them.
+func argumentsOf(c *cobra.Command) []string {
+	names := strings.Fields(c.Use)[1:]
+	if i := slices.IndexFunc(names, func(n string) bool { return strings.HasPrefix(n, "-") || strings.HasPrefix(n, "[") }); i >= 0 {
+		names = names[:i]
+	}
+	return names
+}
+
+// named wants exactly the arguments of these names.
+func named(names []string) cobra.PositionalArgs {
+	return func(c *cobra.Command, args []string) error {
+		switch {
+		case len(args) < len(names):
+			return program.Usage("%q needs %s", c.CommandPath(), strings.Join(names[len(args):], " and "))
+		case len(args) > len(names):
+			return program.Usage("%q takes %s and nothing more: %q is too much", c.CommandPath(), strings.Join(names, " and "), args[len(names)])
+		}
+		return nil
+	}
 }
 
 // run wraps a command's own code, so that what fails in it is told from a wrong command line.

@@ -3,9 +3,14 @@ package cli_test
 import (
 	"context"
 	"encoding/json"
+	"encoding/pem"
 	"fmt"
+	"io"
+	"log"
 	"net/http"
 	"net/http/httptest"
+	"os"
+	"path/filepath"
 	"strings"
 	"sync"
 	"testing"
@@ -275,5 +280,42 @@ func TestFollowEndsWithARefusal(t *testing.T) {
 	c.exit(t, 1)
 	if got := c.stderr.String(); got != "Error: forbidden: the text of forbidden\n" {
 		t.Errorf("said %q", got)
+	}
+}
+
+// Whom a command cannot reach, or not trust, is told with what to do; an interrupt is not an error of the network.
+func TestWhatToDoAboutACoordinatorThatIsNotReached(t *testing.T) {
+	asked := make(chan struct{}, 1)
+	over := make(chan struct{})
+	server := httptest.NewUnstartedServer(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/healthz" {
+			return
+		}
+		asked <- struct{}{}
+		select {
+		case <-over:
+		case <-r.Context().Done():
+		}
+	}))
+	server.Config.ErrorLog = log.New(io.Discard, "", 0) // who does not trust it says so there
+	server.StartTLS()
+	defer server.Close()
+	defer close(over) // before the server is closed, which waits for its calls
+	stranger := start(t, server, "status")
+	stranger.exit(t, 1)
+	if text := stranger.stderr.String(); !strings.Contains(text, "give the cluster's CA with --ca-cert or DEMIURGE_CACERT") {
+		t.Errorf("an unknown CA: %s", text)
+	}
+	ca := filepath.Join(t.TempDir(), "ca.pem")
+	text := pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: server.Certificate().Raw})
+	if err := os.WriteFile(ca, text, 0o600); err != nil {
+		t.Fatal(err)
+	}
+	waits := start(t, server, "status", "--ca-cert", ca)
+	<-asked
+	waits.interrupt()
+	waits.exit(t, 1)
+	if text := waits.stderr.String(); text != "Error: interrupted before the coordinator had answered\n" {
+		t.Errorf("interrupted: %s", text)
 	}
 }

@@ -25,7 +25,6 @@ func (a *app) snapshotSave() *cobra.Command {
 		Long: `save writes the whole state into a file that only its owner can read; a file of that name is replaced once
 the new one is whole. Keep cluster.key of a coordinator beside it: without that key it cannot be restored.`,
 		Example: "  demiurge operator snapshot save demiurge.snap",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			size, err := a.save(ctx, coord, args[0])
 			if err != nil {
@@ -88,7 +87,6 @@ func (a *app) snapshotRestore() *cobra.Command {
 tokens and allocations. The file is checked to its end before anything changes. Certificates and gossip keys
 stay as they are.`,
 		Example: "  demiurge operator snapshot restore demiurge.snap",
-		Args:    cobra.ExactArgs(1),
 	}
 	sure := c.Flags().Bool("yes", false, "do not ask")
 	c.RunE = a.call(func(ctx context.Context, coord *client.Client, args []string) error {

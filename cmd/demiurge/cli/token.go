@@ -82,7 +82,6 @@ func (a *app) tokenRevoke() *cobra.Command {
 		Use:     "revoke ID",
 		Short:   "Revoke a token at once",
 		Example: "  demiurge token revoke tk-abcdefghij",
-		Args:    cobra.ExactArgs(1),
 		RunE: a.call(func(ctx context.Context, coord *client.Client, args []string) error {
 			token, err := id.ParseToken(args[0])
 			if err != nil {
