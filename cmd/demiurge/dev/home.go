@@ -58,10 +58,13 @@ func (h *home) portsFile() string              { return h.path("ports.json") }
 // of its own is taken.
 func openHome(dataDir string) (*home, error) {
 	h := &home{temporary: dataDir == ""}
+	made := false
 	var err error
 	if h.temporary {
 		h.dir, err = os.MkdirTemp("", tempPattern)
 	} else if h.dir, err = filepath.Abs(dataDir); err == nil {
+		_, missing := os.Stat(h.dir)
+		made = missing != nil
 		err = os.MkdirAll(h.dir, 0o700)
 	}
 	if err == nil {
@@ -71,7 +74,11 @@ func openHome(dataDir string) (*home, error) {
 		return nil, fmt.Errorf("cannot make the data directory: %w; choose another with --data-dir", err)
 	}
 	if err := h.take(); err != nil {
-		return nil, errors.Join(err, h.close())
+		err = errors.Join(err, h.close())
+		if made {
+			_ = os.Remove(h.dir) // it stays if there is something in it already
+		}
+		return nil, err
 	}
 	return h, nil
 }
@@ -149,7 +156,7 @@ func numbered(name string, i int) string {
 func lock(path string) (*os.File, error) {
 	f, err := os.OpenFile(path, os.O_CREATE|os.O_RDWR, 0o600)
 	if err != nil {
-		return nil, fmt.Errorf("cannot open its lock: %w", err)
+		return nil, fmt.Errorf("cannot open its lock: %w; choose another with --data-dir", err)
 	}
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		_ = f.Close()

@@ -98,6 +98,11 @@ func TestHomeRefusesWhatIsNotItsOwn(t *testing.T) {
 		if !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "--data-dir") {
 			t.Errorf("%s: %v, want %q and --data-dir", dir, err, want)
 		}
+		if dir == long || dir == odd {
+			if _, err := os.Stat(dir); err == nil {
+				t.Errorf("%s was made, and refused", dir)
+			}
+		}
 		if after, _ := os.ReadDir(used); len(after) != len(before) {
 			t.Errorf("a refused directory was changed")
 		}

@@ -3,10 +3,16 @@ package dev
 import (
 	"bytes"
 	"context"
+	"encoding/json"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
 	"testing/synctest"
 	"time"
+
+	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/client"
 )
 
 // A start that does not get on says what it waits for, and not only at its very end.
@@ -25,4 +31,25 @@ func TestALongWaitSaysWhatItWaitsFor(t *testing.T) {
 			t.Errorf("%v, and it said %q", err, out.String())
 		}
 	})
+}
+
+// What gateways fail of stands where the start is waited for, and not in a log alone.
+func TestAStartSaysWhatItsGatewaysFailOf(t *testing.T) {
+	coordinator := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_ = json.NewEncoder(w).Encode(api.List[api.Gateway]{Items: []api.Gateway{
+			{GatewayID: "gw-aaaaaaaaaa"}, {GatewayID: "gw-bbbbbbbbbb", Message: "exited with code 3: no license"},
+		}})
+	}))
+	defer coordinator.Close()
+	admin, err := client.New(client.Options{Addresses: []string{coordinator.URL}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	s := &system{admin: admin}
+	if got := s.notReady(t.Context(), api.Pool{}); got != ": gw-bbbbbbbbbb exited with code 3: no license" {
+		t.Errorf("%q", got)
+	}
+	if got := s.notReady(t.Context(), api.Pool{BreakerReason: "3 gateways in a row did not become ready"}); got != ": 3 gateways in a row did not become ready" {
+		t.Errorf("%q", got)
+	}
 }

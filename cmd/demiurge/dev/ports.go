@@ -165,6 +165,9 @@ func (c *chooser) nginx(opts Options, p, earlier ports) error {
 		before := len(c.held)
 		for i := range p.Hosts {
 			address := net.JoinHostPort(hostAddress(i), port)
+			if k := slices.IndexFunc(p.Coordinators, func(c coordinatorPorts) bool { return c.API == address }); k >= 0 {
+				return fmt.Errorf("cannot use %s as --nginx-port: the API of %s is at %s, as --address says; choose another", port, coordinatorName(k), address)
+			}
 			if p.Hosts[i].Nginx, err = c.take(address); err != nil {
 				err = portError(nginxName(i), address, "--nginx-port", err)
 				c.release(before)

@@ -78,6 +78,19 @@ func TestPortsInUseNameTheProgramAndTheFlag(t *testing.T) {
 	}
 }
 
+// Both flags name the same port: no other program is to be stopped.
+func TestNginxPortOfTheAPI(t *testing.T) {
+	o := free(1, 1)
+	o.NginxPort = 7400
+	var c chooser
+	defer c.release(0)
+	p := ports{Coordinators: []coordinatorPorts{{API: "127.0.0.1:7400"}}, Hosts: make([]hostPorts, 1)}
+	err := c.nginx(o, p, ports{})
+	if err == nil || !strings.Contains(err.Error(), "cannot use 7400 as --nginx-port: the API of coordinator-1 is at 127.0.0.1:7400") {
+		t.Error(err)
+	}
+}
+
 func TestPortsStayWhereTheyWere(t *testing.T) {
 	taken, _ := listen(t, "127.0.0.1:0")
 	p := mustChoose(t, free(1, 1), ports{Coordinators: []coordinatorPorts{{Raft: taken}}}) // the one of before is taken: another one

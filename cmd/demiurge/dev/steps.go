@@ -159,11 +159,24 @@ func (s *system) waitGateways(ctx context.Context) error {
 		}
 		c := pool.Counts
 		if c.Ready < s.opts.Gateways || c.Lost+c.Reconciling > 0 {
-			return fmt.Sprintf("%d of %d gateways are ready, %d starting, %d failed, %d not heard of yet; see the agents' logs in %s",
-				c.Ready, s.opts.Gateways, c.Pending+c.Starting, c.Failed+c.Unhealthy, c.Lost+c.Reconciling, s.home.logs())
+			return fmt.Sprintf("%d of %d gateways are ready, %d starting, %d failed, %d not heard of yet%s; see the agents' logs in %s",
+				c.Ready, s.opts.Gateways, c.Pending+c.Starting, c.Failed+c.Unhealthy, c.Lost+c.Reconciling, s.notReady(ctx, pool), s.home.logs())
 		}
 		return s.serving(ctx)
 	})
+}
+
+// notReady is what the pool's gateways failed of, as far as anybody knows.
+func (s *system) notReady(ctx context.Context, pool api.Pool) string {
+	if pool.BreakerReason != "" {
+		return ": " + pool.BreakerReason
+	}
+	items, err := s.admin.ListGateways(ctx, client.GatewayFilter{Pool: pool.Name})
+	i := slices.IndexFunc(items, func(g api.Gateway) bool { return g.Message != "" })
+	if err != nil || i < 0 {
+		return ""
+	}
+	return fmt.Sprintf(": %s %s", items[i].GatewayID, items[i].Message)
 }
 
 // waitHosts waits until every host is heard of: gateways that are made sooner are all on the first one.
