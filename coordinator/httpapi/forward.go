@@ -111,10 +111,8 @@ func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered boo
 	if r.Body != nil && r.Body != http.NoBody {
 		body := &guardedBody{body: r.Body, control: w.control, limit: row.bodyTime()}
 		defer func() {
-			if answered {
+			if answered { // else it is still to be read here
 				_ = body.Close()
-			} else {
-				body.lift() // it is still to be read here
 			}
 		}()
 		out.Body = keptOpen{body} // a leader that cannot be reached has read nothing of it

@@ -45,6 +45,11 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		writeProblem(rec, fault.New(fault.InvalidRequest, "this port speaks TLS only: use an https:// address, and give your client the CA of the cluster (ca.pem in the coordinator's data directory; `demiurge --ca-cert`)"), 0)
 		return
 	}
+	if r.Body != nil && r.Body != http.NoBody {
+		// Also for a body that nobody here reads: before the answer, the server reads what is left of it, and whoever
+		// never sends that would keep the connection for ever, without any token.
+		_ = rec.control.SetReadDeadline(time.Now().Add(bodyTime))
+	}
 	row, f, status := s.find(r)
 	if row != nil {
 		label = row.method + " " + row.path
@@ -191,7 +196,8 @@ func (r *recorder) Write(b []byte) (int, error) {
 func (r *recorder) extend() { _ = r.control.SetWriteDeadline(time.Now().Add(writeTime)) }
 
 // guardedBody gives the whole body one time limit, and takes the limit away at its end: a limit that
-// stayed would end the connection of a request that is being worked on.
+// stayed would end the connection of a request that is being worked on. A body that has not come to its end keeps
+// it, because the server reads on before it answers.
 type guardedBody struct {
 	body    io.ReadCloser
 	control *http.ResponseController
@@ -206,20 +212,11 @@ func (g *guardedBody) Read(b []byte) (int, error) {
 		_ = g.control.SetReadDeadline(time.Now().Add(g.limit)) // unsupported only by test writers
 	}
 	n, err := g.body.Read(b)
-	if err != nil {
-		g.lift()
+	if err == io.EOF {
+		_ = g.control.SetReadDeadline(time.Time{})
 	}
 	return n, err
 }
 
 // Close implements io.Closer.
-func (g *guardedBody) Close() error {
-	g.lift()
-	return g.body.Close()
-}
-
-func (g *guardedBody) lift() {
-	if g.limited {
-		_ = g.control.SetReadDeadline(time.Time{})
-	}
-}
+func (g *guardedBody) Close() error { return g.body.Close() }

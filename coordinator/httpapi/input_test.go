@@ -8,6 +8,7 @@ import (
 	"net/http/httptest"
 	"strings"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
@@ -241,5 +242,67 @@ func TestBodyTimeLimitEndsWithTheBody(t *testing.T) {
 	}
 	if n := len(w.read); !limited || !w.read[n-1].IsZero() {
 		t.Errorf("read limits %v: want one that is taken away at the end", w.read)
+	}
+}
+
+// peer is the server's end of a connection in memory, whose limits count by the virtual clock.
+type peer struct{ net.Conn }
+
+func (peer) RemoteAddr() net.Addr { return &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1), Port: 50000} }
+
+// single is a listener with one connection.
+type single struct {
+	net.Listener
+	conns chan net.Conn
+}
+
+func (l single) Accept() (net.Conn, error) {
+	if c, ok := <-l.conns; ok {
+		return c, nil
+	}
+	return nil, net.ErrClosed
+}
+
+func (l single) Close() error { return nil }
+
+// Whoever does not send the body that was announced is answered when its time is over, and loses the connection:
+// also who has no token, and a path that is none.
+func TestABodyThatNeverComesEnds(t *testing.T) {
+	k := newKit(t)
+	for name, c := range map[string]struct{ method, path, token, status string }{
+		"known caller": {post, "/v1/allocations", k.tokens[api.RolePlatform], "HTTP/1.1 4"},
+		"no caller":    {post, "/v1/allocations", "", "HTTP/1.1 401"},
+		"no path":      {post, "/v1/nothing", "", "HTTP/1.1 404"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			synctest.Test(t, func(t *testing.T) {
+				here, there := net.Pipe()
+				l := single{conns: make(chan net.Conn, 1)}
+				l.conns <- peer{there}
+				srv := k.server.HTTPServer()
+				ended := make(chan error)
+				go func() { ended <- srv.Serve(l) }()
+				defer func() {
+					_ = here.Close()
+					close(l.conns)
+					<-ended
+				}()
+				go func() { // ends when the server does no longer read
+					_, _ = fmt.Fprintf(here, "%s %s HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 1000\r\n", c.method, c.path)
+					if c.token != "" {
+						_, _ = fmt.Fprintf(here, "Authorization: Bearer %s\r\n", c.token)
+					}
+					_, _ = io.WriteString(here, "\r\n{")
+				}()
+				began := time.Now()
+				if err := here.SetReadDeadline(began.Add(time.Hour)); err != nil {
+					t.Fatal(err)
+				}
+				answer, err := io.ReadAll(here)
+				if took := time.Since(began); err != nil || !strings.HasPrefix(string(answer), c.status) || took > bodyTime+time.Second {
+					t.Errorf("after %s: %.80q, %v", took, answer, err)
+				}
+			})
+		})
 	}
 }
