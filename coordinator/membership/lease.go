@@ -18,15 +18,9 @@ const (
 	fenceTime = time.Second
 )
 
-// LeaseOver reports whether the lease of a host has ended, by a clock that may be slower than this one, and
-// its routes are closed.
-func LeaseOver(s Signals, now time.Time, lease time.Duration) bool {
-	return now.After(LeaseEnd(s, lease))
-}
-
-// LeaseEnd is when the lease of a host that is not heard of any more has ended for certain. The word that it
-// counts from was sent before it was heard here; what an earlier leader acknowledged was sent before this one
-// began to lead.
+// LeaseEnd is when the lease of a host that is not heard of any more has ended for certain, by a clock that may be slower
+// than this one, and its routes are closed. The word that it counts from was sent before it was heard here; what an earlier
+// leader acknowledged was sent before this one began to lead.
 func LeaseEnd(s Signals, lease time.Duration) time.Time {
 	last := s.LeadsSince
 	if s.Heard.After(last) {

@@ -8,7 +8,7 @@ import (
 )
 
 // What an earlier leader acknowledged counts too: it was sent before this one began to lead.
-func TestLeaseOver(t *testing.T) {
+func TestLeaseEnd(t *testing.T) {
 	lease := 8 * time.Second // and 80 ms for a slow clock, and a second to close the routes
 	for name, c := range map[string]struct {
 		heard, leads float64
@@ -27,7 +27,7 @@ func TestLeaseOver(t *testing.T) {
 		if c.heard > 0 {
 			s.Heard = at(c.heard)
 		}
-		if got := membership.LeaseOver(s, at(100), lease); got != c.over {
+		if got := at(100).After(membership.LeaseEnd(s, lease)); got != c.over {
 			t.Errorf("%s: over is %t", name, got)
 		}
 	}

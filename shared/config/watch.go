@@ -51,17 +51,6 @@ func NewWatcher(path string, log hclog.Logger) (*Watcher, error) {
 	return w, nil
 }
 
-// Watch calls onChange after every change of the file until ctx is done. It blocks; give it to an owner
-// that waits for it. A change that puts back the same contents is none.
-func Watch(ctx context.Context, path string, log hclog.Logger, onChange func()) error {
-	w, err := NewWatcher(path, log)
-	if err != nil {
-		return err
-	}
-	w.Run(ctx, onChange)
-	return nil
-}
-
 // Close ends a watch that is not run. A nil Watcher has none to end.
 func (w *Watcher) Close() error {
 	if w == nil {

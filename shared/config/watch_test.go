@@ -145,8 +145,7 @@ func TestWatchOfSameContentsIsQuiet(t *testing.T) {
 }
 
 func TestWatchOfMissingDirectoryIsRefused(t *testing.T) {
-	err := config.Watch(context.Background(), filepath.Join(t.TempDir(), "none", "agent.yaml"), hclog.NewNullLogger(), func() {})
-	if err == nil {
+	if _, err := config.NewWatcher(filepath.Join(t.TempDir(), "none", "agent.yaml"), hclog.NewNullLogger()); err == nil {
 		t.Fatal("accepted")
 	}
 }
@@ -155,7 +154,9 @@ func TestWatchEndsWithItsContext(t *testing.T) {
 	path := filepath.Join(t.TempDir(), "agent.yaml")
 	ctx, cancel := context.WithCancel(context.Background())
 	cancel()
-	if err := config.Watch(ctx, path, hclog.NewNullLogger(), func() {}); err != nil {
-		t.Error(err)
+	w, err := config.NewWatcher(path, hclog.NewNullLogger())
+	if err != nil {
+		t.Fatal(err)
 	}
+	w.Run(ctx, func() {})
 }

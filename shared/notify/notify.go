@@ -5,7 +5,6 @@ package notify
 import (
 	"context"
 	"fmt"
-	"strings"
 	"time"
 
 	"github.com/coreos/go-systemd/v22/daemon"
@@ -36,11 +35,6 @@ func (n *Notifier) Reloading() {
 
 // Stopping says that the program has begun to stop.
 func (n *Notifier) Stopping() { n.send(daemon.SdNotifyStopping) }
-
-// Status shows one line in systemctl status. A line break would begin another field, so it becomes a space.
-func (n *Notifier) Status(line string) {
-	n.send("STATUS=" + strings.NewReplacer("\n", " ", "\r", " ").Replace(line))
-}
 
 // Watchdog reports life at half of the time that the unit's WatchdogSec allows, as long as healthy says
 // yes; when it says no nothing is sent, and systemd restarts the program. It blocks until ctx is done and

@@ -56,8 +56,6 @@ func TestMessages(t *testing.T) {
 		{n.Ready, `^READY=1$`},
 		{n.Reloading, `^RELOADING=1\nMONOTONIC_USEC=[1-9][0-9]*$`},
 		{n.Stopping, `^STOPPING=1$`},
-		{func() { n.Status("40 gateways ready") }, `^STATUS=40 gateways ready$`},
-		{func() { n.Status("line\nMAINPID=1\r") }, `^STATUS=line MAINPID=1 $`},
 	}
 	for _, tt := range tests {
 		tt.send()
@@ -111,7 +109,6 @@ func TestSilentWithoutSystemd(t *testing.T) {
 	n := notify.New(hclog.New(&hclog.LoggerOptions{Output: &out}))
 	n.Ready()
 	n.Reloading()
-	n.Status("x")
 	n.Stopping()
 	n.Watchdog(context.Background(), func() bool { t.Error("asked without a watchdog"); return true })
 	if out.Len() > 0 {

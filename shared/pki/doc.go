@@ -9,5 +9,5 @@
 // The parts, in the order in which a cluster meets them: Authority makes a root and issues certificates;
 // Root and Bundle are the public half that everybody keeps, and carry a rotation; Credentials are what one
 // program presents and accepts; Live gives them to TLS and replaces them while connections go on; Store
-// keeps them on disk and Watch follows it; JoinToken and Join bring a new host in.
+// keeps them on disk; JoinToken and Join bring a new host in.
 package pki

@@ -7,8 +7,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/hashicorp/go-hclog"
-
 	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
@@ -19,8 +17,6 @@ const (
 
 // noon is when the tests happen.
 var noon = time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
-
-var quiet = hclog.NewNullLogger()
 
 func at(now time.Time) func() time.Time { return func() time.Time { return now } }
 

@@ -12,17 +12,11 @@ import (
 // Both sides get other certificates, of both CAs of a rotation, while 100 connections are made. Every one
 // of them works.
 func TestReloadWhile100ConnectionsAreMade(t *testing.T) {
-	dir := t.TempDir()
-	store := openStore(t, dir)
 	r := rotate(t)
 	c1, h1 := identity(t, clusterA, pki.RoleCoordinator, "c1"), identity(t, clusterA, pki.RoleAgent, "host-1")
 	servers := []*pki.Credentials{memberAt(t, r.old, r.oldBundle, c1, noon), memberAt(t, r.old, r.nextBundle, c1, noon), memberAt(t, r.next, r.nextBundle, c1, noon)}
 	hosts := []*pki.Credentials{memberAt(t, r.old, r.oldBundle, h1, noon), memberAt(t, r.old, r.nextBundle, h1, noon), memberAt(t, r.next, r.nextBundle, h1, noon)}
-	if err := store.Save(servers[0]); err != nil {
-		t.Fatal(err)
-	}
 	server, host := live(servers[0], noon), live(hosts[0], noon)
-	watching(t, store, server) // the server follows its files, the host is told
 	address := echoServer(t, serverOf(t, server, only(pki.RoleAgent)))
 	conf := clientOf(t, host, pki.Peer{Roles: []pki.Role{pki.RoleCoordinator}, Name: "c1"})
 
@@ -53,10 +47,9 @@ func TestReloadWhile100ConnectionsAreMade(t *testing.T) {
 			running = false
 		default:
 		}
-		if err := store.Save(servers[swaps%len(servers)]); err != nil {
+		if err := server.Replace(servers[swaps%len(servers)]); err != nil {
 			t.Fatal(err)
 		}
-		pki.Reload(store, server, quiet)
 		if err := host.Replace(hosts[(swaps/2)%len(hosts)]); err != nil {
 			t.Fatal(err)
 		}
@@ -65,10 +58,9 @@ func TestReloadWhile100ConnectionsAreMade(t *testing.T) {
 		t.Errorf("%d connections, %d changes", made.Load(), swaps)
 	}
 	// What counts in the end is what new connections present.
-	if err := store.Save(servers[2]); err != nil {
+	if err := server.Replace(servers[2]); err != nil {
 		t.Fatal(err)
 	}
-	waitFor(t, server, servers[2])
 	conn := must[*tls.Conn](t)(tls.Dial("tcp", address, conf))
 	defer func() { _ = conn.Close() }()
 	if leaf := conn.ConnectionState().PeerCertificates[0]; !leaf.Equal(servers[2].Leaf()) {

@@ -1,7 +1,6 @@
 package pki_test
 
 import (
-	"context"
 	"errors"
 	"io/fs"
 	"os"
@@ -258,97 +257,4 @@ func TestLoadWhileSaving(t *testing.T) {
 	}
 	close(stop)
 	reading.Wait()
-}
-
-// watching runs Watch until the test ends.
-func watching(t *testing.T, store *pki.Store, l *pki.Live) {
-	t.Helper()
-	ctx, cancel := context.WithCancel(context.Background())
-	done := make(chan error, 1)
-	go func() { done <- pki.Watch(ctx, store, l, quiet) }() // waited for by the cleanup
-	t.Cleanup(func() {
-		cancel()
-		if err := <-done; err != nil {
-			t.Errorf("watch: %v", err)
-		}
-	})
-}
-
-// waitFor waits until the live credentials are the wanted ones.
-func waitFor(t *testing.T, l *pki.Live, want *pki.Credentials) {
-	t.Helper()
-	deadline := time.After(30 * time.Second)
-	for {
-		changed := l.Changed()
-		if l.Current().Equal(want) {
-			return
-		}
-		select {
-		case <-changed:
-		case <-deadline:
-			t.Fatalf("%s did not become live: %s is", want, l.Current())
-		}
-	}
-}
-
-func TestWatchFollowsTheStore(t *testing.T) {
-	dir := t.TempDir()
-	store := openStore(t, dir)
-	r := rotate(t)
-	host := identity(t, clusterA, pki.RoleAgent, "host-1")
-	before := member(t, r.old, pki.RoleAgent, "host-1")
-	if err := store.Save(before); err != nil {
-		t.Fatal(err)
-	}
-	l := live(before, noon)
-	watching(t, store, l)
-
-	writer := openStore(t, dir) // as another process
-	renewed := memberAt(t, r.old, r.oldBundle, host, noon)
-	for _, next := range []*pki.Credentials{
-		renewed, // the certificate changes
-		must[*pki.Credentials](t)(renewed.WithBundle(r.nextBundle, noon)),                                  // only the roots change
-		memberAt(t, r.next, r.nextBundle, host, noon),                                                      // a new CA's
-		must[*pki.Credentials](t)(member(t, r.old, pki.RoleAgent, "host-1").WithBundle(r.oldBundle, noon)), // and back
-	} {
-		if err := writer.Save(next); err != nil {
-			t.Fatal(err)
-		}
-		waitFor(t, l, next)
-	}
-
-	// What cannot be used does not become live, and what comes after it does.
-	kept := l.Current()
-	stranger := memberAt(t, r.old, r.oldBundle, identity(t, clusterA, pki.RoleAgent, "host-2"), noon)
-	if err := writer.Save(stranger); err != nil {
-		t.Fatal(err)
-	}
-	pki.Reload(store, l, quiet)
-	if !l.Current().Equal(kept) {
-		t.Fatalf("%s became live in the place of host-1", l.Current())
-	}
-	if err := os.Chmod(filepath.Join(filepath.Dir(store.CertFile()), "key.pem"), 0o644); err != nil {
-		t.Fatal(err)
-	}
-	pki.Reload(store, l, quiet)
-	if !l.Current().Equal(kept) {
-		t.Fatal("an exposed key became live")
-	}
-	last := memberAt(t, r.old, r.oldBundle, host, noon)
-	if err := writer.Save(last); err != nil {
-		t.Fatal(err)
-	}
-	waitFor(t, l, last)
-}
-
-func TestWatchNeedsADirectory(t *testing.T) {
-	dir := t.TempDir()
-	store := openStore(t, dir)
-	if err := os.RemoveAll(filepath.Join(dir, "pki")); err != nil {
-		t.Fatal(err)
-	}
-	l := live(member(t, authority(t, clusterA), pki.RoleAgent, "host-1"), noon)
-	if err := pki.Watch(t.Context(), store, l, quiet); err == nil {
-		t.Error("a directory that is not there is watched")
-	}
 }
