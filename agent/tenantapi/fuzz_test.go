@@ -78,15 +78,16 @@ func FuzzControl(f *testing.F) {
 
 // FuzzLocalPath: what is accepted as a path on this name is one for every browser.
 func FuzzLocalPath(f *testing.F) {
-	for _, s := range []string{"/", "/a?b#c", "//evil.test", `/\evil.test`, "/\t/evil.test", "https://evil.test", "/%2f/x"} {
+	for _, s := range []string{"/", "/a?b#c", "//evil.test", `/\evil.test`, "/\t/evil.test", "https://evil.test", "/%2f/x", "/\u00a0", "/ ", "/\x00"} {
 		f.Add(s)
 	}
 	f.Fuzz(func(t *testing.T, to string) {
 		if !localPath(to) {
 			return
 		}
-		// What browsers do before they look: they take out tabs and line ends, and read \ as /.
-		read := strings.NewReplacer("\t", "", "\r", "", "\n", "", `\`, "/").Replace(strings.TrimSpace(to))
+		// What browsers do before they look: they trim spaces and control characters of ASCII (no others), take out tabs
+		// and line ends, and read \ as /.
+		read := strings.NewReplacer("\t", "", "\r", "", "\n", "", `\`, "/").Replace(strings.TrimFunc(to, func(r rune) bool { return r <= ' ' }))
 		if read != to || strings.HasPrefix(read, "//") || !strings.HasPrefix(read, "/") {
 			t.Fatalf("%q is read as %q", to, read)
 		}
