@@ -168,6 +168,7 @@ func (c *Coordinator) wire() error {
 	c.link = agentlink.New(agentlink.Options{
 		Store: c.store, Proposer: c.propose, Domain: cfg.Domain, Heartbeat: api.StreamHeartbeat, Lease: cfg.Hosts.Lease,
 		VerifyLeader: c.node.VerifyLeader, Logger: c.log.Named("agents"), Now: now,
+		Alive: func(h id.Host) bool { return c.members.Snapshot().Hosts[h].Status == gossip.StatusAlive },
 	})
 	c.link.SetGossip(c.gossipAccess())
 	c.runner = allocator.New(allocator.Options{
@@ -227,6 +228,7 @@ func (c *Coordinator) Start() {
 
 // lead runs the leader's loops until leadership ends.
 func (c *Coordinator) lead(ctx context.Context) {
+	c.link.Leads()
 	c.reign.Store(&ctx)
 	c.leaders.ring()
 	c.log.Info("leading")

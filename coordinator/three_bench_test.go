@@ -153,7 +153,7 @@ type inProcess struct{ run *coordinator.Coordinator }
 
 // AgentStream implements coordtest.Coordinator.
 func (p inProcess) AgentStream(ctx context.Context, host, instance string, fn func(api.AssignmentFrame) error) error {
-	return p.run.Receiver().Stream(ctx, id.Host(host), instance, fn)
+	return p.run.Receiver().Stream(ctx, id.Host(host), instance, "in-process", fn)
 }
 
 // Observe implements coordtest.Coordinator.

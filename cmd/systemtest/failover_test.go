@@ -46,6 +46,7 @@ func TestSeveralCoordinatorsAndHosts(t *testing.T) {
 	t.Run("organizations are served at the told place", func(t *testing.T) { c.on(t).served() })
 	t.Run("the leader is killed", func(t *testing.T) { c.on(t).leaderKilled() })
 	t.Run("an agent is killed", func(t *testing.T) { c.on(t).agentKilled() })
+	t.Run("a machine is copied", func(t *testing.T) { c.on(t).copied() })
 	t.Run("a host is lost and comes back", func(t *testing.T) { c.on(t).hostLost() })
 	t.Run("what the README says", func(t *testing.T) { c.on(t).readme() })
 	t.Run("it ends and starts again, with another host", func(t *testing.T) { c.on(t).again(temp) })

@@ -35,7 +35,7 @@ type Allocations interface {
 	Settled(ctx context.Context, a id.Allocation)
 }
 
-// Options configure a Link. All fields but VerifyLeader are needed; Heartbeat is how often an idle stream carries an
+// Options configure a Link. All fields but VerifyLeader and Alive are needed; Heartbeat is how often an idle stream carries an
 // empty frame, and Lease how long a cut-off host may go on serving pools with isolation stop.
 type Options struct {
 	Store     *state.Store
@@ -46,8 +46,10 @@ type Options struct {
 	// VerifyLeader returns nil when this coordinator leads at the moment. Nil: hosts that are ahead of the state are not
 	// looked for.
 	VerifyLeader func(context.Context) error
-	Logger       hclog.Logger
-	Now          func() time.Time
+	// Alive is the gossip's word on a host. Nil: it says nothing.
+	Alive  func(id.Host) bool
+	Logger hclog.Logger
+	Now    func() time.Time
 }
 
 // Link is the coordinator's end of all agents' connections.
@@ -57,6 +59,7 @@ type Link struct {
 	mu     sync.Mutex
 	hosts  map[id.Host]*hostLink // guarded by mu; entries stay for ever, one per host
 	access *access               // guarded by mu; replaced when it changes
+	leads  time.Time             // when this coordinator began to lead last; guarded by mu
 }
 
 // access is how agents enter the gossip, until it changes.
@@ -69,6 +72,12 @@ type access struct {
 type hostLink struct {
 	streams uint64             // opened so far: the number of the newest
 	cancel  context.CancelFunc // of the newest stream; nil when it has ended
+	holder  run                // of the newest stream
+	opened  time.Time          // when the newest stream was
+	words   uint64             // what was heard of holder so far
+	taking  int                // reports that are being taken in, while they came of holder
+	moved   chan struct{}      // closed when words rises or the newest stream ends; nil: nobody waits
+	copies  copies
 	seen    time.Time
 	asked   time.Time       // when the latest question was sent; zero: never
 	answer  time.Time       // when the latest of those that were answered was sent; zero: none was
@@ -123,38 +132,51 @@ func (l *Link) Ephemeral(h id.Host) (nginx api.NginxStatus, seen time.Time, conn
 }
 
 // Stream sends a host's assignment until ctx ends, send fails or another stream of the host takes over:
-// a full frame, then what changes. It returns nil when it was taken over.
-func (l *Link) Stream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
-	return l.stream(ctx, h, instance, idle{}, send)
+// a full frame, then what changes. It returns nil when it was taken over, and conflict at once when another run of the
+// agent speaks for the host and lives. address is where the agent is, without its port.
+func (l *Link) Stream(ctx context.Context, h id.Host, instance, address string, send func(api.AssignmentFrame) error) error {
+	return l.stream(ctx, h, run{instance, address}, idle{}, send)
 }
 
 // RelayedStream is Stream to a coordinator that passes it on and fills its silence by itself, with empty frames of the
 // same index as the latest of these. So an empty frame is sent only now and then, or when the index matters.
-func (l *Link) RelayedStream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
-	return l.stream(ctx, h, instance, idle{relayed: true}, send)
+func (l *Link) RelayedStream(ctx context.Context, h id.Host, instance, address string, send func(api.AssignmentFrame) error) error {
+	return l.stream(ctx, h, run{instance, address}, idle{relayed: true}, send)
 }
 
-func (l *Link) stream(ctx context.Context, h id.Host, instance string, silence idle, send func(api.AssignmentFrame) error) error {
+func (l *Link) stream(ctx context.Context, h id.Host, who run, silence idle, send func(api.AssignmentFrame) error) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	l.mu.Lock()
 	hl := l.hostLocked(h)
+	if err := l.alone(ctx, h, hl, who.instance); err != nil {
+		first, tell := hl.holder, ctx.Err() == nil && hl.copies.add(who, l.opts.Now())
+		l.mu.Unlock()
+		if tell {
+			l.tellOfCopy(ctx, h, first, who)
+		}
+		return err
+	}
 	if hl.cancel != nil {
 		hl.cancel()
 	}
 	hl.streams++
 	own := hl.streams
 	hl.cancel, hl.seen, hl.ended, hl.leaving = cancel, l.opts.Now(), false, false
+	hl.holder, hl.opened = who, hl.seen
+	hl.words++
+	hl.stirLocked()
 	l.mu.Unlock()
-	l.opts.Logger.Info("agent connected", "host", h, "instance", instance)
+	l.opts.Logger.Info("agent connected", "host", h, "instance", who.instance, "address", who.address)
 	var err error
 	defer func() {
 		l.mu.Lock()
 		if hl.streams == own { // else the agent, of the same run even, has come back before this one ended
 			hl.cancel, hl.ended = nil, err == nil
+			hl.stirLocked()
 		}
 		l.mu.Unlock()
-		l.opts.Logger.Info("agent disconnected", "host", h, "instance", instance)
+		l.opts.Logger.Info("agent disconnected", "host", h, "instance", who.instance)
 	}()
 	err = l.feed(ctx, h, hl, silence, send)
 	return err
@@ -418,8 +440,49 @@ func (l *Link) Contact(h id.Host) Contact {
 func (l *Link) Ask(h id.Host) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	hl := l.hostLocked(h)
+	l.askLocked(l.hostLocked(h))
+}
+
+func (l *Link) askLocked(hl *hostLink) {
 	hl.ask, hl.asked = true, l.opts.Now()
 	close(hl.wake)
 	hl.wake = make(chan struct{})
+}
+
+// heard notes what needs no log: that the agent lives, its nginx, and answers to verify requests. taken is to be called
+// when the observation has been taken in.
+func (r *Receiver) heard(ctx context.Context, h id.Host, obs api.Observation) (taken func(), err error) {
+	l := r.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	hl := l.hostLocked(h)
+	if err := l.alone(ctx, h, hl, obs.Instance); err != nil {
+		return nil, err
+	}
+	taken = l.takesLocked(hl, obs.Instance)
+	hl.seen, hl.answer, hl.leaving = l.opts.Now(), hl.asked, obs.Leaving
+	if obs.Host != nil {
+		hl.nginx, hl.gossip = told(*obs.Host)
+	}
+	for _, s := range obs.Steps {
+		if answer, ok := hl.answers[s.Nonce]; ok && s.Nonce != "" {
+			select {
+			case answer <- s.Step:
+			default: // a second answer to the same request
+			}
+		}
+	}
+	return taken, nil
+}
+
+// told is what of a host's report is kept beside the log, and shown as long as the host is connected.
+func told(r api.HostReport) (api.NginxStatus, api.HostGossip) {
+	n, g := r.Nginx, r.Gossip
+	n.LastError, n.Quarantined = text(n.LastError), slices.Clone(n.Quarantined)
+	for i := range n.Quarantined {
+		q := &n.Quarantined[i]
+		q.Part, q.Message = text(q.Part), text(q.Message)
+	}
+	g.Address, g.Run, g.Problem = text(g.Address), text(g.Run), text(g.Problem)
+	return n, g
 }

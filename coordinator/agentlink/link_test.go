@@ -4,6 +4,7 @@ import (
 	"context"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -25,13 +26,24 @@ func TestMain(m *testing.M) { goleak.VerifyTestMain(m) }
 // log keeps what was proposed and applies nothing.
 type log struct {
 	mu       sync.Mutex
-	proposed []command.ObserveHost // guarded by mu
+	proposed []command.ObserveHost  // guarded by mu
+	told     []command.RecordEvents // guarded by mu
+	gate     chan struct{}          // what an agent reports waits for it, if there is one; guarded by mu
 }
 
 func (l *log) Propose(_ context.Context, c command.Command) (command.Result, uint64, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if events, ok := c.(command.RecordEvents); ok {
+		l.told = append(l.told, events)
+		return command.Result{}, 0, nil
+	}
 	l.proposed = append(l.proposed, c.(command.ObserveHost))
+	if gate := l.gate; gate != nil {
+		l.mu.Unlock()
+		<-gate
+		l.mu.Lock()
+	}
 	return command.Result{}, 0, nil
 }
 
@@ -53,13 +65,14 @@ type links struct {
 	link     *agentlink.Link
 	receiver *agentlink.Receiver
 	index    uint64
+	alive    atomic.Bool // the gossip takes h1 for alive
 }
 
 func newLinks(t *testing.T) *links {
 	k := &links{t: t, store: state.New(), log: &log{}}
 	k.link = agentlink.New(agentlink.Options{
 		Store: k.store, Proposer: k.log, Domain: "example.org", Heartbeat: 10 * time.Millisecond, Lease: 8 * time.Second,
-		Logger: hclog.NewNullLogger(), Now: time.Now,
+		Logger: hclog.NewNullLogger(), Now: time.Now, Alive: func(h id.Host) bool { return h == "h1" && k.alive.Load() },
 	})
 	k.receiver = agentlink.NewReceiver(k.link, k.log)
 	k.write(func(t *state.Txn) {
@@ -84,12 +97,12 @@ func (k *links) stream() (frames <-chan api.AssignmentFrame, end func()) {
 }
 
 // streamBy is stream through one of the receiver's ways.
-func (k *links) streamBy(hold func(context.Context, id.Host, string, func(api.AssignmentFrame) error) error) (frames <-chan api.AssignmentFrame, end func()) {
+func (k *links) streamBy(hold func(context.Context, id.Host, string, string, func(api.AssignmentFrame) error) error) (frames <-chan api.AssignmentFrame, end func()) {
 	out := make(chan api.AssignmentFrame)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- hold(ctx, "h1", "i1", func(f api.AssignmentFrame) error {
+		done <- hold(ctx, "h1", "i1", "192.0.2.1", func(f api.AssignmentFrame) error {
 			select {
 			case out <- f:
 			case <-ctx.Done():

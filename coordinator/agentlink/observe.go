@@ -29,13 +29,13 @@ func NewReceiver(link *Link, allocations Allocations) *Receiver {
 }
 
 // Stream is Link.Stream.
-func (r *Receiver) Stream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
-	return r.link.Stream(ctx, h, instance, send)
+func (r *Receiver) Stream(ctx context.Context, h id.Host, instance, address string, send func(api.AssignmentFrame) error) error {
+	return r.link.Stream(ctx, h, instance, address, send)
 }
 
 // RelayedStream is Link.RelayedStream.
-func (r *Receiver) RelayedStream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
-	return r.link.RelayedStream(ctx, h, instance, send)
+func (r *Receiver) RelayedStream(ctx context.Context, h id.Host, instance, address string, send func(api.AssignmentFrame) error) error {
+	return r.link.RelayedStream(ctx, h, instance, address, send)
 }
 
 // Ephemeral is Link.Ephemeral.
@@ -47,14 +47,20 @@ func (r *Receiver) Ephemeral(h id.Host) (api.NginxStatus, time.Time, bool) {
 func (r *Receiver) Gossip(h id.Host) api.HostGossip { return r.link.Contact(h).Gossip }
 
 // Observe takes in one observation of a host and returns the index after what it reported took effect, apart
-// from the confirmation of allocations that are served now, which is on its way. Malformed reports are refused as a whole with invalid_request, so that an agent's error is seen.
+// from the confirmation of allocations that are served now, which is on its way. Malformed
+// reports are refused as a whole with invalid_request, so that an agent's error is seen, and with conflict those of a run
+// of the agent while another one speaks for the host.
 func (r *Receiver) Observe(ctx context.Context, h id.Host, obs api.Observation) (uint64, error) {
 	parsed, err := parse(h, obs)
 	if err != nil {
 		return 0, err
 	}
 	l := r.link
-	r.heard(h, obs)
+	taken, err := r.heard(ctx, h, obs)
+	if err != nil {
+		return 0, err
+	}
+	defer taken()
 	r.inOrder(ctx, parsed)
 	if err := r.renew(ctx, h, parsed.reports); err != nil {
 		return 0, err
@@ -137,38 +143,6 @@ func (r *Receiver) inOrder(ctx context.Context, p parsed) {
 			r.allocations.Settled(ctx, rec.Desired.Allocation)
 		}
 	}
-}
-
-// heard notes what needs no log: that the agent lives, its nginx, and answers to verify requests.
-func (r *Receiver) heard(h id.Host, obs api.Observation) {
-	l := r.link
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	hl := l.hostLocked(h)
-	hl.seen, hl.answer, hl.leaving = l.opts.Now(), hl.asked, obs.Leaving
-	if obs.Host != nil {
-		hl.nginx, hl.gossip = told(*obs.Host)
-	}
-	for _, s := range obs.Steps {
-		if answer, ok := hl.answers[s.Nonce]; ok && s.Nonce != "" {
-			select {
-			case answer <- s.Step:
-			default: // a second answer to the same request
-			}
-		}
-	}
-}
-
-// told is what of a host's report is kept beside the log, and shown as long as the host is connected.
-func told(r api.HostReport) (api.NginxStatus, api.HostGossip) {
-	n, g := r.Nginx, r.Gossip
-	n.LastError, n.Quarantined = text(n.LastError), slices.Clone(n.Quarantined)
-	for i := range n.Quarantined {
-		q := &n.Quarantined[i]
-		q.Part, q.Message = text(q.Part), text(q.Message)
-	}
-	g.Address, g.Run, g.Problem = text(g.Address), text(g.Run), text(g.Problem)
-	return n, g
 }
 
 // parsed is an observation in the log's types.

@@ -101,7 +101,7 @@ func newBench(b *testing.B, serve bool) *bench {
 	for i := range benchHosts {
 		h := &benchHost{bench: k, id: id.Host(fmt.Sprintf("h%d", i)), wake: make(chan struct{}, 1), serve: serve}
 		h.join(meta)
-		running.Go(func() { _ = k.receiver.Stream(ctx, h.id, "i", h.take) })
+		running.Go(func() { _ = k.receiver.Stream(ctx, h.id, "i", "in-process", h.take) })
 		running.Go(func() { h.send(ctx) })
 	}
 	for range benchHosts * benchGateways {

@@ -67,7 +67,7 @@ func (s *Server) agentStream(ctx context.Context, in *agentStreamInput) (*stream
 		if relays(r) {
 			hold = s.opts.Agents.RelayedStream
 		}
-		err := hold(ctx, host, run, func(f api.AssignmentFrame) error {
+		err := hold(ctx, host, run, addressOf(r), func(f api.AssignmentFrame) error {
 			line, err := json.Marshal(f)
 			if err != nil {
 				return fmt.Errorf("cannot encode a frame: %w", err)

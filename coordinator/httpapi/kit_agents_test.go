@@ -17,9 +17,10 @@ type scriptedAgents struct {
 	own      atomic.Pointer[api.HostGossip]
 	observed atomic.Pointer[api.Observation]
 	ahead    atomic.Uint64 // an epoch above the state
+	copied   atomic.Bool   // a second agent is refused
 }
 
-func (a *scriptedAgents) Stream(ctx context.Context, _ id.Host, _ string, send func(api.AssignmentFrame) error) error {
+func (a *scriptedAgents) Stream(ctx context.Context, _ id.Host, _, _ string, send func(api.AssignmentFrame) error) error {
 	for _, f := range a.frames {
 		if err := send(f); err != nil {
 			return err
@@ -29,9 +30,9 @@ func (a *scriptedAgents) Stream(ctx context.Context, _ id.Host, _ string, send f
 	return ctx.Err()
 }
 
-func (a *scriptedAgents) RelayedStream(ctx context.Context, h id.Host, instance string, send func(api.AssignmentFrame) error) error {
+func (a *scriptedAgents) RelayedStream(ctx context.Context, h id.Host, instance, address string, send func(api.AssignmentFrame) error) error {
 	a.relayed.Store(true)
-	return a.Stream(ctx, h, instance, send)
+	return a.Stream(ctx, h, instance, address, send)
 }
 
 func (a *scriptedAgents) Observe(_ context.Context, _ id.Host, o api.Observation) (uint64, error) {
@@ -51,3 +52,10 @@ func (a *scriptedAgents) Gossip(id.Host) api.HostGossip {
 }
 
 func (a *scriptedAgents) Ahead(id.Host) id.Epoch { return id.Epoch(a.ahead.Load()) }
+
+func (a *scriptedAgents) Copied(id.Host) (first, second string) {
+	if a.copied.Load() {
+		return "192.0.2.1 (run one)", "192.0.2.2 (run two)"
+	}
+	return "", ""
+}

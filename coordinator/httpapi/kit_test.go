@@ -138,6 +138,7 @@ func (k *kit) reset() {
 	k.agents.gone.Store(false)
 	k.agents.own.Store(nil)
 	k.agents.ahead.Store(0)
+	k.agents.copied.Store(false)
 	k.operator.member.Store(nil)
 	k.initialize()
 }

@@ -33,10 +33,10 @@ type Allocations interface {
 
 // Agents speaks with the agents of the hosts.
 type Agents interface {
-	// Stream sends assignment frames until ctx is done or send fails.
-	Stream(ctx context.Context, host id.Host, instance string, send func(api.AssignmentFrame) error) error
+	// Stream sends assignment frames until ctx is done or send fails. The agent is at address, without its port.
+	Stream(ctx context.Context, host id.Host, instance, address string, send func(api.AssignmentFrame) error) error
 	// RelayedStream is Stream through a coordinator that fills silence by itself.
-	RelayedStream(ctx context.Context, host id.Host, instance string, send func(api.AssignmentFrame) error) error
+	RelayedStream(ctx context.Context, host id.Host, instance, address string, send func(api.AssignmentFrame) error) error
 	// Observe takes a report in and returns the index after which it is in effect.
 	Observe(ctx context.Context, host id.Host, o api.Observation) (uint64, error)
 	// Ephemeral is what the host's agent said last and is not in the log.
@@ -45,6 +45,8 @@ type Agents interface {
 	Gossip(host id.Host) api.HostGossip
 	// Ahead is an epoch that the host has reported and that is above everything in the state; 0: there is none.
 	Ahead(host id.Host) id.Epoch
+	// Copied tells where the agent that speaks for the host is, and another one that is refused; empty: there is none.
+	Copied(host id.Host) (first, second string)
 }
 
 // Proposer puts a command into the log and returns after it was applied here. An error that is not a

@@ -261,6 +261,10 @@ func (s *Server) hostNotes(n *notes, h *api.Host) {
 		n.add(critical, subject, "if the data directory of the coordinators was put back as it had been before: stop the coordinator and run demiurge-coordinator recover; else find out what this host is",
 			"it knows epoch %d, which is above all that the state has known: the state is older than its hosts, so epochs may be given twice and gateways stay unusable", epoch)
 	}
+	if first, second := s.opts.Agents.Copied(id.Host(h.HostID)); second != "" {
+		n.add(critical, subject, "if one of the machines is a copy of the other: stop one of the two agents. To keep both machines, empty the data directory of the copy and let it join as a host of its own (demiurge host join-token)",
+			"two agents speak for it: the one at %s stays, the one at %s is refused", first, second)
+	}
 	if _, _, connected := s.opts.Agents.Ephemeral(id.Host(h.HostID)); !connected {
 		n.add(warning, subject, agentLog, "its agent is not connected")
 	}

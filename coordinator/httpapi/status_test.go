@@ -111,7 +111,8 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 			k.member(api.GossipMember{Status: "alive", Digest: &api.MemberDigest{RouteDigest: 7}})
 			k.offset.Store(int64(time.Minute))
 		}, critical, "host h1", "its routes are not those"},
-		"a host knows more": {func(k *kit) { k.agents.ahead.Store(1234) }, critical, "host h1", "it knows epoch 1234, which is above all"},
+		"two agents of one host": {func(k *kit) { k.agents.copied.Store(true) }, critical, "host h1", "192.0.2.1 (run one) stays, the one at 192.0.2.2 (run two) is refused"},
+		"a host knows more":      {func(k *kit) { k.agents.ahead.Store(1234) }, critical, "host h1", "it knows epoch 1234, which is above all"},
 		"allocation stuck": {func(k *kit) {
 			in := start(k.organization())
 			in.WaitFor = waitReserved

@@ -13,6 +13,8 @@ import (
 // Link is what the agents said last and is not in the log.
 type Link interface {
 	Ephemeral(host id.Host) (nginx api.NginxStatus, lastSeen time.Time, connected bool)
+	// Copied tells where the host's agent is, and a second one that is refused; empty: there is none.
+	Copied(host id.Host) (first, second string)
 }
 
 // Node is this coordinator's Raft node.
@@ -57,10 +59,10 @@ func (m *Metrics) watched() Sources {
 type gauges struct {
 	metrics *Metrics
 
-	gateways, poolMinReady, poolMax, poolLimited, poolETA, breaker   *prometheus.Desc
-	queueDepth, allocations, hosts, waiting, drainLeft, drainOverdue *prometheus.Desc
-	generation, draining, quarantined, routes, connected, serving    *prometheus.Desc
-	leaderKnown, isLeader, fsync, index, free, floor, snapshots      *prometheus.Desc
+	gateways, poolMinReady, poolMax, poolLimited, poolETA, breaker        *prometheus.Desc
+	queueDepth, allocations, hosts, waiting, drainLeft, drainOverdue      *prometheus.Desc
+	generation, draining, quarantined, routes, connected, serving, copied *prometheus.Desc
+	leaderKnown, isLeader, fsync, index, free, floor, snapshots           *prometheus.Desc
 }
 
 func newGauges(m *Metrics) *gauges {
@@ -86,6 +88,7 @@ func newGauges(m *Metrics) *gauges {
 		quarantined:  desc("nginx_quarantined", "Parts of a host's configuration that nginx refused.", "host"),
 		routes:       desc("routes", "Routes that are live on a host.", "host"),
 		connected:    desc("host_connected", "1 while the host's agent holds its stream.", "host"),
+		copied:       desc("host_copied", "1 while a second agent tries to speak for the host and is refused.", "host"),
 		serving:      desc("nginx_serving", "1 while the host's nginx serves and takes configurations.", "host"),
 		leaderKnown:  desc("raft_leader_known", "1 while this coordinator knows a leader."),
 		isLeader:     desc("raft_is_leader", "1 while this coordinator leads."),
@@ -200,14 +203,17 @@ func (g *gauges) host(send sender, h *state.Host, link Link) {
 		State: h.Report.NginxState, DesiredGeneration: h.Report.DesiredGeneration, LiveGeneration: h.Report.LiveGeneration,
 	}
 	quarantined := len(h.Report.Quarantined)
-	connected := false
+	connected, copied := false, false
 	if link != nil {
+		_, second := link.Copied(h.ID)
+		copied = second != ""
 		var last api.NginxStatus
 		if last, _, connected = link.Ephemeral(h.ID); connected && last.State != "" {
 			nginx, quarantined = last, len(last.Quarantined)
 		}
 	}
 	send(g.connected, one(connected), name)
+	send(g.copied, one(copied), name)
 	send(g.serving, one(nginx.State == api.NginxServing), name)
 	send(g.generation, float64(nginx.DesiredGeneration), name, "desired")
 	send(g.generation, float64(nginx.LiveGeneration), name, "live")

@@ -52,6 +52,10 @@ func (link) Ephemeral(id.Host) (api.NginxStatus, time.Time, bool) {
 	return api.NginxStatus{State: api.NginxServing, DesiredGeneration: 8, LiveGeneration: 7, Routes: 3, DrainingWorkers: 2}, time.Time{}, true
 }
 
+func (link) Copied(id.Host) (first, second string) {
+	return "192.0.2.1 (run one)", "192.0.2.2 (run two)"
+}
+
 func newSystem(t *testing.T) *system {
 	t.Helper()
 	m, err := metrics.New()
@@ -177,6 +181,7 @@ func TestGaugesOfTheState(t *testing.T) {
 		`demiurge_nginx_serving{host="h1"}`:                               1,
 		`demiurge_routes{host="h1"}`:                                      3,
 		`demiurge_host_connected{host="h1"}`:                              1,
+		`demiurge_host_copied{host="h1"}`:                                 1,
 		`demiurge_raft_leader_known`:                                      1,
 		`demiurge_raft_is_leader`:                                         1,
 		`demiurge_raft_snapshots_sent_total{peer="c2"}`:                   4,

@@ -238,7 +238,7 @@ func (w *world) asLeader(ctx context.Context, i int, f func(context.Context, *me
 // AgentStream implements coordtest.Coordinator.
 func (w *world) AgentStream(ctx context.Context, host, instance string, fn func(api.AssignmentFrame) error) error {
 	return w.asLeader(ctx, rand.IntN(size), func(ctx context.Context, m *member) error {
-		return m.receiver.Stream(ctx, id.Host(host), instance, fn)
+		return m.receiver.Stream(ctx, id.Host(host), instance, "virtual", fn)
 	})
 }
 
