@@ -1,7 +1,6 @@
 package consensus
 
 import (
-	"bytes"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -21,6 +20,9 @@ const (
 	probeFile   = "probe.tmp"
 	walDir      = "wal"
 )
+
+// remedyDamaged is for what a node alone has on its disk, and cannot do without.
+const remedyDamaged = "restore the directory from a backup, or empty it and let the node join again"
 
 // dirVersion is the content of the VERSION file.
 type dirVersion struct {
@@ -105,19 +107,27 @@ func (d *dataDir) version(nodeID string) (bool, error) {
 	if err != nil {
 		return false, fmt.Errorf("cannot read %s of the data directory %s: %w", versionFile, d.path, err)
 	}
-	var v dirVersion
-	dec := json.NewDecoder(bytes.NewReader(raw))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&v); err != nil || v.Format < 1 || v.NodeID == "" {
-		return false, fmt.Errorf("cannot use the data directory %s: its %s file is damaged; restore the directory from a backup, or empty it and let the node join again", d.path, versionFile)
-	}
-	if v.Format != formatVersion {
-		return false, fmt.Errorf("cannot use the data directory %s: it has format %d and this program reads format %d; run the program version that wrote it", d.path, v.Format, formatVersion)
+	v, err := parseVersion(raw)
+	if err != nil {
+		return false, fmt.Errorf("cannot use the data directory %s: %w", d.path, err)
 	}
 	if v.NodeID != nodeID {
-		return false, fmt.Errorf("cannot use the data directory %s: it belongs to node %q and this is node %q; correct the node id or choose another directory", d.path, v.NodeID, nodeID)
+		return false, fmt.Errorf("cannot use the data directory %s: it belongs to node %.80q and this is node %q; correct the node id or choose another directory", d.path, v.NodeID, nodeID)
 	}
 	return true, nil
+}
+
+// parseVersion reads the VERSION file. Of a newer format only the number is known, whatever else it says.
+func parseVersion(raw []byte) (dirVersion, error) {
+	var v dirVersion
+	err := json.Unmarshal(raw, &v)
+	if v.Format > formatVersion {
+		return dirVersion{}, fmt.Errorf("it has format %d and this program reads format %d; run the program version that wrote it", v.Format, formatVersion)
+	}
+	if err != nil || v.Format != formatVersion || v.NodeID == "" {
+		return dirVersion{}, fmt.Errorf("its %s file is damaged; %s", versionFile, remedyDamaged)
+	}
+	return v, nil
 }
 
 // empty refuses a directory that holds anything this package did not leave there in a first start cut short.

@@ -48,11 +48,14 @@ func TestDirectoriesThatAreRefused(t *testing.T) {
 		"garbage version":   {func(t *testing.T, dir string) { write(t, dir+"/VERSION", "\x00\x01") }, "its VERSION file is damaged"},
 		"empty version":     {func(t *testing.T, dir string) { write(t, dir+"/VERSION", "") }, "its VERSION file is damaged"},
 		"newer format":      {func(t *testing.T, dir string) { write(t, dir+"/VERSION", `{"format":2,"node_id":"c1"}`) }, "has format 2 and this program reads format 1"},
+		"newer, and unlike": {func(t *testing.T, dir string) { write(t, dir+"/VERSION", `{"format":2,"node":{"id":"c1"}}`) }, "run the program version that wrote it"},
+		"half a version":    {func(t *testing.T, dir string) { write(t, dir+"/VERSION", `{"format":1,"node_id":"c1"}}`) }, "its VERSION file is damaged"},
 		"another node":      {func(t *testing.T, dir string) { write(t, dir+"/VERSION", `{"format":1,"node_id":"c7"}`) }, `belongs to node "c7" and this is node "c1"`},
 		"no version":        {func(t *testing.T, dir string) { remove(t, dir+"/VERSION") }, "but no VERSION file"},
 		"garbage log index": {func(t *testing.T, dir string) { write(t, dir+"/wal/wal-meta.db", strings.Repeat("junk", 4096)) }, "cannot open the log"},
 		"stray log file":    {func(t *testing.T, dir string) { write(t, dir+"/wal/stray.wal", "junk") }, "cannot open the log"},
 		"garbage mark":      {func(t *testing.T, dir string) { write(t, dir+"/CLOSED", "junk") }, "if the rest of the directory is sound, remove this file"},
+		"mark of nothing":   {func(t *testing.T, dir string) { write(t, dir+"/CLOSED", `{}`) }, "if the rest of the directory is sound, remove this file"},
 		"log cut short":     {func(t *testing.T, dir string) { write(t, dir+"/CLOSED", `{"last_index":1000}`) }, "ended with entry 1000 when the node was closed"},
 		"garbage snapshots": {func(t *testing.T, dir string) { spoilAll(t, dir+"/snapshots/*/state.bin") }, "cannot start the Raft node"},
 	} {
@@ -259,5 +262,25 @@ func TestLogFileLeftHalfReadyIsRemoved(t *testing.T) {
 	same(t, state.all(), want)
 	if _, err := os.Stat(left); !errors.Is(err, fs.ErrNotExist) {
 		t.Errorf("what a crash left is still there: %v", err)
+	}
+}
+
+// forgetful is a store in which the record of the last vote is damaged.
+type forgetful struct{ consensus.Store }
+
+func (s forgetful) Get(key []byte) ([]byte, error) {
+	if strings.HasSuffix(string(key), "Vote") {
+		return []byte("short"), nil
+	}
+	return s.Store.Get(key)
+}
+
+// TestDamagedVoteIsRefused: the library would say so in its log alone, and the node would never vote.
+func TestDamagedVoteIsRefused(t *testing.T) {
+	t.Parallel()
+	opts := options(used(t), &ledger{})
+	opts.WrapStore = func(s consensus.Store) consensus.Store { return forgetful{s} }
+	if _, err := consensus.Open(opts); err == nil || !strings.Contains(err.Error(), "cannot read the last vote") || !strings.Contains(err.Error(), "let the node join again") {
+		t.Errorf("with a damaged vote: %v", err)
 	}
 }

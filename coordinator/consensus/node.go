@@ -115,7 +115,7 @@ func (n *Node) openStore() error {
 	}
 	did, err := finishRotation(path)
 	if err != nil {
-		return fmt.Errorf("cannot open the log in %s: %w; restore the directory from a backup, or empty it and let the node join again", path, err)
+		return fmt.Errorf("cannot open the log in %s: %w; %s", path, err, remedyDamaged)
 	}
 	if did != "" {
 		n.log.Warn("finished an interrupted change of log files", "change", did)
@@ -125,7 +125,7 @@ func (n *Node) openStore() error {
 	var store Store
 	store, err = wal.Open(path, wal.WithSegmentSize(n.opts.SegmentSize), wal.WithSegmentFiler(files), wal.WithLogger(n.log.Named("wal")))
 	if err != nil {
-		return fmt.Errorf("cannot open the log in %s: %w; restore the directory from a backup, or empty it and let the node join again", path, err)
+		return fmt.Errorf("cannot open the log in %s: %w; %s", path, err, remedyDamaged)
 	}
 	if n.opts.WrapStore != nil {
 		store = n.opts.WrapStore(store)
@@ -135,6 +135,9 @@ func (n *Node) openStore() error {
 	n.stack.Go("next log file", next.run)
 	n.stack.Go("disk watchdog", func(ctx context.Context) { n.guard.watch(ctx.Done()) })
 	if err := n.guard.scan(); err != nil {
+		return fmt.Errorf("cannot use the log in %s: %w", path, err)
+	}
+	if _, _, err := (&stable{guard: n.guard}).lastVote(); err != nil { // the library would only write it to its log, and never vote
 		return fmt.Errorf("cannot use the log in %s: %w", path, err)
 	}
 	if err := n.checkMark(); err != nil {
@@ -165,7 +168,7 @@ func (n *Node) startRaft() error {
 	}
 	n.raft, err = raft.NewRaft(conf, n.opts.FSM, logs, state, labelledSnapshots{pacedSnapshots{n.snaps, n.dir.path}}, n.transport)
 	if err != nil {
-		return fmt.Errorf("cannot start the Raft node on %s: %w; restore the directory from a backup, or empty it and let the node join again", n.dir.path, err)
+		return fmt.Errorf("cannot start the Raft node on %s: %w; %s", n.dir.path, err, remedyDamaged)
 	}
 	n.stack.Push("raft", n.stopRaft)
 	n.stack.Go("leadership", func(ctx context.Context) { n.lead.follow(ctx, notify) })

@@ -98,7 +98,7 @@ func (s *stable) lastVote() (term uint64, candidate []byte, err error) {
 		return 0, nil, err
 	}
 	if len(record) < 8 {
-		return 0, nil, fmt.Errorf("cannot read the last vote: its record has %d bytes", len(record))
+		return 0, nil, fmt.Errorf("cannot read the last vote: its record has %d bytes; %s", len(record), remedyDamaged)
 	}
 	return binary.LittleEndian.Uint64(record), record[8:], nil
 }
