@@ -182,13 +182,24 @@ func (k *Keeper) readRecord() (Record, error) {
 // ParseRecord reads trust.json.
 func ParseRecord(data []byte) (Record, error) {
 	var r Record
-	d := json.NewDecoder(bytes.NewReader(data))
-	d.DisallowUnknownFields()
-	if err := d.Decode(&r); err != nil {
-		return r, fmt.Errorf("cannot read the cluster's certificates in %s: %w; join again", recordFile, err)
+	wrong := func(why error, remedy string) (Record, error) {
+		return Record{}, fmt.Errorf("cannot read the cluster's certificates in %s: %w; %s", recordFile, why, remedy)
 	}
-	if r.Version != recordVersion {
-		return r, fmt.Errorf("cannot read the cluster's certificates in %s: it has format %d and this program reads %d; use the program version that wrote it", recordFile, r.Version, recordVersion)
+	var says struct{ Version int } // a later format may have more in it, and in other types
+	err := json.Unmarshal(data, &says)
+	if says.Version > recordVersion {
+		return wrong(fmt.Errorf("it has format %d and this program reads %d", says.Version, recordVersion), "use the program version that wrote it")
+	}
+	if err == nil && says.Version != recordVersion {
+		err = fmt.Errorf("it has format %d", says.Version)
+	}
+	if err == nil { // it is one value and nothing else
+		d := json.NewDecoder(bytes.NewReader(data))
+		d.DisallowUnknownFields()
+		err = d.Decode(&r)
+	}
+	if err != nil {
+		return wrong(err, "join again")
 	}
 	return r, nil
 }

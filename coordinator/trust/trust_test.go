@@ -370,17 +370,19 @@ func TestDamagedRecord(t *testing.T) {
 		data []byte
 		want string
 	}{
-		"empty":             {nil, "join again"},
-		"cut":               {good[:len(good)/2], "join again"},
-		"no JSON":           {[]byte("trust"), "join again"},
-		"unknown field":     {[]byte(`{"version":1,"extra":true}`), "join again"},
-		"a later format":    {changed(func(r *trust.Record) { r.Version = 9 }), "use the program version that wrote it"},
-		"no bundle":         {changed(func(r *trust.Record) { r.Bundle = "" }), "trust.json"},
-		"damaged CA":        {changed(func(r *trust.Record) { r.Authority = flip(r.Authority) }), "trust.json"},
-		"damaged keyring":   {changed(func(r *trust.Record) { r.Keyring = flip(r.Keyring) }), "trust.json"},
-		"no keyring":        {changed(func(r *trust.Record) { r.Keyring = nil }), "trust.json"},
-		"another cluster's": {changed(func(r *trust.Record) { *r = foreign }), "use the key of the cluster"},
-		"another CA":        {changed(func(r *trust.Record) { r.Authority = foreign.Authority }), "trust.json"},
+		"empty":                           {nil, "join again"},
+		"cut":                             {good[:len(good)/2], "join again"},
+		"no JSON":                         {[]byte("trust"), "join again"},
+		"unknown field":                   {[]byte(`{"version":1,"extra":true}`), "join again"},
+		"two records":                     {slices.Concat(good, good), "join again"},
+		"a later format, with more in it": {[]byte(`{"version":2,"index":"7","extra":true}`), "use the program version that wrote it"},
+		"a later format":                  {changed(func(r *trust.Record) { r.Version = 9 }), "use the program version that wrote it"},
+		"no bundle":                       {changed(func(r *trust.Record) { r.Bundle = "" }), "trust.json"},
+		"damaged CA":                      {changed(func(r *trust.Record) { r.Authority = flip(r.Authority) }), "trust.json"},
+		"damaged keyring":                 {changed(func(r *trust.Record) { r.Keyring = flip(r.Keyring) }), "trust.json"},
+		"no keyring":                      {changed(func(r *trust.Record) { r.Keyring = nil }), "trust.json"},
+		"another cluster's":               {changed(func(r *trust.Record) { *r = foreign }), "use the key of the cluster"},
+		"another CA":                      {changed(func(r *trust.Record) { r.Authority = foreign.Authority }), "trust.json"},
 	} {
 		if err := os.WriteFile(path, test.data, 0o600); err != nil {
 			t.Fatal(err)

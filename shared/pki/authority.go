@@ -226,13 +226,16 @@ func (a *Authority) Encode(key Key) ([]byte, error) {
 // DecodeAuthority reads what Encode printed, with the same cluster key.
 func DecodeAuthority(data []byte, key Key) (*Authority, error) {
 	var s stored
-	dec := json.NewDecoder(bytes.NewReader(data))
-	dec.DisallowUnknownFields()
-	if err := dec.Decode(&s); err != nil || dec.More() {
+	var says struct{ Version int } // a later format may have more in it, and in other types
+	if err := json.Unmarshal(data, &says); says.Version > storedVersion {
+		return nil, refuse(Malformed, "cannot read the stored CA: it has format %d and this version reads %d; use the version that wrote it, or a newer one", says.Version, storedVersion)
+	} else if err != nil || says.Version != storedVersion {
 		return nil, because(Malformed, err, "cannot read the stored CA")
 	}
-	if s.Version != storedVersion {
-		return nil, refuse(Malformed, "cannot read the stored CA: it has format %d and this version reads %d; use the version that wrote it, or a newer one", s.Version, storedVersion)
+	dec := json.NewDecoder(bytes.NewReader(data)) // one value and nothing else, as was just seen
+	dec.DisallowUnknownFields()
+	if err := dec.Decode(&s); err != nil {
+		return nil, because(Malformed, err, "cannot read the stored CA")
 	}
 	der, err := onePEM("the stored CA", blockCertificate, s.Certificate)
 	if err != nil {

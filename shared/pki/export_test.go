@@ -45,5 +45,8 @@ func Unchecked(t testing.TB, e *Enrolment, certificate string, bundle Bundle) *C
 	return &Credentials{identity: who, chain: chain, key: e.key, bundle: bundle}
 }
 
+// ParseAnswer reads the answer to a join.
+var ParseAnswer = parseAnswer
+
 // Public is the key that the enrolment asks a certificate for.
 func (e *Enrolment) Public() any { return &e.key.PublicKey }

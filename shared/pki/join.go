@@ -180,8 +180,13 @@ func (o *JoinOptions) post(ctx context.Context, client *http.Client, address str
 	if err != nil || len(data) > maxAnswer {
 		return nil, because(Malformed, err, "cannot read the answer: it is cut off or longer than %d bytes", maxAnswer)
 	}
-	if response.StatusCode/100 != 2 {
-		return nil, refusal(response.StatusCode, data)
+	return parseAnswer(response.StatusCode, data)
+}
+
+// parseAnswer reads what a coordinator answered, or why it refused.
+func parseAnswer(status int, data []byte) (*api.JoinAnswer, error) {
+	if status/100 != 2 {
+		return nil, refusal(status, data)
 	}
 	var answer api.JoinAnswer
 	if err := json.Unmarshal(data, &answer); err != nil {
