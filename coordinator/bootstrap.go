@@ -9,9 +9,11 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -53,16 +55,32 @@ func (c *Coordinator) initialize(ctx context.Context) error {
 
 // readOrMakeSecret returns the secret in the file, or makes one that is on disk before it is used.
 func readOrMakeSecret(path string) (string, error) {
-	if data, err := os.ReadFile(path); err == nil && len(data) >= 64 {
-		return string(data[:64]), nil
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	data, err := os.ReadFile(path)
+	if err == nil {
+		secret, err := parseSecret(data)
+		if err != nil {
+			return "", fmt.Errorf("cannot use %s: %w", path, err)
+		}
+		return secret, nil
+	}
+	if !errors.Is(err, fs.ErrNotExist) {
 		return "", err
 	}
-	secret := id.Secret()
-	f, err := os.OpenFile(path, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o600)
+	files, err := fsx.NewOS(filepath.Dir(path))
 	if err != nil {
 		return "", err
 	}
-	_, err = f.WriteString(secret + "\n")
-	return secret, errors.Join(err, f.Sync(), f.Close())
+	secret := id.Secret()
+	err = fsx.WriteAtomic(files, "coordinator.token", path, []byte(secret+"\n"), 0o600) // whole, or not there
+	return secret, errors.Join(err, files.Close())
+}
+
+// parseSecret reads the file of the first admin token. What id.Secret would not have made may be known to others, or cut
+// short: it opens nothing. The error does not repeat it.
+func parseSecret(data []byte) (string, error) {
+	secret := strings.TrimSuffix(string(data), "\n")
+	if raw, err := hex.DecodeString(secret); err != nil || hex.EncodeToString(raw) != secret || len(raw) != 32 {
+		return "", fmt.Errorf("it has %d bytes and is no token of 64 lower-case hexadecimal digits; remove the file and start the coordinator again, which makes another token", len(data))
+	}
+	return secret, nil
 }
