@@ -116,9 +116,14 @@ func (c *Config) Validate() error {
 	if !strings.Contains(c.PublicURL, "{hostname}") {
 		bad("public_url", "it does not contain {hostname}", `set it as in "https://{hostname}"`)
 	}
-	for key, addr := range map[string]string{"api.listen": c.API.Listen, "api.advertise": c.API.Advertise, "raft.listen": c.Raft.Listen} {
-		if _, _, err := net.SplitHostPort(addr); err != nil && (addr != "" || key != "api.advertise") {
+	for key, addr := range map[string]string{"api.listen": c.API.Listen, "raft.listen": c.Raft.Listen} {
+		if _, _, err := net.SplitHostPort(addr); err != nil {
 			bad(key, fmt.Sprintf("%q is not an address with a port", addr), "set it as in 127.0.0.1:7400")
+		}
+	}
+	for key, addr := range map[string]string{"api.advertise": c.API.Advertise, "raft.advertise": c.Raft.Advertise} {
+		if addr != "" && !reachable(addr) {
+			bad(key, fmt.Sprintf("%.80q is not an address at which others could reach it", addr), "set it as in 192.0.2.1:7400, with the address of this machine")
 		}
 	}
 	if host, _, err := net.SplitHostPort(c.API.Listen); c.API.Plain && err == nil {

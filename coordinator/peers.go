@@ -10,6 +10,7 @@ import (
 	"os"
 	"path/filepath"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/coordinator/agentlink"
@@ -254,15 +255,32 @@ type coordinators struct{ view *membership.View }
 func (s coordinators) Seen() ([]autopilot.Candidate, <-chan struct{}) {
 	snap := s.view.Snapshot()
 	var out []autopilot.Candidate
-	for name, m := range snap.Coordinators {
-		expect, err := strconv.Atoi(m.Tags[tagExpect])
-		if err != nil {
-			continue // a member that says nothing of itself yet
-		}
-		out = append(out, autopilot.Candidate{
-			ID: name, Address: m.Tags[tagRaft], Alive: m.Status == gossip.StatusAlive, Left: m.Status == gossip.StatusLeft,
-			Since: m.Since, Expect: expect, Empty: m.Tags[tagState] == stateNew, Fit: m.Tags[tagState] == stateFit,
-		})
+	for _, m := range snap.Coordinators {
+		out = append(out, candidate(m))
 	}
 	return out, snap.Changed()
+}
+
+// candidate reads what a coordinator says of itself. One whose tags cannot be read is there all the same: it is not
+// brought in, and while it answers it is not taken out; and nobody knows that it is not of a cluster that exists.
+func candidate(m gossip.Member) autopilot.Candidate {
+	c := autopilot.Candidate{
+		ID: m.Name, Alive: m.Status == gossip.StatusAlive, Left: m.Status == gossip.StatusLeft, Since: m.Since,
+		Expect: -1, Empty: m.Tags[tagState] == stateNew, Fit: m.Tags[tagState] == stateFit,
+	}
+	expect, err := strconv.Atoi(m.Tags[tagExpect])
+	if err == nil && expect >= 0 && reachable(m.Tags[tagRaft]) {
+		c.Expect, c.Address = expect, m.Tags[tagRaft]
+	}
+	return c
+}
+
+// reachable reports whether others can connect to an address: host:port, with a name or an address that means the same
+// elsewhere, and a port.
+func reachable(address string) bool {
+	host, port, err := net.SplitHostPort(address)
+	n, err2 := strconv.ParseUint(port, 10, 16)
+	ip, err3 := netip.ParseAddr(host)
+	name := host != "" && strings.Trim(host, "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_.") == ""
+	return err == nil && err2 == nil && n > 0 && (name || err3 == nil && ip.Zone() == "")
 }

@@ -19,11 +19,11 @@ type Peer struct {
 // Candidate is a coordinator as the gossip knows it.
 type Candidate struct {
 	ID      string
-	Address string    // of Raft
+	Address string    // of Raft; empty: it does not say
 	Alive   bool      // it answers
 	Left    bool      // it said that it goes
 	Since   time.Time // of being alive, failed or gone
-	Expect  int       // how many coordinators it begins a new cluster with; 0: it waits to be brought in
+	Expect  int       // how many coordinators it begins a new cluster with; 0: it waits to be brought in; -1: it does not say
 	Empty   bool      // it has no log: it never was in a cluster
 	Fit     bool      // it has what the leader has
 }
