@@ -273,14 +273,14 @@ func reasonOf(body io.Reader, key string) string {
 	if json.Unmarshal(text, &answer) == nil && answer.Error != "" {
 		text = []byte(answer.Error)
 	}
-	said := strings.ReplaceAll(string(text), key, "[redacted]")
-	said = strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+	said := strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
 			return ' '
 		}
 		return r
-	}, said[:min(len(said), maxReason)])
-	return strings.ToValidUTF8(strings.TrimSpace(said), "?")
+	}, strings.ToValidUTF8(string(text), "?"))
+	said = strings.ReplaceAll(said, key, "[redacted]") // last: what went before could have made it
+	return strings.TrimSpace(strings.ToValidUTF8(said[:min(len(said), maxReason)], ""))
 }
 
 // readKey reads the file that holds nothing but the key.
@@ -294,6 +294,11 @@ func readKey(path string) (logging.Secret, error) {
 	if err != nil {
 		return logging.Secret{}, err
 	}
+	return parseKey(text)
+}
+
+// parseKey takes what can be sent as the value of a header.
+func parseKey(text []byte) (logging.Secret, error) {
 	key := strings.TrimSpace(string(text))
 	if key == "" || len(text) == maxKey || strings.ContainsFunc(key, func(r rune) bool { return r < ' ' || r > '~' }) {
 		return logging.Secret{}, errors.New("it does not hold one line of printable characters")

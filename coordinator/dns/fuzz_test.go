@@ -2,10 +2,14 @@ package dns
 
 import (
 	"bytes"
+	"context"
 	"encoding/json"
 	"fmt"
+	"net/http"
 	"strings"
 	"testing"
+	"unicode"
+	"unicode/utf8"
 
 	mdns "github.com/miekg/dns"
 
@@ -124,6 +128,43 @@ func FuzzReadZone(f *testing.F) {
 					t.Fatalf("%q has no address and counts as ours: %+v", name, h)
 				}
 			}
+		}
+	})
+}
+
+// FuzzReason: whatever PowerDNS says of an error, or what stands in its place, a line of it gets into the log, and not the
+// key; and whatever stands in the file of the key, it is refused or can be sent.
+func FuzzReason(f *testing.F) {
+	f.Add([]byte(`{"error":"Domain 'example.org.' does not exist"}`), []byte("s3cret-of-powerdns\n"))
+	f.Add([]byte("X-API-Key: s3cret\n\x1b[2J\u2028\u202e"), []byte(" s3cret "))
+	f.Add([]byte("a\nb and \xff"), []byte("a b"))
+	f.Add([]byte(`{"error":"s3c\u0072et"}`), []byte("s3cret"))
+	f.Add([]byte(strings.Repeat("é", 4096)), []byte("\x7f"))
+	f.Add([]byte(`[{"error":1}]`), []byte(strings.Repeat("k", maxKey)))
+	f.Fuzz(func(t *testing.T, body, file []byte) {
+		secret, err := parseKey(file)
+		if err != nil {
+			if !strings.Contains(err.Error(), "one line of printable characters") {
+				t.Fatalf("refused with %v", err)
+			}
+			return
+		}
+		key := secret.Reveal()
+		req, err := http.NewRequestWithContext(context.Background(), http.MethodGet, "http://192.0.2.1/", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		req.Header.Set("X-API-Key", key)
+		var wire bytes.Buffer
+		if err := req.Write(&wire); err != nil || !strings.Contains(wire.String(), "\r\nX-Api-Key: "+key+"\r\n") {
+			t.Fatalf("%q is sent as %q, %v", file, wire.String(), err)
+		}
+		said := reasonOf(bytes.NewReader(body), key)
+		if len(said) > maxReason || !utf8.ValidString(said) || strings.ContainsFunc(said, func(r rune) bool { return !unicode.IsPrint(r) }) {
+			t.Fatalf("the log has %q", said)
+		}
+		if redacted := "[redacted]"; strings.Contains(said, key) && !strings.ContainsAny(key, "[]") && !strings.Contains(redacted, key) {
+			t.Fatalf("the log has %q with the key %q", said, key)
 		}
 	})
 }
