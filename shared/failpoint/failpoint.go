@@ -31,19 +31,25 @@ const (
 	FullVariable  = Variable + "_FULL"  // a file that selects which steps find the disk full, or bad
 )
 
+// couldBe reports whether something could be a label, or begin one. What could not is a mistake of a test, which would
+// pass without its fault.
+func couldBe(label string) bool {
+	return label != "" && !strings.ContainsFunc(label, func(r rune) bool { return r <= ' ' || r > '~' || r == ':' || r == '=' })
+}
+
 // Parse splits the variable's value into the label and how often it must be reached. Labels contain no
-// colon, so everything after the last one is the count.
+// colon, so everything after the first one is the count.
 func Parse(value string) (label string, n int, err error) {
 	label, count, found := strings.Cut(value, ":")
-	if label == "" {
-		return "", 0, fmt.Errorf("cannot use %q as %s: want label or label:n", value, Variable)
+	if !couldBe(label) {
+		return "", 0, fmt.Errorf("cannot use %.80q as %s: want label or label:n", value, Variable)
 	}
 	if !found {
 		return label, 1, nil
 	}
 	n, err = strconv.Atoi(count)
 	if err != nil || n < 1 {
-		return "", 0, fmt.Errorf("cannot use %q as %s: the count must be a positive number", value, Variable)
+		return "", 0, fmt.Errorf("cannot use %.80q as %s: the count must be a positive number", value, Variable)
 	}
 	return label, n, nil
 }
@@ -58,18 +64,18 @@ type Fault struct {
 // ParseFault splits a word of the file of FullVariable.
 func ParseFault(word string) (Fault, error) {
 	label, how, found := strings.Cut(word, "=")
-	f := Fault{Label: label, Err: syscall.ENOSPC}
-	if !found {
-		return f, nil
-	}
-	if how == "eio" {
+	f := Fault{Label: label}
+	var err error
+	switch {
+	case !found:
+		f.Err = syscall.ENOSPC
+	case how == "eio":
 		f.Err = syscall.EIO
-		return f, nil
+	default:
+		f.Delay, err = time.ParseDuration(how)
 	}
-	delay, err := time.ParseDuration(how)
-	if err != nil || delay < 0 {
-		return f, fmt.Errorf("cannot use %q in the file of %s: want label, label=eio or label=300ms", word, FullVariable)
+	if err != nil || f.Delay < 0 || !couldBe(label) {
+		return Fault{}, fmt.Errorf("cannot use %.80q in the file of %s: want label, label=eio or label=300ms", word, FullVariable)
 	}
-	f.Err, f.Delay = nil, delay
 	return f, nil
 }

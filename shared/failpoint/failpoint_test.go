@@ -21,6 +21,8 @@ func TestParse(t *testing.T) {
 		{"nginx.hup:0", "", 0, false},
 		{"nginx.hup:x", "", 0, false},
 		{"nginx.hup:", "", 0, false},
+		{"nginx hup", "", 0, false},
+		{"nginx.hup=eio", "", 0, false},
 	} {
 		label, n, err := failpoint.Parse(c.value)
 		if (err == nil) != c.ok || label != c.label || n != c.n {
@@ -41,6 +43,8 @@ func TestParseFault(t *testing.T) {
 		{"raft.log=", failpoint.Fault{}, false},
 		{"raft.log=-1s", failpoint.Fault{}, false},
 		{"raft.log=eof", failpoint.Fault{}, false},
+		{"raft.log:2", failpoint.Fault{}, false},
+		{"=eio", failpoint.Fault{}, false}, // it would be every step
 	} {
 		got, err := failpoint.ParseFault(c.word)
 		if (err == nil) != c.ok || c.ok && got != c.want {
