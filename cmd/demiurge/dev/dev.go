@@ -136,7 +136,10 @@ func Run(ctx context.Context, opts Options) (err error) {
 	if err := home.cleanLeftovers(opts.Stderr); err != nil {
 		return err
 	}
-	earlier := home.earlierPorts()
+	earlier, err := home.earlierPorts()
+	if err != nil {
+		return err
+	}
 	if opts, err = opts.sized(home.dir, earlier); err != nil {
 		return err
 	}

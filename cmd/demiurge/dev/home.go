@@ -196,13 +196,21 @@ func removeIfThere(path string) error {
 	return nil
 }
 
-// earlierPorts are the addresses of the run before on this directory, or nothing.
-func (h *home) earlierPorts() ports {
-	var p ports
-	if b, err := os.ReadFile(h.portsFile()); err == nil {
-		_ = json.Unmarshal(b, &p) // damaged: others are chosen
+// earlierPorts are the addresses of the run before on this directory, or nothing. They say how many coordinators and hosts
+// it has, so one that is damaged is not passed over.
+func (h *home) earlierPorts() (ports, error) {
+	b, err := os.ReadFile(h.portsFile())
+	if errors.Is(err, os.ErrNotExist) {
+		return ports{}, nil
 	}
-	return p
+	if err != nil {
+		return ports{}, fmt.Errorf("cannot read the addresses of the run before: %w; choose another directory with --data-dir", err)
+	}
+	p, err := parsePorts(b)
+	if err != nil {
+		return ports{}, fmt.Errorf("cannot use %s: %w; remove it, and give as many --coordinators and --hosts as there were", h.portsFile(), err)
+	}
+	return p, nil
 }
 
 // writeFile replaces a file that only its owner can read, at once or not at all.

@@ -52,6 +52,32 @@ func (p *ports) UnmarshalJSON(b []byte) error {
 	return nil
 }
 
+// parsePorts reads what the run before wrote. Nothing but addresses on loopback is listened on: a dev system takes callers
+// without TLS.
+func parsePorts(b []byte) (ports, error) {
+	var p ports
+	if err := json.Unmarshal(b, &p); err != nil {
+		return ports{}, err
+	}
+	c, h := len(p.Coordinators), len(p.Hosts)
+	if c != 1 && c != 3 && c != 5 || h < 1 || h > mostHosts {
+		return ports{}, fmt.Errorf("it has %s and %s", count(c, "coordinator"), count(h, "host"))
+	}
+	var all []string
+	for _, c := range p.Coordinators {
+		all = append(all, c.API, c.Raft, c.Gossip, c.DNS)
+	}
+	for _, h := range p.Hosts {
+		all = append(all, h.Gossip, h.Nginx)
+	}
+	for _, address := range all {
+		if a, err := netip.ParseAddrPort(address); address != "" && (err != nil || !a.Addr().IsLoopback() || a.Port() == 0) {
+			return ports{}, fmt.Errorf("%.80q is no address on loopback with a port", address)
+		}
+	}
+	return p, nil
+}
+
 // servers are the URLs of all coordinators.
 func (p ports) servers() []string {
 	var out []string

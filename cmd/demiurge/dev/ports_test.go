@@ -4,6 +4,7 @@ import (
 	"encoding/json"
 	"net"
 	"net/netip"
+	"os"
 	"reflect"
 	"slices"
 	"strings"
@@ -177,6 +178,25 @@ func TestPortsOfEarlierVersionsAreRead(t *testing.T) {
 	var back ports
 	if err := json.Unmarshal(b, &back); err != nil || len(back.Coordinators) != 3 || len(back.Hosts) != 2 {
 		t.Errorf("%s is read as %+v, %v", b, back, err)
+	}
+}
+
+// TestPortsThatAreNone: what says how many there are is not passed over, and nothing leads off loopback.
+func TestPortsThatAreNone(t *testing.T) {
+	h := &home{dir: t.TempDir()}
+	if p, err := h.earlierPorts(); err != nil || len(p.Hosts) != 0 {
+		t.Errorf("a first run has %+v, %v", p, err)
+	}
+	for _, text := range []string{
+		"", "{}", `{"coordinators":[{},{}],"hosts":[{}]}`, `{"coordinators":[{}]}`, `{"coordinators":[{"raft":":7401"}],"hosts":[{}]}`,
+		`{"coordinators":[{"gossip":"192.0.2.1:7402"}],"hosts":[{}]}`, `{"coordinators":[{}],"hosts":[{"nginx":"0.0.0.0:80"}]}`, `{"coordinators":[{"dns":"127.0.0.1:0"}],"hosts":[{}]}`,
+	} {
+		if err := os.WriteFile(h.portsFile(), []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if p, err := h.earlierPorts(); err == nil || !strings.Contains(err.Error(), h.portsFile()) || !strings.Contains(err.Error(), "; remove it") {
+			t.Errorf("%s: %+v, %v", text, p, err)
+		}
 	}
 }
 
