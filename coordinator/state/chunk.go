@@ -52,7 +52,7 @@ func seal(events *[chunkEvents]Event) *sealedChunk {
 	var text []byte
 	for i := range events {
 		e := &events[i]
-		if e.At.Location() != time.UTC || int64(e.Seq) > math.MaxInt32 {
+		if e.At.Location() != time.UTC || int64(e.Seq) != int64(int32(e.Seq)) {
 			return nil
 		}
 		s.events[i] = sealedEvent{index: e.Index, seq: int32(e.Seq), seconds: e.At.Unix(), nanos: int32(e.At.Nanosecond())}

@@ -104,6 +104,7 @@ func TestSealedEventsAreWhole(t *testing.T) {
 	for _, change := range []func(){
 		func() { events[7].At = packedTimes[6] }, // it would come back in UTC
 		func() { events[7].At, events[7].Seq = packedTimes[0], 1<<31 },
+		func() { events[7].Seq = -1<<31 - 1 },
 	} {
 		if change(); seal(&events) != nil {
 			t.Errorf("%+v was sealed", events[7])
