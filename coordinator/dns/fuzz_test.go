@@ -140,6 +140,8 @@ func FuzzReason(f *testing.F) {
 	f.Add([]byte("a\nb and \xff"), []byte("a b"))
 	f.Add([]byte(`{"error":"s3c\u0072et"}`), []byte("s3cret"))
 	f.Add([]byte(strings.Repeat("é", 4096)), []byte("\x7f"))
+	f.Add([]byte("x"), []byte("two\nlines"))
+	f.Add([]byte("x"), []byte("clé"))
 	f.Add([]byte(`[{"error":1}]`), []byte(strings.Repeat("k", maxKey)))
 	f.Fuzz(func(t *testing.T, body, file []byte) {
 		secret, err := parseKey(file)

@@ -3,6 +3,7 @@ package httpapi
 import (
 	"bytes"
 	"net/http"
+	"strconv"
 	"sync"
 	"time"
 
@@ -83,10 +84,15 @@ func (b *beating) note(p []byte) {
 // index comes first in every frame.
 func emptyFrame(head []byte) []byte {
 	digits, found := bytes.CutPrefix(head, []byte(`{"index":`))
-	if end := bytes.IndexAny(digits, ",}"); found && end > 0 {
-		return append(append([]byte(`{"index":`), digits[:end]...), "}\n"...)
+	end := bytes.IndexAny(digits, ",}")
+	if !found || end < 0 {
+		return nil
 	}
-	return nil
+	index, err := strconv.ParseUint(string(digits[:end]), 10, 64)
+	if err != nil {
+		return nil
+	}
+	return append(strconv.AppendUint([]byte(`{"index":`), index, 10), "}\n"...)
 }
 
 // beat sends an empty frame if the stream was silent, and comes again.

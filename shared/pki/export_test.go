@@ -45,6 +45,9 @@ func Unchecked(t testing.TB, e *Enrolment, certificate string, bundle Bundle) *C
 	return &Credentials{identity: who, chain: chain, key: e.key, bundle: bundle}
 }
 
+// Fits reports whether the certificate is for the private key.
+func (c *Credentials) Fits() bool { return c.key.PublicKey.Equal(c.chain[0].PublicKey) }
+
 // ParseAnswer reads the answer to a join.
 var ParseAnswer = parseAnswer
 

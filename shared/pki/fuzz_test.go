@@ -36,6 +36,10 @@ func FuzzStore(f *testing.F) {
 	f.Add([]byte(r.oldBundle.PEM()), good[1], append([]byte("\n\n"), good[2]...))
 	f.Add(good[0], good[0], good[2])
 	f.Add(good[0], []byte(nil), good[2])
+	if err := other.Save(memberAt(f, r.next, r.nextBundle, identity(f, clusterA, pki.RoleAgent, "host-2"), noon)); err != nil {
+		f.Fatal(err)
+	}
+	f.Add(good[0], must[[]byte](f)(os.ReadFile(other.CertFile())), good[2]) // of another one
 	f.Fuzz(func(t *testing.T, ca, certificate, key []byte) {
 		for n, data := range [][]byte{ca, certificate, key} {
 			if err := os.WriteFile(filepath.Join(version, names[n]), data, 0o600); err != nil {
@@ -52,7 +56,7 @@ func FuzzStore(f *testing.F) {
 			}
 			return
 		}
-		if c.Expires().Before(noon) || c.Identity().IsZero() || c.Identity().Cluster() != c.Bundle().Cluster() {
+		if !c.Fits() || c.Expires().Before(noon) || c.Identity().IsZero() || c.Identity().Cluster() != c.Bundle().Cluster() {
 			t.Fatalf("loaded %s of %s", c, c.Bundle().Cluster())
 		}
 		if err := other.Save(c); err != nil {
