@@ -284,3 +284,15 @@ func TestMetrics(t *testing.T) {
 		}
 	}
 }
+
+// An agent that is told of a rotation of the CA shows a certificate of the new one before the old one counts no more.
+func TestARotationOfTheCAIsFollowed(t *testing.T) {
+	t.Parallel()
+	h := prepareHost(t)
+	h.start()
+	agenttest.Wait(t, "an observation", func() bool { return h.c.Certificate() != nil })
+	before := h.c.Certificate()
+	h.c.Trust().Rotate(t, 4*time.Second)
+	h.c.TellCA()
+	agenttest.Wait(t, "another certificate", func() bool { return !h.c.Certificate().Equal(before) })
+}

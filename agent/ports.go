@@ -83,5 +83,8 @@ func (f follower) Apply(frame api.AssignmentFrame) error {
 	if frame.Gossip != nil {
 		f.a.member.Take(*frame.Gossip)
 	}
+	if frame.CA != "" {
+		f.a.credential.Trust(frame.CA)
+	}
 	return f.a.engine.Apply(frame)
 }

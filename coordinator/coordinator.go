@@ -170,7 +170,7 @@ func (c *Coordinator) wire() error {
 		VerifyLeader: c.node.VerifyLeader, Logger: c.log.Named("agents"), Now: now,
 		Alive: func(h id.Host) bool { return c.members.Snapshot().Hosts[h].Status == gossip.StatusAlive },
 	})
-	c.link.SetGossip(c.gossipAccess())
+	c.link.SetAccess(c.gossipAccess(), c.trust.Bundle().PEM())
 	c.runner = allocator.New(allocator.Options{
 		Store: c.store, Proposer: c.propose, Verifier: c.link, Names: c.stepNames(), Logger: c.log.Named("allocator"), Now: now,
 		RetryAfter: c.metrics.RefillEstimate,

@@ -11,6 +11,7 @@ import (
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
 	"github.com/demiurge-platform/demiurge/shared/gossip"
+	"github.com/demiurge-platform/demiurge/shared/pki"
 )
 
 // hosts is a cluster with hosts whose agents are in its gossip.
@@ -235,6 +236,29 @@ func TestANewLeaderIsNotBlind(t *testing.T) {
 	s.awaitState("h2", api.HostAlive)
 	s.awaitState("h3", api.HostAlive)
 	s.unmoved("h2", "h3")
+}
+
+// The agents are told of a rotation of the CA at once: their certificates would be due by their age long after it is over.
+func TestAgentsAreToldOfARotationOfTheCA(t *testing.T) {
+	t.Parallel()
+	s := startHosts(t, 1, "h1")
+	signs := func(pin string) func() bool {
+		return func() bool {
+			b, err := pki.ParseBundle(s.agents[0].CA())
+			return err == nil && b.Pin().String() == pin
+		}
+	}
+	rotated, err := s.Leader().Admin.RotateCA(within(t), api.RotateCA{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	coordtest.Eventually(t, "the agent is told", signs(rotated.Pin))
+	s.agents[0].StopStream()
+	if rotated, err = s.Leader().Admin.RotateCA(within(t), api.RotateCA{}); err != nil {
+		t.Fatal(err)
+	}
+	s.agents[0].Return()
+	coordtest.Eventually(t, "the agent is told when it is back", signs(rotated.Pin))
 }
 
 // An agent that was away while the gossip key was rotated is told the new one when it is back.

@@ -61,13 +61,13 @@ func (c *Coordinator) gossipAccess() api.GossipAccess {
 	return out
 }
 
-// tellAgents keeps the agents' knowledge of the gossip up to date. The view of the members changes with
+// tellAgents keeps the agents' knowledge of the gossip, and of the CA, up to date. The view of the members changes with
 // every host's health, so it is looked at at a steady rate.
 func (c *Coordinator) tellAgents(ctx context.Context) {
 	tick := time.NewTicker(time.Second)
 	defer tick.Stop()
 	for {
-		c.link.SetGossip(c.gossipAccess())
+		c.link.SetAccess(c.gossipAccess(), c.trust.Bundle().PEM())
 		select {
 		case <-ctx.Done():
 			return

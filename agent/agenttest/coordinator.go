@@ -229,6 +229,13 @@ func (c *Coordinator) Again() {
 	c.push(c.full())
 }
 
+// TellCA tells all agents whom the cluster trusts now.
+func (c *Coordinator) TellCA() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.push(api.AssignmentFrame{Index: c.index, CA: c.trust.Bundle().PEM()})
+}
+
 // push sends a frame on every stream. mu is held.
 func (c *Coordinator) push(f api.AssignmentFrame) {
 	for s := range c.streams {

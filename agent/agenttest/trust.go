@@ -4,6 +4,7 @@ import (
 	"crypto/tls"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
@@ -14,9 +15,18 @@ import (
 
 // Trust is the CA of a cluster under test.
 type Trust struct {
-	ca      *pki.Authority
-	bundle  pki.Bundle
 	cluster string
+
+	mu     sync.Mutex
+	ca     *pki.Authority // guarded by mu
+	bundle pki.Bundle     // guarded by mu
+}
+
+// now is what signs, and what is trusted.
+func (o *Trust) now() (*pki.Authority, pki.Bundle) {
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	return o.ca, o.bundle
 }
 
 // NewTrust makes the CA of a new cluster.
@@ -45,11 +55,12 @@ func (o *Trust) Issue(t testing.TB, role pki.Role, name string, at time.Time) *p
 	if err != nil {
 		t.Fatal(err)
 	}
-	certificate, err := o.ca.Issue(e.Request(), pki.Grant{Identity: who, Now: at})
+	ca, bundle := o.now()
+	certificate, err := ca.Issue(e.Request(), pki.Grant{Identity: who, Now: at})
 	if err != nil {
 		t.Fatal(err)
 	}
-	c, err := e.Accept(certificate, o.bundle.PEM(), who, at)
+	c, err := e.Accept(certificate, bundle.PEM(), who, at)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -82,12 +93,31 @@ func (o *Trust) Answer(in api.JoinRequest, at time.Time) (api.JoinAnswer, error)
 	if err != nil {
 		return api.JoinAnswer{}, err
 	}
-	certificate, err := o.ca.Issue(in.CSR, pki.Grant{Identity: who, Now: at})
-	return api.JoinAnswer{Certificate: certificate, CA: o.bundle.PEM()}, err
+	ca, bundle := o.now()
+	certificate, err := ca.Issue(in.CSR, pki.Grant{Identity: who, Now: at})
+	return api.JoinAnswer{Certificate: certificate, CA: bundle.PEM()}, err
+}
+
+// Rotate makes the next CA.
+func (o *Trust) Rotate(t testing.TB, overlap time.Duration) {
+	t.Helper()
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	ca, bundle, err := o.ca.Rotate(o.bundle, pki.RotateOptions{Overlap: overlap, Now: time.Now()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	o.ca, o.bundle = ca, bundle
+}
+
+// Bundle is whom the cluster trusts.
+func (o *Trust) Bundle() pki.Bundle {
+	_, bundle := o.now()
+	return bundle
 }
 
 // Pin names the CA.
-func (o *Trust) Pin() pki.Pin { return o.ca.Root().Pin() }
+func (o *Trust) Pin() pki.Pin { return o.Bundle().Pin() }
 
 // server is what a coordinator listens with: agents come with their certificate.
 func (o *Trust) server(t testing.TB) *tls.Config {

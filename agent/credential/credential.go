@@ -8,6 +8,8 @@ import (
 	"errors"
 	"fmt"
 	"path/filepath"
+	"slices"
+	"sync"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -39,6 +41,8 @@ type Keeper struct {
 	o     Options
 	store *pki.Store
 	live  *pki.Live
+
+	change sync.Mutex // held while the credentials are replaced
 }
 
 // Open reads the credentials of a host that has joined.
@@ -90,6 +94,7 @@ const (
 func (k *Keeper) Run(ctx context.Context, r Renewer) {
 	pause := firstPause
 	for {
+		changed := k.live.Changed() // before the look, so that no change falls between
 		wait := k.live.Current().RenewAt().Sub(k.o.Now())
 		if wait <= 0 {
 			err := k.renew(ctx, r)
@@ -102,10 +107,46 @@ func (k *Keeper) Run(ctx context.Context, r Renewer) {
 			}
 			wait, pause = pause, min(2*pause, maxPause)
 		}
-		if !sleep.For(ctx, wait) {
+		if !sleep.Unless(ctx, wait, changed) {
 			return
 		}
 	}
+}
+
+// Trust takes over whom the cluster trusts now (PEM), as a coordinator says that proved to be one. During a rotation of the CA
+// that makes the certificate due in time. One without the CA that signs as far as known here is from before that one,
+// and is left.
+func (k *Keeper) Trust(text string) {
+	k.change.Lock()
+	defer k.change.Unlock()
+	have := k.live.Current()
+	bundle, err := pki.ParseBundle(text)
+	if err == nil && bundle.Equal(have.Bundle()) {
+		return
+	}
+	if err == nil && !slices.ContainsFunc(bundle.Roots(), func(r pki.Root) bool { return r.Pin() == have.Bundle().Pin() }) {
+		return
+	}
+	var next *pki.Credentials
+	if err == nil {
+		next, err = have.WithBundle(bundle, k.o.Now())
+	}
+	if err == nil {
+		err = k.replace(next)
+	}
+	if err != nil {
+		k.o.Logger.Error("cannot take over whom the cluster trusts now; after a rotation of the CA this host may have to join again", "error", err)
+		return
+	}
+	k.o.Logger.Info("the cluster's CA has changed", "ca", bundle.Pin().String(), "renewed_at", next.RenewAt())
+}
+
+// replace puts credentials on the disk and into use; the caller holds change.
+func (k *Keeper) replace(next *pki.Credentials) error {
+	if err := k.store.Save(next); err != nil {
+		return err
+	}
+	return k.live.Replace(next)
 }
 
 func (k *Keeper) renew(ctx context.Context, r Renewer) error {
@@ -118,14 +159,13 @@ func (k *Keeper) renew(ctx context.Context, r Renewer) error {
 	if err != nil {
 		return err
 	}
+	k.change.Lock()
+	defer k.change.Unlock()
 	next, err := e.Accept(answer.Certificate, answer.CA, who, k.o.Now())
 	if err != nil {
 		return err
 	}
-	if err := k.store.Save(next); err != nil {
-		return err
-	}
-	if err := k.live.Replace(next); err != nil {
+	if err := k.replace(next); err != nil {
 		return err
 	}
 	k.o.Logger.Info("renewed the certificate of this host", "expires", next.Expires())

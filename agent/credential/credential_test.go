@@ -6,6 +6,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/hashicorp/go-hclog"
@@ -136,4 +137,54 @@ func TestJoinedIsJoined(t *testing.T) {
 	if _, err := credential.Join(t.Context(), o); err == nil || !strings.Contains(err.Error(), "cannot join at 127.0.0.1:1") {
 		t.Errorf("%v", err)
 	}
+}
+
+// A rotation of the CA is over long before a certificate is due by its age: agents are told, and renew theirs in time.
+func TestARotationOfTheCAMakesTheCertificateDue(t *testing.T) {
+	dir := t.TempDir()
+	o := options(t, dir)
+	synctest.Test(t, func(t *testing.T) {
+		const overlap = time.Hour
+		trust := agenttest.NewTrust(t)
+		trust.Join(t, dir, "host-1", time.Now())
+		k, err := credential.Open(o)
+		if err != nil {
+			t.Fatal(err)
+		}
+		joined, before := k.Current(), trust.Bundle().PEM()
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		r := &renewer{trust: trust}
+		go func() { // waited for below
+			defer close(done)
+			k.Run(ctx, r)
+		}()
+		defer func() { cancel(); <-done }()
+
+		changed := k.Changed()
+		k.Trust(before) // nothing new
+		k.Trust("no bundle")
+		select {
+		case <-changed:
+			t.Error("something was taken over")
+		default:
+		}
+		trust.Rotate(t, overlap)
+		k.Trust(trust.Bundle().PEM())
+		if !k.Current().Bundle().Equal(trust.Bundle()) {
+			t.Error("the new CA is not trusted")
+		}
+		if again, err := credential.Open(o); err != nil || !again.Current().Equal(k.Current()) {
+			t.Errorf("not on the disk: %v", err)
+		}
+		k.Trust(before) // of a coordinator that is behind
+		if !k.Current().Bundle().Equal(trust.Bundle()) {
+			t.Error("the new CA was taken back")
+		}
+		time.Sleep(overlap / 2)
+		synctest.Wait()
+		if got := k.Current(); got.Leaf().Equal(joined.Leaf()) || got.RenewAt().Sub(time.Now()) < pki.DefaultLeafLife/2 || r.asked != 1 {
+			t.Errorf("after half of the overlap, asked %d times: %s", r.asked, got)
+		}
+	})
 }

@@ -62,9 +62,10 @@ type Link struct {
 	leads  time.Time             // when this coordinator began to lead last; guarded by mu
 }
 
-// access is how agents enter the gossip, until it changes.
+// access is how agents enter the gossip, and whom they are to trust, until it changes.
 type access struct {
 	api.GossipAccess
+	ca      string // PEM
 	changed chan struct{}
 }
 
@@ -98,15 +99,15 @@ func New(opts Options) *Link {
 	return &Link{opts: opts, hosts: map[id.Host]*hostLink{}, access: &access{changed: make(chan struct{})}}
 }
 
-// SetGossip tells all agents, now and when they come, how to enter the gossip.
-func (l *Link) SetGossip(a api.GossipAccess) {
+// SetAccess tells all agents, now and when they come, how to enter the gossip, and whom the cluster trusts (PEM).
+func (l *Link) SetAccess(a api.GossipAccess, ca string) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	before := l.access
-	if slices.Equal(before.Addresses, a.Addresses) && slices.Equal(before.Keys, a.Keys) {
+	if slices.Equal(before.Addresses, a.Addresses) && slices.Equal(before.Keys, a.Keys) && before.ca == ca {
 		return
 	}
-	l.access = &access{a, make(chan struct{})}
+	l.access = &access{a, ca, make(chan struct{})}
 	close(before.changed)
 }
 
@@ -211,7 +212,7 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, silence idle, 
 	beat := time.NewTimer(l.untilBeat())
 	defer beat.Stop()
 	sent, restored, told := uint64(0), l.opts.Store.Restored(), ""
-	var gossip *access
+	var known *access
 	for full := true; ; {
 		ws := state.WatchSet{}
 		view := l.opts.Store.View()
@@ -221,8 +222,11 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, silence idle, 
 		frame := l.frame(view, ws, h, sent, full)
 		var wake <-chan struct{}
 		frame.Verify, frame.Ask, wake = l.takeQuestions(hl)
-		if now := l.gossipAccess(); now != gossip {
-			gossip, frame.Gossip = now, &now.GossipAccess
+		if now := l.currentAccess(); now != known {
+			if frame.Gossip = &now.GossipAccess; known == nil || now.ca != known.ca {
+				frame.CA = now.ca
+			}
+			known = now
 		}
 		if frame.Full || len(frame.Gateways) > 0 || len(frame.Verify) > 0 || frame.Ask || frame.Gossip != nil {
 			if err := send(frame); err != nil {
@@ -240,7 +244,7 @@ func (l *Link) feed(ctx context.Context, h id.Host, hl *hostLink, silence idle, 
 			case <-one:
 			case <-other:
 			case <-wake:
-			case <-gossip.changed:
+			case <-known.changed:
 			case <-restored:
 				full, restored = true, l.opts.Store.Restored()
 			case <-beat.C:
@@ -299,7 +303,7 @@ func (l *Link) Ahead(h id.Host) id.Epoch {
 	}
 }
 
-func (l *Link) gossipAccess() *access {
+func (l *Link) currentAccess() *access {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.access

@@ -211,21 +211,25 @@ func TestRelayedStreamsAreMostlySilent(t *testing.T) {
 func TestTheGossipIsTold(t *testing.T) {
 	k := newLinks(t)
 	first := api.GossipAccess{Addresses: []string{"192.0.2.1:7402"}, Keys: []string{"a"}}
-	k.link.SetGossip(first)
+	k.link.SetAccess(first, "CA")
 	frames, end := k.stream()
 	defer end()
 	told := func(f api.AssignmentFrame) bool { return f.Gossip != nil }
 	same := func(f api.AssignmentFrame, want api.GossipAccess) bool {
 		return slices.Equal(f.Gossip.Addresses, want.Addresses) && slices.Equal(f.Gossip.Keys, want.Keys)
 	}
-	if f := k.next(frames, "the gossip", told); !f.Full || !same(f, first) {
+	if f := k.next(frames, "the gossip", told); !f.Full || !same(f, first) || f.CA != "CA" {
 		t.Errorf("the first frame says %+v", f)
 	}
-	k.link.SetGossip(first) // nothing new
+	k.link.SetAccess(first, "CA") // nothing new
 	next := api.GossipAccess{Addresses: []string{"192.0.2.1:7402"}, Keys: []string{"b", "a"}}
-	k.link.SetGossip(next)
-	if f := k.next(frames, "the new keys", told); f.Full || !same(f, next) {
+	k.link.SetAccess(next, "CA")
+	if f := k.next(frames, "the new keys", told); f.Full || !same(f, next) || f.CA != "" {
 		t.Errorf("then %+v", f)
+	}
+	k.link.SetAccess(next, "next CA, CA")
+	if f := k.next(frames, "the new CA", told); f.Full || f.CA != "next CA, CA" {
+		t.Errorf("at last %+v", f)
 	}
 }
 

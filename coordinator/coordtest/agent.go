@@ -60,6 +60,7 @@ type Agent struct {
 	asked      bool             // a coordinator waits for any word; guarded by mu
 	frozen     chan struct{}    // closed: nothing is taken in or said any more, and nothing is closed; guarded by mu
 	access     api.GossipAccess // as a coordinator told; guarded by mu
+	ca         string           // likewise: whom the cluster trusts, PEM; guarded by mu
 	node       *gossip.Node     // in the gossip, if it entered; guarded by mu
 	violations []string         // guarded by mu
 }
@@ -207,6 +208,9 @@ func (a *Agent) take(f api.AssignmentFrame) {
 	}
 	if f.Gossip != nil {
 		a.access = *f.Gossip
+	}
+	if f.CA != "" {
+		a.ca = f.CA
 	}
 	if f.Full {
 		named := map[string]bool{}

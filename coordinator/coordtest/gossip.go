@@ -75,6 +75,13 @@ func (a *Agent) Access() api.GossipAccess {
 	return a.access
 }
 
+// CA is whom the cluster trusts, PEM, as a coordinator has told this agent.
+func (a *Agent) CA() string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.ca
+}
+
 // Node is the agent in the gossip; nil: it is not there.
 func (a *Agent) Node() *gossip.Node {
 	a.mu.Lock()

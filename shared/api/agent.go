@@ -34,6 +34,7 @@ type AssignmentFrame struct {
 	Verify   []VerifyRequest     `json:"verify,omitempty"`
 	Ask      bool                `json:"ask,omitempty"`    // report at once, even if there is nothing new: is anybody there?
 	Gossip   *GossipAccess       `json:"gossip,omitempty"` // in the first frame and when it changed
+	CA       string              `json:"ca,omitempty"`     // whom the cluster trusts, PEM; in the first frame and when it changed
 }
 
 // GossipAccess is what an agent needs to enter the gossip and to stay there. It holds secrets.
