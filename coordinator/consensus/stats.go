@@ -61,6 +61,19 @@ func (n *Node) FsyncStats() (p50, p99 time.Duration, count uint64) { return n.gu
 // snapshots without end is caught in a known loop of the library, or loses what it gets.
 func (n *Node) SnapshotsSent() map[string]uint64 { return n.transport.snapshots() }
 
+// unreachedAfter is how long a member may not take the log before that is worth a word: an election, a restart and a
+// short stall are over by then.
+const unreachedAfter = 3 * time.Second
+
+// Unreached are the members that do not take the log from this node, which leads, with what its latest try met. Such a
+// member may run and be seen alive by the gossip, and still counts for no majority.
+func (n *Node) Unreached() map[string]error {
+	if !n.IsLeader() {
+		return nil
+	}
+	return n.transport.reach.longer(unreachedAfter, time.Now())
+}
+
 // latencies keeps the latest samples.
 type latencies struct {
 	mu      sync.Mutex

@@ -43,6 +43,50 @@ type ordered struct {
 	mu    sync.Mutex
 	sent  map[raft.ServerID][]time.Time // when snapshots went to a peer, the last snapshotAlarm+1
 	count map[string]uint64             // snapshots that went to a peer since the start
+
+	reach unreached
+}
+
+// unreached keeps which members do not take the log from this node: a leader sends to each of them many times a second.
+type unreached struct {
+	mu  sync.Mutex
+	all map[raft.ServerID]unreachedMember // guarded by mu
+}
+
+type unreachedMember struct {
+	since time.Time // of the first message that failed after one that did not
+	err   error     // of the latest
+}
+
+// note keeps how sending to a member went.
+func (u *unreached) note(id raft.ServerID, err error, now time.Time) {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	had, failed := u.all[id]
+	switch {
+	case err == nil:
+		delete(u.all, id)
+	case failed:
+		u.all[id] = unreachedMember{since: had.since, err: err}
+	default:
+		if u.all == nil {
+			u.all = map[raft.ServerID]unreachedMember{}
+		}
+		u.all[id] = unreachedMember{since: now, err: err}
+	}
+}
+
+// longer are those that take nothing for longer than a time, with the latest cause.
+func (u *unreached) longer(than time.Duration, now time.Time) map[string]error {
+	u.mu.Lock()
+	defer u.mu.Unlock()
+	out := map[string]error{}
+	for id, m := range u.all {
+		if now.Sub(m.since) > than {
+			out[string(id)] = m.err
+		}
+	}
+	return out
 }
 
 func newOrdered(t raft.Transport, log hclog.Logger) (*ordered, error) {
@@ -73,7 +117,9 @@ func (o *ordered) AppendEntries(id raft.ServerID, target raft.ServerAddress, req
 	if err := o.gate(); err != nil {
 		return err
 	}
-	return o.Transport.AppendEntries(id, target, req, resp)
+	err := o.Transport.AppendEntries(id, target, req, resp)
+	o.reach.note(id, err, time.Now())
+	return err
 }
 
 // RequestVote implements raft.Transport.

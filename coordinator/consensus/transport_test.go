@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"io"
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -143,6 +145,35 @@ func TestTransportNeedsPreVote(t *testing.T) {
 	_, err := Open(Options{NodeID: "c1", Dir: t.TempDir(), FSM: nothing{}, Transport: bare{newListening()}})
 	if err == nil {
 		t.Fatal("a transport without pre-vote was taken")
+	}
+}
+
+func TestUnreachedMembersAreThoseThatTakeNothingForAWhile(t *testing.T) {
+	t.Parallel()
+	var u unreached
+	first, latest := errors.New("refused"), errors.New("no route")
+	at := func(s int) time.Time { return time.Unix(1000+int64(s), 0) }
+	u.note("c2", nil, at(0))
+	u.note("c3", first, at(0))
+	u.note("c4", first, at(0))
+	u.note("c4", nil, at(1))
+	u.note("c4", first, at(2))
+	u.note("c3", latest, at(3))
+	for _, c := range []struct {
+		now  int
+		want []string
+	}{{3, nil}, {4, []string{"c3"}}, {6, []string{"c3", "c4"}}} {
+		got := u.longer(3*time.Second, at(c.now))
+		if names := slices.Sorted(maps.Keys(got)); !slices.Equal(names, c.want) {
+			t.Errorf("after %d s: %v, want %v", c.now, names, c.want)
+		}
+		if e := got["c3"]; e != nil && !errors.Is(e, latest) {
+			t.Errorf("the cause is %v, want that of the latest try", e)
+		}
+	}
+	u.note("c3", nil, at(7))
+	if got := u.longer(0, at(9)); len(got) != 1 || got["c4"] == nil {
+		t.Errorf("after c3 took something: %v", got)
 	}
 }
 

@@ -76,7 +76,7 @@ func (s *Server) memberNotes(n *notes, h *api.Host, drifted bool) {
 	case own.Address != "" && own.Address != m.Address && m.Status == string(gossip.StatusAlive):
 		n.add(critical, subject, "find out what runs at that address; rotate the gossip key (demiurge operator gossip rotate) if it does not belong there",
 			"another member of the gossip, at %s, has its name; it is not believed", m.Address)
-	case own.Joined && m.Status != string(gossip.StatusAlive):
+	case own.Joined && m.Status != string(gossip.StatusAlive) && s.connected(h):
 		n.add(warning, subject, "open port 7402 (TCP and UDP) between all hosts and coordinators",
 			"it answers its coordinator, and the gossip holds it for %s", m.Status)
 	}

@@ -135,6 +135,7 @@ func (k *kit) reset() {
 	k.cluster.leader.Store(true)
 	k.cluster.full.Store(false)
 	k.cluster.three.Store(false)
+	k.cluster.deaf.Store(false)
 	k.agents.gone.Store(false)
 	k.agents.own.Store(nil)
 	k.agents.ahead.Store(0)
@@ -311,6 +312,7 @@ type scriptedCluster struct {
 	leader   atomic.Bool
 	full     atomic.Bool // its disk, nearly
 	three    atomic.Bool // it is one of three
+	deaf     atomic.Bool // c3 of the three does not take the log
 	barriers atomic.Int64
 	asked    atomic.Int64 // whether it leads
 }
@@ -337,6 +339,13 @@ func (c *scriptedCluster) Peers() []api.Peer {
 		peers = append(peers, api.Peer{ID: "c2", Address: "127.0.0.2:7401", Voter: true}, api.Peer{ID: "c3", Address: "127.0.0.3:7401", Voter: true})
 	}
 	return peers
+}
+
+func (c *scriptedCluster) Unreached() map[string]error {
+	if c.deaf.Load() {
+		return map[string]error{"c3": errors.New("no CA that is trusted here")}
+	}
+	return nil
 }
 
 func (c *scriptedCluster) StorageLow() string {

@@ -65,6 +65,8 @@ type Cluster interface {
 	// LeaderChanged is closed at the next change of what Leader or IsLeader tell.
 	LeaderChanged() <-chan struct{}
 	Peers() []api.Peer
+	// Unreached are the coordinators that do not take the log from this one, which leads, with the cause.
+	Unreached() map[string]error
 	// Progress is the term, and the newest index that is applied here.
 	Progress() (term, applied uint64)
 	// Barrier returns when everything that was in the log before is applied here.

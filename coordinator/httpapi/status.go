@@ -10,6 +10,7 @@ import (
 
 	"github.com/demiurge-platform/demiurge/coordinator/state"
 	"github.com/demiurge-platform/demiurge/shared/api"
+	"github.com/demiurge-platform/demiurge/shared/gossip"
 	"github.com/demiurge-platform/demiurge/shared/id"
 	"github.com/demiurge-platform/demiurge/shared/version"
 )
@@ -149,27 +150,32 @@ func (s *Server) peerNotes(n *notes, st *api.Status) {
 			there[m.Name] = m.Status
 		}
 	}
-	voters, living := 0, 0
-	var gone []api.Peer
+	unreached := s.opts.Cluster.Unreached()
+	voters, following := 0, 0
 	for _, p := range st.Peers {
-		alive := there[p.ID] == "alive"
-		if !alive {
-			gone = append(gone, p)
-		}
 		if p.Voter {
 			voters++
-			if alive {
-				living++
+			if there[p.ID] == "alive" && unreached[p.ID] == nil {
+				following++
 			}
 		}
 	}
-	for _, p := range gone {
-		how := there[p.ID]
+	for _, p := range st.Peers {
+		how, cause := there[p.ID], unreached[p.ID]
 		if how == "" {
 			how = "not heard of"
 		}
-		n.add(warning, "coordinator "+p.ID, "start it again, or take it out for good: demiurge operator raft remove-peer "+p.ID,
-			"%s: %d of %d that vote are there, and %d must be", how, living, voters, voters/2+1)
+		remedy := "start it again, or take it out for good: demiurge operator raft remove-peer " + p.ID
+		switch {
+		case how == "alive" && cause == nil:
+			continue
+		case how == "alive":
+			how = fmt.Sprintf("it runs, and does not take the log (%v)", cause)
+			remedy = "let its port 7401 through and look into its log; if its certificate is not accepted any more, let it join with --again"
+		case st.Leader == "": // nobody can be taken out
+			remedy = "start it again; if a majority is lost for good, make this one a cluster of its own: demiurge-coordinator recover"
+		}
+		n.add(warning, "coordinator "+p.ID, remedy, "%s: %d of %d that vote are there, and %d must be", how, following, voters, voters/2+1)
 	}
 }
 
@@ -251,6 +257,11 @@ func (s *Server) hostNotes(n *notes, h *api.Host) {
 	agentLog := fmt.Sprintf("look into the agent's log on %s", h.HostID)
 	switch h.State {
 	case api.HostLost:
+		if h.Member != nil && h.Member.Status == string(gossip.StatusAlive) {
+			n.add(critical, subject, agentLog+"; if its certificate is not accepted any more, let it join with --again",
+				"lost: its agent runs, and does not get through to the coordinators")
+			return
+		}
 		n.add(critical, subject, fmt.Sprintf("bring the host back, or forget it: demiurge host delete %s", h.HostID), "lost: its agent has not answered for long")
 		return // nothing else is known of it
 	case api.HostSilent:
@@ -265,7 +276,7 @@ func (s *Server) hostNotes(n *notes, h *api.Host) {
 		n.add(critical, subject, "if one of the machines is a copy of the other: stop one of the two agents. To keep both machines, empty the data directory of the copy and let it join as a host of its own (demiurge host join-token)",
 			"two agents speak for it: the one at %s stays, the one at %s is refused", first, second)
 	}
-	if _, _, connected := s.opts.Agents.Ephemeral(id.Host(h.HostID)); !connected {
+	if !s.connected(h) {
 		n.add(warning, subject, agentLog, "its agent is not connected")
 	}
 	switch h.Nginx.State {
@@ -282,6 +293,12 @@ func (s *Server) hostNotes(n *notes, h *api.Host) {
 	for _, q := range h.Nginx.Quarantined {
 		n.add(warning, subject, "correct that part", "nginx refused %s: %s", q.Part, q.Message)
 	}
+}
+
+// connected reports whether the host's agent follows this coordinator at the moment.
+func (s *Server) connected(h *api.Host) bool {
+	_, _, connected := s.opts.Agents.Ephemeral(id.Host(h.HostID))
+	return connected
 }
 
 func orNothing(s string) string {

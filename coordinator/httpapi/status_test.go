@@ -62,6 +62,11 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 			k.cluster.three.Store(true)
 			k.operator.member.Store(&api.GossipMember{Role: "coordinator", Name: "c2", Status: "failed"})
 		}, warning, "coordinator c2", "failed: 1 of 3"},
+		"coordinator alive, and deaf": {func(k *kit) {
+			k.cluster.three.Store(true)
+			k.cluster.deaf.Store(true)
+			k.operator.member.Store(&api.GossipMember{Role: "coordinator", Name: "c3", Status: "alive"})
+		}, warning, "coordinator c3", "it runs, and does not take the log (no CA that is trusted here): 1 of 3"},
 		"exhausted":       {func(k *kit) { k.setPool(1, 50); k.takeAll() }, critical, "pool default", "exhausted"},
 		"below minimum":   {func(k *kit) { k.setPool(5, 50) }, warning, "pool default", "below its minimum: 2 of 5 ready"},
 		"breaker open":    {func(k *kit) { k.breaker("open") }, critical, "pool default", "stopped because they keep failing: the last said no such library"},
@@ -79,6 +84,10 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 		"host lost": {func(k *kit) {
 			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostLost})
 		}, critical, "host h1", "lost"},
+		"host lost, and seen alive": {func(k *kit) {
+			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostLost})
+			k.member(api.GossipMember{Status: "alive"})
+		}, critical, "host h1", "lost: its agent runs, and does not get through to the coordinators"},
 		"agent not connected": {func(k *kit) { k.agents.gone.Store(true) }, warning, "host h1", "not connected"},
 		"nginx down":          {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxDown) }, critical, "host h1", "nginx is down: emerg: bind"},
 		"nginx wedged":        {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxWedged) }, critical, "host h1", "does not take new configurations"},
@@ -149,6 +158,33 @@ func (k *kit) says(own api.HostGossip) { k.agents.own.Store(&own) }
 func (k *kit) member(m api.GossipMember) {
 	m.Role, m.Name, m.HostID = "agent", "h1", "h1"
 	k.operator.member.Store(&m)
+}
+
+// A host that is neither in the gossip nor connected answers nobody, and one cause is enough to be told.
+func TestStatusDoesNotBlameTheGossipForAnAgentThatIsGone(t *testing.T) {
+	k := newKit(t)
+	k.says(api.HostGossip{Joined: true, Address: "192.0.2.1:7402"})
+	k.member(api.GossipMember{Status: "failed", Address: "192.0.2.1:7402"})
+	k.agents.gone.Store(true)
+	for _, n := range k.statusNow().Problems {
+		if strings.Contains(n.Message, "it answers its coordinator") {
+			t.Errorf("said of an agent that is not connected: %+v", n)
+		}
+	}
+}
+
+// Without a leader nobody can be taken out, so that is no remedy then.
+func TestStatusTellsRemediesThatCanBeFollowed(t *testing.T) {
+	k := newKit(t)
+	k.cluster.three.Store(true)
+	for leads, want := range map[bool]string{true: "remove-peer c3", false: "demiurge-coordinator recover"} {
+		k.cluster.leader.Store(leads)
+		problems := k.statusNow().Problems
+		i := slices.IndexFunc(problems, func(n api.StatusNote) bool { return n.Subject == "coordinator c3" })
+		if i < 0 || !strings.Contains(problems[i].Remedy, want) {
+			t.Errorf("leader %v: want %q in the remedy of %+v", leads, want, problems)
+		}
+	}
 }
 
 // Right after a change a host may route something else than the state says; and what it routes is compared,
