@@ -12,6 +12,7 @@ import (
 
 	"github.com/hashicorp/go-hclog"
 
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/fault"
 )
 
@@ -122,7 +123,10 @@ func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered boo
 	for tried := ""; ; {
 		leader := s.leaderOtherThan(patience, tried, own)
 		switch {
-		case leader == "" && (own || s.opts.Cluster.IsLeader()):
+		case leader == "" && s.opts.Cluster.IsLeader():
+			return false
+		case leader == "" && own:
+			w.Header().Set(api.HeaderKnownLeader, "false")
 			return false
 		case leader == "":
 			writeProblem(w, noLeader(nil), 0)
@@ -137,6 +141,7 @@ func (s *Server) forward(w *recorder, r *http.Request, row *route) (answered boo
 		case w.status != 0: // begun; nothing can be said any more
 			return true
 		case own:
+			w.Header().Set(api.HeaderKnownLeader, "false")
 			return false
 		case unreached(err):
 			tried = leader

@@ -151,3 +151,25 @@ func TestRequestIsRefusedWhenNoLeaderComes(t *testing.T) {
 	k, _ := newElections(t, time.Millisecond)
 	wantProblem(t, <-k.put(`{"max":3}`), fault.NoLeader)
 }
+
+// A coordinator that is cut off tells of itself, and that it does: a client then asks another one.
+func TestStatusTellsWhetherALeaderIsReached(t *testing.T) {
+	for name, c := range map[string]struct {
+		arrange func(e *elections)
+		query   string
+		want    string
+	}{
+		"nobody leads":             {func(*elections) {}, "", "false"},
+		"the leader cannot be had": {func(e *elections) { e.answer = func(string) error { return errors.New("no route") }; e.elect("c2:1") }, "", "false"},
+		"this one leads":           {func(e *elections) { e.scriptedCluster.leader.Store(true) }, "", ""},
+		"the leader answers":       {func(e *elections) { e.elect("c2:1") }, "", ""},
+		"this one alone is meant":  {func(*elections) {}, "?consistency=stale", ""},
+	} {
+		k, e := newElections(t, time.Millisecond)
+		c.arrange(e)
+		got := k.prepare(get, "/v1/status"+c.query, k.tokens[api.RoleAdmin], "")()
+		if h := got.header.Get(api.HeaderKnownLeader); got.status != http.StatusOK || h != c.want {
+			t.Errorf("%s: %d, %s %q, want %q", name, got.status, api.HeaderKnownLeader, h, c.want)
+		}
+	}
+}

@@ -75,4 +75,7 @@ const (
 	HeaderEpoch   = "X-Demiurge-Epoch"   // set by nginx from the route; a gateway refuses another epoch with 409 stale_epoch
 	HeaderGateway = "X-Demiurge-Gateway" // on every answer of an organization's host name
 	HeaderIndex   = "X-Demiurge-Index"   // on every answer of the coordinator: the index it was made from
+
+	// HeaderKnownLeader is "false" on what a coordinator answers by itself because it reaches no leader. Another one may.
+	HeaderKnownLeader = "X-Demiurge-Known-Leader"
 )

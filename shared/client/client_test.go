@@ -266,6 +266,42 @@ func TestAnotherCoordinatorIsAsked(t *testing.T) {
 	}
 }
 
+// One that is cut off from the others answers what it knows, and that only counts when nobody knows more.
+func TestACoordinatorThatReachesNoLeaderHasTheLastWord(t *testing.T) {
+	var asked atomic.Int32
+	alone := coordinator(t, func(w http.ResponseWriter, _ *http.Request) {
+		asked.Add(1)
+		w.Header().Set(api.HeaderKnownLeader, "false")
+		answer(w, http.StatusOK, api.Status{Version: "alone"})
+	})
+	good := coordinator(t, func(w http.ResponseWriter, _ *http.Request) {
+		answer(w, http.StatusOK, api.Status{Leader: "c2", Version: "good"})
+	})
+	for name, x := range map[string]struct {
+		bases []string
+		want  string
+	}{
+		"another one leads":       {[]string{alone, good}, "good"},
+		"the other ones are gone": {[]string{dead(), alone, dead()}, "alone"},
+		"nobody leads":            {[]string{alone, alone}, "alone"},
+		"only this one is asked":  {[]string{alone}, "alone"},
+	} {
+		c := newClient(t, x.bases...)
+		if s, err := c.Status(deadline(t)); err != nil || s.Version != x.want {
+			t.Errorf("%s: %+v, %v", name, s, err)
+		}
+	}
+	c, before := newClient(t, alone, good), asked.Load()
+	for range 3 {
+		if _, err := c.Status(deadline(t)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := asked.Load() - before; n != 1 {
+		t.Errorf("the one that is alone was asked %d times; the one that answered better is asked first", n)
+	}
+}
+
 // One that hangs is passed over like one that is gone, and is not asked again while another answers.
 func TestAHangingCoordinatorIsPassedOver(t *testing.T) {
 	over := make(chan struct{})

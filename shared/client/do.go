@@ -150,10 +150,16 @@ func pause(err error, try int) (time.Duration, bool) {
 }
 
 // round tries each coordinator once, beginning with the one that answered last. Only a coordinator that
-// cannot be reached makes it go on to the next.
+// cannot be reached, or reaches no leader, makes it go on to the next: one that is cut off knows less than the others.
 func (c *Client) round(ctx context.Context, rq *call, body []byte) (*http.Response, error) {
 	first := int(c.preferred.Load())
 	var errs []error
+	var alone *http.Response // of the first that reaches no leader
+	defer func() {
+		if alone != nil {
+			_ = alone.Body.Close()
+		}
+	}()
 	for i := range c.bases {
 		n := (first + i) % len(c.bases)
 		if err := c.there(ctx, n); err != nil && ctx.Err() == nil {
@@ -163,6 +169,14 @@ func (c *Client) round(ctx context.Context, rq *call, body []byte) (*http.Respon
 		resp, err := c.once(ctx, c.bases[n], rq, body)
 		if err == nil {
 			c.answered[n].Store(time.Now().UnixNano())
+			if resp.Header.Get(api.HeaderKnownLeader) == "false" {
+				if alone == nil {
+					alone = resp
+				} else {
+					_ = resp.Body.Close()
+				}
+				continue
+			}
 			c.preferred.Store(uint32(n))
 			return resp, nil
 		}
@@ -171,6 +185,10 @@ func (c *Client) round(ctx context.Context, rq *call, body []byte) (*http.Respon
 			return nil, err
 		}
 		errs = append(errs, err)
+	}
+	if resp := alone; resp != nil {
+		alone = nil
+		return resp, nil
 	}
 	for _, err := range errs { // a coordinator that answers knows more than one that does not
 		if fault.Is(err, fault.NoLeader) {
