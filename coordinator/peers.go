@@ -48,6 +48,9 @@ func clusterKey(cfg *Config, files fsx.FS) (pki.Key, error) {
 	if !errors.Is(err, trust.ErrNoKey) {
 		return key, err
 	}
+	if cfg.Cluster.BootstrapExpect == 0 {
+		return key, fmt.Errorf("%w: this coordinator is to be brought into a cluster (cluster.bootstrap_expect is 0), so let it join first: make a join token (`demiurge host join-token --coordinator --host %s`) and run `demiurge-coordinator join`", err, cfg.NodeID)
+	}
 	if cfg.Cluster.KeyFile != "" || cfg.Cluster.BootstrapExpect != 1 {
 		return key, fmt.Errorf("%w: copy it from another coordinator of the cluster, or make one for a new cluster (`demiurge-coordinator keygen`) and give the same to each coordinator", err)
 	}

@@ -96,5 +96,5 @@ const plan = `This makes coordinator %s at %s a cluster of its own:
 
 Changes that only the lost coordinators had are lost with them. Use the coordinator with the highest
 last_index of those that are left. The lost ones must never be started again with their data: empty their
-data directories first (but for cluster.key), and let them join %s as new ones.
+data directories first, and let them join %s as new ones, each with a join token.
 `

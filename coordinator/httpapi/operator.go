@@ -299,7 +299,8 @@ func (s *Server) rotateCA(ctx context.Context, in *rotateCAInput) (*changed[api.
 	var c checks
 	overlap := defaultOverlap
 	if in.Body.Overlap != nil {
-		if overlap = bounded(&c, "body.overlap", in.Body.Overlap, pki.MaxLeafLife); overlap < time.Minute {
+		overlap = bounded(&c, "body.overlap", in.Body.Overlap, pki.MaxLeafLife)
+		if c.err() == nil && overlap < time.Minute {
 			c.add("body.overlap", errors.New("every program needs time to renew its certificate: want 1m or more"))
 		}
 	}

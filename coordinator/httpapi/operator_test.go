@@ -156,7 +156,7 @@ func TestOperatorCalls(t *testing.T) {
 		{post, "/v1/operator/ca/rotate", `{}`, 200, "ca", `"pin":"new"`},
 		{post, "/v1/operator/ca/rotate", `{"overlap":"2h"}`, 200, "ca", `"previous":"old"`},
 		{post, "/v1/operator/ca/rotate", `{"overlap":"1s"}`, 400, "", "body.overlap"},
-		{post, "/v1/operator/ca/rotate", `{"overlap":"100000h"}`, 400, "", "body.overlap"},
+		{post, "/v1/operator/ca/rotate", `{"overlap":"100000h"}`, 400, "", `"errors":[{"location":"body.overlap","message":"cannot use 100000h0m0s: want a duration from 0s to 2160h0m0s"}]`},
 		{post, "/v1/operator/gossip/rotate", "", 200, "gossip", `"without":["agent.h1"]`},
 		{get, "/v1/operator/gossip/keys", "", 200, "", `"in_use":"0a0b0c0d"`},
 		{get, "/v1/operator/state", "", 200, "", `"node_id":"c1","index":42,"hash":"abc"`},

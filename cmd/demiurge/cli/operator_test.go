@@ -77,6 +77,8 @@ func TestOperatorCommands(t *testing.T) {
 		{"operator gossip keys", 0, "GET /v1/operator/gossip/keys", []string{"agent.h9", "0c0d", "no"}},
 		{"members --role agent --status failed", 0, "GET /v1/members?role=agent&status=failed", []string{"h9", "192.0.2.9:7402", "3"}},
 		{"operator snapshot restore /nowhere/x --yes", 1, "", []string{"cannot restore"}},
+		{"operator snapshot restore / --yes", 1, "", []string{"cannot restore: / is no file"}},
+		{"operator snapshot save /", 1, "", []string{"cannot save a snapshot: / is no file"}},
 	} {
 		*asked = nil
 		c := start(t, server, strings.Fields(tt.args)...)

@@ -40,6 +40,9 @@ the new one is whole. Keep cluster.key of a coordinator beside it: without that 
 
 // save writes the file so that under its name there is the old one or the whole new one.
 func (a *app) save(ctx context.Context, coord *client.Client, path string) (size int64, err error) {
+	if info, err := os.Stat(path); err == nil && !info.Mode().IsRegular() {
+		return 0, fmt.Errorf("cannot save a snapshot: %s is no file; name one, as in %s", path, filepath.Join(path, "demiurge.snap"))
+	}
 	dir := filepath.Dir(path)
 	f, err := os.CreateTemp(dir, "."+filepath.Base(path)+".*.tmp") // mode 0600
 	if err != nil {
@@ -93,6 +96,9 @@ stay as they are.`,
 		info, err := os.Stat(args[0])
 		if err != nil {
 			return fmt.Errorf("cannot restore: %w", err)
+		}
+		if !info.Mode().IsRegular() {
+			return fmt.Errorf("cannot restore: %s is no file; name one that `demiurge operator snapshot save` wrote", args[0])
 		}
 		if !*sure {
 			if err := a.confirm(fmt.Sprintf("Replace the whole state by %s of %s?", clean(args[0]), info.ModTime().UTC().Format(time.RFC3339))); err != nil {
