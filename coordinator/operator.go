@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"slices"
+	"strconv"
 	"sync"
 	"time"
 
@@ -46,6 +47,9 @@ func (o operator) Members() []api.GossipMember {
 		row := api.GossipMember{
 			Role: string(m.Role), Name: m.Name, HostID: string(m.Host), Address: m.Address.String(), Status: string(m.Status),
 			Since: m.Since.UTC(), Flaps: m.Flaps, Version: m.Version,
+		}
+		if free, err := strconv.ParseUint(m.Tags[tagLow], 10, 64); err == nil && m.Role == gossip.RoleCoordinator {
+			row.StorageLow = fmt.Sprintf("%d MiB free", free)
 		}
 		if m.Role == gossip.RoleAgent && m.DigestError == "" {
 			d := m.Digest

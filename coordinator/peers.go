@@ -33,6 +33,7 @@ const (
 	tagExpect = "x" // how many it begins a new cluster with
 	tagAPI    = "a" // address of the API, for agents
 	tagState  = "s" // one of the following
+	tagLow    = "d" // MiB left on the disk of its log; there only while they are too few
 	stateNew  = "n" // it never was in a cluster
 	stateFit  = "f" // it has what the leader has
 	stateLag  = "l" // it is behind, or knows no leader
@@ -153,9 +154,13 @@ func (c *Coordinator) gossipTags() map[string]string {
 	case stats.LeaderID != "" && stats.LastContact >= 0 && stats.LastContact < time.Second && stats.AppliedIndex+64 > stats.CommitIndex:
 		fitness = stateFit
 	}
-	return map[string]string{
+	tags := map[string]string{
 		tagRaft: c.peers.Addr().String(), tagAPI: c.apiAddress(), tagExpect: strconv.Itoa(c.opts.Config.Cluster.BootstrapExpect), tagState: fitness,
 	}
+	if room := c.node.Room(); room.Low {
+		tags[tagLow] = strconv.FormatUint(room.Free>>20, 10)
+	}
+	return tags
 }
 
 // tell keeps the tags up to date.

@@ -144,10 +144,10 @@ func (s *Server) problems(st *api.Status, stuck notes, drifted map[string]bool) 
 
 // peerNotes tells of coordinators that are gone, and how many more may go.
 func (s *Server) peerNotes(n *notes, st *api.Status) {
-	there := map[string]string{s.opts.Operator.NodeID(): "alive"}
+	there, low := map[string]string{s.opts.Operator.NodeID(): "alive"}, map[string]string{}
 	for _, m := range s.opts.Operator.Members() {
 		if m.Role == "coordinator" && there[m.Name] == "" {
-			there[m.Name] = m.Status
+			there[m.Name], low[m.Name] = m.Status, m.StorageLow
 		}
 	}
 	unreached := s.opts.Cluster.Unreached()
@@ -168,6 +168,9 @@ func (s *Server) peerNotes(n *notes, st *api.Status) {
 		remedy := "start it again, or take it out for good: demiurge operator raft remove-peer " + p.ID
 		switch {
 		case how == "alive" && cause == nil:
+			if low[p.ID] != "" {
+				n.add(warning, "coordinator "+p.ID, "free some space on the disk of its data directory, before it comes to lead", "its disk is nearly full (%s): it ends when it is full", low[p.ID])
+			}
 			continue
 		case how == "alive":
 			how = fmt.Sprintf("it runs, and does not take the log (%v)", cause)

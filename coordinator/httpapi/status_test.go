@@ -62,6 +62,10 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 			k.cluster.three.Store(true)
 			k.operator.member.Store(&api.GossipMember{Role: "coordinator", Name: "c2", Status: "failed"})
 		}, warning, "coordinator c2", "failed: 1 of 3"},
+		"disk of another one": {func(k *kit) {
+			k.cluster.three.Store(true)
+			k.operator.member.Store(&api.GossipMember{Role: "coordinator", Name: "c2", Status: "alive", StorageLow: "3 MiB free"})
+		}, warning, "coordinator c2", "nearly full (3 MiB free)"},
 		"coordinator alive, and deaf": {func(k *kit) {
 			k.cluster.three.Store(true)
 			k.cluster.deaf.Store(true)

@@ -72,6 +72,8 @@ type GossipMember struct {
 	Flaps   int           `json:"flaps" doc:"How often it failed and came back of late"`
 	Version string        `json:"version"`
 	Digest  *MemberDigest `json:"digest,omitempty" doc:"What it says of its health; agents only"`
+
+	StorageLow string `json:"storage_low,omitempty" doc:"How little room is left for its log; left out while there is enough. Coordinators only"`
 }
 
 // MemberDigest is the health of a host as its agent tells it over gossip.
