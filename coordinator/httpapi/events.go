@@ -91,6 +91,9 @@ func (s *Server) collectEvents(ctx context.Context, after state.EventID, limit i
 	out := api.List[api.Event]{Items: []api.Event{}}
 	for {
 		events, more, _ := s.opts.Store.Events(after, scan)
+		if wait > 0 && !s.entitled(nil, callerOf(ctx)) {
+			return out, errCredential()
+		}
 		for i := range events {
 			after = events[i].ID()
 			if !keep(topicOf(events[i].Type)) {
@@ -108,15 +111,12 @@ func (s *Server) collectEvents(ctx context.Context, after state.EventID, limit i
 		if len(out.Items) > 0 {
 			return out, nil
 		}
+		if ctx.Err() != nil {
+			return out, nil
+		}
 		select {
 		case <-more:
-		case <-ctx.Done():
-		}
-		switch {
-		case !s.entitled(nil, callerOf(ctx)):
-			return out, errCredential()
-		case ctx.Err() != nil:
-			return out, nil
+		case <-ctx.Done(): // the next turn looks why
 		}
 	}
 }
