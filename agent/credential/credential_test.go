@@ -183,7 +183,7 @@ func TestARotationOfTheCAMakesTheCertificateDue(t *testing.T) {
 		}
 		time.Sleep(overlap / 2)
 		synctest.Wait()
-		if got := k.Current(); got.Leaf().Equal(joined.Leaf()) || got.RenewAt().Sub(time.Now()) < pki.DefaultLeafLife/2 || r.asked != 1 {
+		if got := k.Current(); got.Leaf().Equal(joined.Leaf()) || time.Until(got.RenewAt()) < pki.DefaultLeafLife/2 || r.asked != 1 {
 			t.Errorf("after half of the overlap, asked %d times: %s", r.asked, got)
 		}
 	})
