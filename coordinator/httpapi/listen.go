@@ -117,6 +117,9 @@ func (l *listener) end(err error) {
 func (l *listener) Close() error {
 	l.end(net.ErrClosed)
 	err := l.Listener.Close()
+	if errors.Is(err, net.ErrClosed) { // by the HTTP server, which closes what accepts no more
+		err = nil
+	}
 	l.mu.Lock()
 	for conn := range l.waiting {
 		_ = conn.Close()

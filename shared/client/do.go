@@ -96,6 +96,9 @@ func do[T any](ctx context.Context, c *Client, rq *call, opts []CallOption) (T, 
 		return out, nil
 	}
 	if err := json.NewDecoder(io.LimitReader(resp.Body, maxAnswer)).Decode(&out); err != nil {
+		if ctx.Err() != nil { // as http.Client says it: which of the two notices the end is chance
+			return out, &url.Error{Op: rq.method, URL: rq.path, Err: ctx.Err()}
+		}
 		return out, fmt.Errorf("cannot read the answer to %s %s: %w", rq.method, rq.path, err)
 	}
 	return out, nil
