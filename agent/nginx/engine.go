@@ -199,12 +199,18 @@ func fallback(f fsx.FS, l layout, r renderer, j journal, numbers []uint64) (jour
 		}
 	}
 	if next.Live == 0 {
-		next.Last++
-		next.Live = next.Last
-		if err := stage(f, l, next.Live, r.render(next.Live, Config{}), r.digest(Config{})); err != nil {
-			return journal{}, err
-		}
+		return begin(f, l, r, next)
 	}
+	return next, saveJournal(f, l, "initial", next)
+}
+
+// begin makes a generation without gateways the live one. The agent gives it what is wanted.
+func begin(f fsx.FS, l layout, r renderer, j journal) (journal, error) {
+	n := j.Last + 1
+	if err := stage(f, l, n, r.render(n, Config{}), r.digest(Config{})); err != nil {
+		return journal{}, err
+	}
+	next := journal{Live: n, Last: n, Rejected: j.Rejected}
 	return next, saveJournal(f, l, "initial", next)
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io/fs"
 	"path/filepath"
+	"slices"
 	"syscall"
 	"time"
 
@@ -55,6 +56,13 @@ func Prepare(ctx context.Context, opts Options) error {
 	if err != nil {
 		return err
 	}
+	if anew, err := isStranded(files, l, r, j); err != nil {
+		return err
+	} else if anew {
+		if j, err = begin(files, l, r, j); err != nil {
+			return err
+		}
+	}
 	if err := ensure(files, "nginx.pointer", l.pointer(), pointerText(j.Live)); err != nil {
 		return err
 	}
@@ -63,6 +71,20 @@ func Prepare(ctx context.Context, opts Options) error {
 		return err
 	}
 	return clearSockets(files, l)
+}
+
+// isStranded tells whether nginx cannot start with the live generation and could with another: its own socket lies in
+// another run directory, or it listens where this host can listen no more and the configuration names other places.
+func isStranded(f fsx.FS, l layout, r renderer, j journal) (bool, error) {
+	files, _, err := readGeneration(f, l.generation(j.Live))
+	if err != nil {
+		return false, err
+	}
+	if !bytes.Contains(files["fence.conf"], []byte(l.socket(j.Live))) {
+		return true, nil
+	}
+	before := listeners(files)
+	return !slices.Equal(before, listeners(r.render(j.Live, Config{}))) && bindTest(before, nil) != nil, nil
 }
 
 // ensure writes a file unless it is right already: nginx must be able to start on a full disk.

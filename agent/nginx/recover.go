@@ -131,6 +131,29 @@ func (e *Engine) resume(ctx context.Context) error {
 	return nil
 }
 
+// follow takes over what a start of nginx has begun anew with (Prepare), because the live generation was damaged or could
+// listen no more where it did. The apply loop calls it between generations.
+func (e *Engine) follow(ctx context.Context) error {
+	known := e.snapshot().j
+	j, found, err := loadJournal(e.fs, e.l)
+	if err != nil || !found || j.Live == known.Live || j.Last < known.Last || known.Candidate != 0 {
+		return nil // the next generation writes the journal anew, whatever has become of it
+	}
+	if e.answers(ctx, known.Live, patience) {
+		return nil // nginx was not started, so nobody has prepared it
+	}
+	files, m, err := readGeneration(e.fs, e.l.generation(j.Live))
+	if err != nil {
+		return transient(err, "cannot read generation %d, with which nginx was started", j.Live)
+	}
+	e.log.Warn("nginx was started with another generation; going on from it", "generation", j.Live, "before", known.Live)
+	e.change(func(st *state) {
+		st.j, st.proven, st.force = j, false, false
+		st.adopt(files, m.digest)
+	})
+	return nil
+}
+
 func (e *Engine) pointsTo(n uint64) bool {
 	b, err := e.fs.ReadFile("nginx.pointer.read", e.l.pointer())
 	got, ok := parsePointer(b)

@@ -438,6 +438,8 @@ func (e *Engine) scanRoutes(ctx context.Context) {
 		e.renewWorkers("its workers stand in another directory")
 		return
 	}
+	ctx, cancel := context.WithTimeout(ctx, silence) // what takes connections and does not answer would keep these routes locked
+	defer cancel()
 	for _, org := range e.routes.sample(canarySample) {
 		var wrong *wrongAnswer
 		if err := e.tryRoute(ctx, e.base(), org); errors.As(err, &wrong) {

@@ -165,6 +165,9 @@ func (e *Engine) converge(ctx context.Context) (err error) {
 	if err := e.resume(ctx); err != nil {
 		return err
 	}
+	if err := e.follow(ctx); err != nil {
+		return err
+	}
 	if err := e.repairPointer(); err != nil {
 		return err
 	}
@@ -287,8 +290,8 @@ func (e *Engine) look(ctx context.Context) {
 	types := map[string]EventType{api.NginxServing: NginxServing, api.NginxDown: NginxDown, api.NginxWedged: NginxWedged}
 	e.log.Info("nginx changed its condition", "condition", condition, "reason", reason)
 	e.event(Event{Type: types[condition], Reason: reason, Generation: before.j.Live})
-	if condition == api.NginxServing {
-		e.poke() // what waited for nginx can go on
+	if condition != api.NginxDown {
+		e.poke() // what waited for nginx can go on, or it was started with another generation
 	}
 }
 
