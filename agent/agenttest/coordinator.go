@@ -215,7 +215,7 @@ func (c *Coordinator) Drop(g id.Gateway) {
 
 // full is everything that is wanted. mu is held.
 func (c *Coordinator) full() api.AssignmentFrame {
-	f := api.AssignmentFrame{Index: c.index, Full: true, Domain: c.Domain}
+	f := api.AssignmentFrame{Index: c.index, Full: true, Domain: c.Domain, CA: c.trust.Bundle().PEM()}
 	for _, g := range c.wanted {
 		f.Gateways = append(f.Gateways, g)
 	}
