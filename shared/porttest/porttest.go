@@ -3,18 +3,12 @@
 package porttest
 
 import (
-	"math/rand/v2"
 	"net"
 	"strconv"
 	"sync"
 	"testing"
-)
 
-// The ports that are given out. They are below those that the kernel gives to connections
-// (ip_local_port_range): one of these might be taken before the program listens.
-const (
-	first = 12000
-	count = 20000
+	"github.com/demiurge-platform/demiurge/shared/freeport"
 )
 
 // given are the ports that Free gave in this process.
@@ -24,7 +18,7 @@ var given sync.Map
 func Free(t testing.TB) int {
 	t.Helper()
 	for range 1000 {
-		port := first + rand.IntN(count)
+		port := freeport.Pick()
 		if _, taken := given.LoadOrStore(port, true); taken {
 			continue
 		}

@@ -11,6 +11,8 @@ import (
 	"slices"
 	"strconv"
 	"syscall"
+
+	"github.com/demiurge-platform/demiurge/shared/freeport"
 )
 
 // ports are the addresses that a system listens on. Coordinators and hosts are machines in small: the second of
@@ -104,10 +106,7 @@ func (c *chooser) take(candidates ...string) (string, error) { return c.first(fa
 func (c *chooser) takeBoth(candidates ...string) (string, error) { return c.first(true, candidates) }
 
 func (c *chooser) first(udp bool, candidates []string) (address string, err error) {
-	for _, candidate := range candidates {
-		if candidate == "" {
-			continue
-		}
+	for _, candidate := range offered(candidates) {
 		var l net.Listener
 		if l, err = net.Listen("tcp", candidate); err != nil {
 			continue
@@ -125,6 +124,22 @@ func (c *chooser) first(udp bool, candidates []string) (address string, err erro
 		return address, nil
 	}
 	return "", err
+}
+
+// offered puts ports that no connection gets in the place of port 0, before it, and leaves out the empty candidates.
+func offered(candidates []string) (out []string) {
+	for _, candidate := range candidates {
+		switch {
+		case candidate == "":
+			continue
+		case portOf(candidate) == "0":
+			for range 20 {
+				out = append(out, withPort(candidate, strconv.Itoa(freeport.Pick())))
+			}
+		}
+		out = append(out, candidate)
+	}
+	return out
 }
 
 // choosePorts checks that the wanted addresses are free before anything starts, and chooses those that

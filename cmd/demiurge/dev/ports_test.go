@@ -118,6 +118,11 @@ func TestPortsOfSeveral(t *testing.T) {
 	if all := p.all(); len(slices.Compact(all)) != 3*4+2*2 {
 		t.Errorf("ports = %+v, want different ones", p)
 	}
+	for _, address := range p.all() {
+		if a := netip.MustParseAddrPort(address); a.Port() >= 32768 {
+			t.Errorf("%s may be the end of a connection before it is listened on: ip(7), ip_local_port_range", address)
+		}
+	}
 	for i, c := range p.Coordinators {
 		for _, address := range []string{c.API, c.Raft, c.Gossip, c.DNS} {
 			if hostOf(address) != hostAddress(i) {
