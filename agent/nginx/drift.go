@@ -119,8 +119,9 @@ func (e *Engine) workersStandElsewhere() bool {
 		return false
 	}
 	for _, pid := range children(master.pid) {
+		// A worker bears its title from when it stands where it is told to; before that it is where the master is.
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || bytes.Contains(title, []byte("is shutting down")) {
+		if err != nil || !bytes.Contains(title, []byte("worker process")) || bytes.Contains(title, []byte("is shutting down")) {
 			continue
 		}
 		if stands, err := os.Stat(fmt.Sprintf("/proc/%d/cwd", pid)); err == nil && !os.SameFile(own, stands) {
