@@ -3,11 +3,14 @@ package tenantapi
 import (
 	"bytes"
 	"context"
+	"encoding/base64"
 	"encoding/json"
 	"net/http"
 	"net/http/httptest"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
@@ -90,6 +93,42 @@ func FuzzLocalPath(f *testing.F) {
 		read := strings.NewReplacer("\t", "", "\r", "", "\n", "", `\`, "/").Replace(strings.TrimFunc(to, func(r rune) bool { return r <= ' ' }))
 		if read != to || strings.HasPrefix(read, "//") || !strings.HasPrefix(read, "/") {
 			t.Fatalf("%q is read as %q", to, read)
+		}
+	})
+}
+
+// FuzzSealed: what a browser brings back opens only as it was sealed, for what it was sealed, and in its time.
+func FuzzSealed(f *testing.F) {
+	now := time.Now()
+	s, err := newSealer(func() time.Time { return now })
+	if err != nil {
+		f.Fatal(err)
+	}
+	const value = "of ours"
+	sealed, err := s.seal("login", time.Minute, value)
+	if err != nil {
+		f.Fatal(err)
+	}
+	raw, err := base64.RawURLEncoding.DecodeString(sealed)
+	if err != nil {
+		f.Fatal(err)
+	}
+	f.Add("login", sealed, int64(59))
+	f.Add("login", sealed, int64(60))
+	f.Add("consent", sealed, int64(0))
+	f.Add("login", sealed+"A", int64(0))
+	f.Add("login", sealed[:len(sealed)-1], int64(0))
+	f.Add("login", strings.ToLower(sealed), int64(0))
+	f.Add("login", "", int64(0))
+	f.Fuzz(func(t *testing.T, purpose, text string, later int64) {
+		before := now
+		defer func() { now = before }()
+		now = now.Add(time.Duration(later%3600) * time.Second)
+		var got string
+		err := s.open(purpose, text, &got)
+		bytes, wrong := base64.RawURLEncoding.DecodeString(text)
+		if mine := purpose == "login" && wrong == nil && slices.Equal(bytes, raw) && later%3600 < 60; (err == nil) != mine || mine && got != value || !mine && got != "" {
+			t.Fatalf("for %q, %d s later, %q opens to %q, %v", purpose, later%3600, text, got, err)
 		}
 	})
 }
