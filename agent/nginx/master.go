@@ -158,12 +158,13 @@ func parentOf(pid int) int {
 }
 
 // orphans are workers of this data directory whose master is dead. They would go on serving an old
-// configuration and keep the ports from the next nginx. They are known by the log that they hold open.
+// configuration and keep the ports from the next nginx. They are known by the log that they hold open; in a container
+// with files of its own a log of the same path is another one.
 func orphans(l layout) []process {
 	var out []process
 	for _, pid := range procfs.PIDs() {
 		title, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", pid))
-		if err != nil || !bytes.HasPrefix(title, []byte(workerTitle)) || !holds(pid, l.accessLog()) {
+		if err != nil || !bytes.HasPrefix(title, []byte(workerTitle)) || !holds(pid, l.accessLog()) || !procfs.Shares(pid, l.accessLog()) {
 			continue
 		}
 		parent, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", parentOf(pid)))

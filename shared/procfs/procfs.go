@@ -110,6 +110,18 @@ func PIDs() []int {
 	return out
 }
 
+// Shares reports whether a process has the same file or directory at an absolute path as this one. In a container with
+// files of its own the same path is another file. What cannot be told, because one of them has nothing there or may not
+// be asked, counts as shared.
+func Shares(pid int, path string) bool {
+	ours, err := os.Stat(path)
+	if err != nil {
+		return true
+	}
+	theirs, err := os.Stat("/proc/" + strconv.Itoa(pid) + "/root" + path)
+	return err != nil || os.SameFile(ours, theirs)
+}
+
 // Boot names this run of the machine: pids and start times of another one mean nothing.
 func Boot() (string, error) {
 	b, err := os.ReadFile("/proc/sys/kernel/random/boot_id")

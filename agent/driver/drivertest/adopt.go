@@ -1,12 +1,15 @@
 package drivertest
 
 import (
+	"bufio"
 	"context"
 	"errors"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"slices"
 	"strings"
+	"syscall"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/agent/driver"
@@ -170,6 +173,37 @@ func listed(h *host) {
 	if all, err := h.List(h.ctx); err != nil || len(all) != 0 {
 		h.Errorf("List after all was stopped = %v, %v", all, err)
 	}
+}
+
+// elsewhere has a gateway in a container that has the same paths, with files of its own: it is another agent's.
+func elsewhere(h *host) {
+	spec := h.spec(modeServe)
+	args := []string{"--mount"}
+	if os.Geteuid() != 0 {
+		args = append(args, "--user", "--map-root-user")
+	}
+	foreign := exec.Command("unshare", append(args, "sh", "-ec", `mount -t tmpfs files "$1"; exec "$2"`, "sh", h.dir, spec.Program)...)
+	foreign.Env = append(append(os.Environ(), spec.Env...), driver.EnvGateway+"="+string(spec.Gateway), driver.EnvListen+"="+spec.Listen)
+	foreign.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
+	out, err := foreign.StdoutPipe()
+	h.check(err)
+	h.check(foreign.Start())
+	h.Cleanup(func() {
+		h.check(foreign.Process.Kill())
+		_ = foreign.Wait() // killed
+	})
+	said, err := bufio.NewReader(out).ReadString('\n')
+	h.check(err)
+	if said != "ready\n" {
+		h.Fatalf("the other agent's gateway said %q", said)
+	}
+	known := h.spec(modeServe)
+	ours := h.start(known)
+	h.ready(known, 1)
+	if got, err := h.List(h.ctx); err != nil || !slices.Equal(got, []driver.Process{ours}) {
+		h.Errorf("List = %+v, %v; want %+v alone", got, err, ours)
+	}
+	h.check(h.Stop(h.ctx, ours, patience))
 }
 
 // orphans: a gateway died while no agent was there, and its children live.

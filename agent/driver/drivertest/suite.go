@@ -42,6 +42,7 @@ func Run(t *testing.T, factory Factory) {
 		{"another process of the same number is not mistaken", reuse},
 		{"gone processes are not adopted", goneIsGone},
 		{"list finds what no journal knows", listed},
+		{"list leaves alone what runs elsewhere with the same paths", elsewhere},
 		{"list finds what a gateway left behind", orphans},
 		{"missing program", missing},
 		{"wrong specification", wrongSpec},

@@ -138,13 +138,18 @@ func (d *Driver) List(ctx context.Context) ([]driver.Process, error) {
 }
 
 // marked returns the gateway whose environment a process has, if its socket is below our run directory.
-// The environment of another user's process cannot be read, and that process is not ours.
+// The environment of another user's process cannot be read, and that process is not ours. Nor is one that has another
+// directory in that place: it belongs to an agent in a container that shares the machine's processes, but not its files.
 func (d *Driver) marked(pid int) id.Gateway {
 	b, err := os.ReadFile(filepath.Join("/proc", strconv.Itoa(pid), "environ"))
 	if err != nil {
 		return ""
 	}
-	return markOf(b, d.opts.RunDir)
+	gateway := markOf(b, d.opts.RunDir)
+	if gateway != "" && !procfs.Shares(pid, d.opts.RunDir) {
+		return ""
+	}
+	return gateway
 }
 
 // markOf reads the environment of a process, as in proc_pid_environ(5).
