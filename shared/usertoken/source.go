@@ -167,7 +167,7 @@ func (r *remote) problem() string {
 }
 
 // run asks at once and then again and again: at the usual pace after a good answer, soon and then ever less
-// often after a bad one, and out of turn when a token named an unknown key.
+// often after a bad one, though no less often than after a good one, and out of turn when a token named an unknown key.
 func (r *remote) run(ctx context.Context) {
 	failures := 0
 	for {
@@ -182,7 +182,7 @@ func (r *remote) run(ctx context.Context) {
 			if r.wrong.Swap(&text) == nil {
 				r.log.Warn("cannot get the keys of an issuer: those of before stay, and it is tried again", "url", r.conf.JWKSURL, "error", err)
 			}
-			wait = backOff(failures)
+			wait = min(backOff(failures), r.conf.Refresh)
 			failures++
 		} else {
 			failures = 0
@@ -190,29 +190,29 @@ func (r *remote) run(ctx context.Context) {
 				r.log.Info("the issuer's keys are there again", "url", r.conf.JWKSURL)
 			}
 		}
-		if !r.pause(ctx, asked, wait-time.Duration(rand.Int64N(int64(wait)/10)), err == nil) { // not all coordinators at the same moment
+		if !r.pause(ctx, asked, wait-time.Duration(rand.Int64N(int64(wait)/10))) { // not all coordinators at the same moment
 			return
 		}
 	}
 }
 
-// pause waits for the next turn. After a good answer a miss may bring it forward, though not to less than
-// missGap after the question before: anybody can make up the name of a key.
-func (r *remote) pause(ctx context.Context, asked time.Time, wait time.Duration, heed bool) bool {
+// pause waits for the next turn. A miss may bring it forward, though not to less than missGap after the question before:
+// anybody can make up the name of a key. After a bad answer, too: then it is a user who is kept out until the next one.
+func (r *remote) pause(ctx context.Context, asked time.Time, wait time.Duration) bool {
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
 	select {
 	case <-r.missed: // one that the answer, which came after it, has settled
 	default:
 	}
-	for {
+	for heed := missGap < wait; ; {
 		select {
 		case <-ctx.Done():
 			return false
 		case <-timer.C:
 			return true
 		case <-r.missed:
-			if heed && missGap < wait {
+			if heed {
 				timer.Reset(max(missGap-time.Since(asked), 0))
 				heed = false
 			}

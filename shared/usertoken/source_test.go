@@ -124,8 +124,16 @@ func (s *scripted) down() {
 // inBubble runs a test with a verifier whose issuer is at a URL and answered by script.
 func inBubble(t *testing.T, s *scripted, k kit.Key, test func(t *testing.T, v *usertoken.Verifier)) {
 	t.Helper()
+	refreshing(t, s, k, 0, test)
+}
+
+// refreshing is inBubble with another pace than the usual one.
+func refreshing(t *testing.T, s *scripted, k kit.Key, refresh time.Duration, test func(t *testing.T, v *usertoken.Verifier)) {
+	t.Helper()
 	synctest.Test(t, func(t *testing.T) {
-		conf := usertoken.Issuer{Name: kit.Name, Issuer: kit.URL, Audience: kit.Audience, Algorithms: []string{string(k.Algorithm)}, JWKSURL: "https://login.example.org/jwks"}
+		conf := usertoken.Issuer{
+			Name: kit.Name, Issuer: kit.URL, Audience: kit.Audience, Algorithms: []string{string(k.Algorithm)}, JWKSURL: "https://login.example.org/jwks", Refresh: refresh,
+		}
 		v, err := usertoken.New(usertoken.Options{Issuers: []usertoken.Issuer{conf}, Logger: hclog.NewNullLogger(), Transport: s})
 		if err != nil {
 			t.Fatal(err)
@@ -166,6 +174,50 @@ func TestSecurityJWKSDownAtTheStart(t *testing.T) {
 		accepted(t, v, "once it is up", kit.Sign(t, k, kit.For("alice", time.Now())), alice)
 		if p := v.Problems(); len(p) > 0 {
 			t.Errorf("problems %v", p)
+		}
+	})
+}
+
+// However long an issuer was down, whoever comes to log in once it is up does not wait for the turn that is due after
+// so many failures. A flood of them while it is down does not have it asked more often than while it is up.
+func TestAnIssuerThatIsBackIsAskedForWhoComes(t *testing.T) {
+	k, s := kit.NewKey(t, "a"), &scripted{}
+	s.down()
+	inBubble(t, s, k, func(t *testing.T, v *usertoken.Verifier) {
+		comes := func() bool { return opens(v, kit.Sign(t, k, kit.For("alice", time.Now()))) }
+		waitFor(time.Hour)
+		before := s.asked.Load()
+		for range 600 {
+			if comes() {
+				t.Fatal("a user got in without keys")
+			}
+			waitFor(time.Second)
+		}
+		if n := s.asked.Load() - before; n < 15 || n > 21 {
+			t.Errorf("asked %d times in ten minutes of users", n)
+		}
+		waitFor(time.Hour)
+		s.gives(kit.Set(t, k))
+		back := time.Now()
+		for !comes() {
+			waitFor(time.Second)
+		}
+		if waited := time.Since(back); waited > 31*time.Second {
+			t.Errorf("who came once it was up had to wait %s", waited)
+		}
+	})
+}
+
+// An operator who has the issuer asked every minute has it asked every minute, down or up.
+func TestAnIssuerThatIsDownIsAskedAtItsPace(t *testing.T) {
+	k, s := kit.NewKey(t, "a"), &scripted{}
+	s.down()
+	refreshing(t, s, k, time.Minute, func(t *testing.T, v *usertoken.Verifier) {
+		waitFor(time.Hour)
+		before := s.asked.Load()
+		waitFor(10 * time.Minute)
+		if n := s.asked.Load() - before; n < 9 || n > 12 {
+			t.Errorf("asked %d times in ten minutes, after an hour of failures", n)
 		}
 	})
 }
