@@ -28,9 +28,9 @@ type breakage struct {
 // nemesis breaks the cluster, one thing after the other.
 type nemesis struct {
 	c        *cluster
-	rng      *rand.Rand
-	leader   *node // when the breakage begins
-	follower *node // any other
+	rng      *rand.Rand // of this piece: one that is done again is the same
+	leader   *node      // when the breakage begins
+	follower *node      // any other
 	victim   *realHost
 }
 
@@ -70,8 +70,9 @@ func (n *nemesis) heal() error {
 	return errors.Join(errs...)
 }
 
-// choose looks who leads, and chooses the others by the seed.
-func (n *nemesis) choose() {
+// choose looks who leads, and chooses the others by the seed of the piece.
+func (n *nemesis) choose(seed uint64) {
+	n.rng = rand.New(rand.NewPCG(seed, 6))
 	n.c.await("a leader before the fault", func() error {
 		var err error
 		n.leader, err = n.c.leader()
@@ -106,9 +107,9 @@ func waitFor(ctx context.Context, d time.Duration) {
 
 // order is all breakages with this in their name, each once, as the seed orders them; or of every family the first
 // one only.
-func (n *nemesis) order(named string, short bool) []breakage {
+func order(rng *rand.Rand, named string, short bool) []breakage {
 	var out []breakage
-	for _, i := range n.rng.Perm(len(breakages)) {
+	for _, i := range rng.Perm(len(breakages)) {
 		b := breakages[i]
 		if !strings.Contains(b.name, named) || short && b.clocks || short && slices.ContainsFunc(out, func(o breakage) bool { return o.family == b.family }) {
 			continue
@@ -127,13 +128,13 @@ func TestShortFormBreaksEveryFamilyOnce(t *testing.T) {
 		}
 	}
 	for seed := range uint64(20) {
-		order := (&nemesis{rng: rand.New(rand.NewPCG(seed, 3))}).order("", true)
+		broken := order(rand.New(rand.NewPCG(seed, 3)), "", true)
 		seen := map[string]bool{}
-		for _, b := range order {
+		for _, b := range broken {
 			seen[b.family], chosen[b.name] = true, true
 		}
-		if len(order) != len(families) || !maps.Equal(seen, families) {
-			t.Errorf("seed %d: %d faults of %d families; there are %d families", seed, len(order), len(seen), len(families))
+		if len(broken) != len(families) || !maps.Equal(seen, families) {
+			t.Errorf("seed %d: %d faults of %d families; there are %d families", seed, len(broken), len(seen), len(families))
 		}
 	}
 	if len(chosen) <= len(families) {

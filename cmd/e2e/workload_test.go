@@ -11,10 +11,13 @@ import (
 	"io"
 	"math/rand/v2"
 	"net/http"
+	"net/http/httptest"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"sync"
+	"testing"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/cmd/e2e/check"
@@ -182,12 +185,10 @@ func (l *load) ask(op check.Operation, at int) {
 
 // again repeats an answered start with its key at another coordinator.
 func (l *load) again(op check.Operation, n *node) {
-	l.mu.Lock()
-	op.ID, op.Again, op.Nodes, op.Call = len(l.operations), true, []string{n.name}, time.Since(l.begun)
-	op.Items = []check.Item{{Organization: op.Items[0].Organization}}
-	l.operations = append(l.operations, op)
-	l.mu.Unlock()
-	op.Outcome = check.Unknown
+	op = l.numbered(check.Operation{
+		Kind: op.Kind, Key: op.Key, Again: true, Nodes: []string{n.name}, Call: time.Since(l.begun), Outcome: check.Unknown,
+		Items: []check.Item{{Organization: op.Items[0].Organization}},
+	})
 	l.rec.Operation(op)
 	ctx, cancel := within(tryFor)
 	defer cancel()
@@ -347,4 +348,43 @@ func trusting(file string) (*tls.Config, error) {
 		return nil, fmt.Errorf("no certificate is in %s", file)
 	}
 	return &tls.Config{RootCAs: pool, MinVersion: tls.VersionTLS13}, nil
+}
+
+// A repeated start is no answered operation before it is answered itself: the load that a piece is begun with is the one
+// that its history has.
+func TestARepeatedStartCountsWhenItIsAnswered(t *testing.T) {
+	asked, answer := make(chan struct{}), make(chan struct{})
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		close(asked)
+		<-answer
+		w.WriteHeader(http.StatusCreated)
+		_, _ = io.WriteString(w, "{}") // nobody to tell
+	}))
+	defer server.Close()
+	api, err := client.New(client.Options{Addresses: []string{server.URL}, Token: "t", RetryFor: -1})
+	if err != nil {
+		t.Fatal(err)
+	}
+	r := check.Run{Begun: time.Now()}
+	rec, err := check.Record(filepath.Join(t.TempDir(), "history.jsonl"), r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer rec.Close()
+	l := newLoad(&cluster{t: t}, &r, rec, 1)
+	first := l.numbered(check.Operation{Kind: check.Start, Key: "k", Outcome: check.OK, Return: time.Millisecond, Items: []check.Item{{Organization: "o"}}})
+	done := make(chan struct{})
+	go func() { l.again(first, &node{name: "c1", api: api}); close(done) }()
+	<-asked
+	rate := func() float64 {
+		l.mu.Lock()
+		defer l.mu.Unlock()
+		return check.Rate(l.operations, time.Second)
+	}
+	before := rate()
+	close(answer)
+	<-done
+	if after := rate(); before != 1 || after != 2 {
+		t.Errorf("%v answered a second before its answer and %v after it, of two in all", before, after)
+	}
 }

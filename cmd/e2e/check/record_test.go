@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/cmd/e2e/check"
 )
@@ -52,8 +53,8 @@ func TestStoredRunIsTheRun(t *testing.T) {
 		t.Errorf("stored and read:\n%.2000s\nwant\n%.2000s", b, a)
 	}
 	var out strings.Builder
-	if !check.Judge(&out, "run", got) {
-		t.Errorf("not green:\n%s", &out)
+	if v := check.Judge(&out, "run", got); v != check.Green {
+		t.Errorf("%s:\n%s", v, &out)
 	}
 }
 
@@ -77,13 +78,23 @@ func TestCutOffRunIsJudged(t *testing.T) {
 		t.Fatal(err)
 	}
 	var out strings.Builder
-	if check.Judge(&out, "run", got) {
-		t.Error("green")
+	if v := check.Judge(&out, "run", got); v != check.Red {
+		t.Errorf("it is %s", v)
 	}
 	for _, want := range []string{"did not come to its end", "seed 3; first broken: " + string(check.OneLive)} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("%q is not in:\n%s", want, &out)
 		}
+	}
+}
+
+// A run whose load was too small is neither green nor red.
+func TestIdleRunIsInvalid(t *testing.T) {
+	run := newSound(3, 250)
+	run.Faults[0].At = time.Hour
+	var out strings.Builder
+	if v := check.Judge(&out, "run", run); v != check.Invalid || !strings.Contains(out.String(), "INVALID, it proves nothing: 0 operations a second") {
+		t.Errorf("it is %s:\n%s", v, &out)
 	}
 }
 

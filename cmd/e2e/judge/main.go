@@ -20,7 +20,7 @@ func main() {
 			fmt.Fprintln(os.Stderr, err)
 			os.Exit(2)
 		}
-		if check.Judge(os.Stdout, path, run) {
+		if check.Judge(os.Stdout, path, run) == check.Green {
 			continue
 		}
 		code = 1
