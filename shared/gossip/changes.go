@@ -165,7 +165,8 @@ type feed struct {
 }
 
 type entry struct {
-	change Change
+	change Change // with all that the reader missed
+	since  Kind   // what of that came after the change was last offered to the reader
 	serial uint64
 }
 
@@ -181,15 +182,24 @@ func (f *feed) put(c Change) {
 	had, waiting := f.pending[name]
 	if !waiting {
 		f.order = append(f.order, name)
-	} else if c.Kind == Updated {
-		c.Kind = had.change.Kind // that it joined is still news, that it changed besides is not
 	}
-	f.pending[name] = entry{c, f.serial}
+	since := c.Kind.after(had.since)
+	c.Kind = c.Kind.after(had.change.Kind)
+	f.pending[name] = entry{c, since, f.serial}
 	f.mu.Unlock()
 	select {
 	case f.wake <- struct{}{}:
 	default:
 	}
+}
+
+// after sums up two kinds, the earlier one of which was missed: that a member joined is still news, that it changed
+// besides is not.
+func (k Kind) after(missed Kind) Kind {
+	if k == Updated && missed != "" {
+		return missed
+	}
+	return k
 }
 
 // run hands out changes until stop is closed, and then closes the channel.
@@ -215,26 +225,32 @@ func (f *feed) run(stop <-chan struct{}) {
 	}
 }
 
-// head is the change that has waited longest.
+// head is the change that has waited longest, to be offered to the reader.
 func (f *feed) head() (entry, bool) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(f.order) == 0 {
 		return entry{}, false
 	}
-	return f.pending[f.order[0]], true
+	e := f.pending[f.order[0]]
+	e.since = ""
+	f.pending[f.order[0]] = e
+	return e, true
 }
 
 // done takes a delivered change out, unless a newer one of its member came while it was handed over: then
-// that one still has to be told.
+// that one still has to be told, without what the reader knows now.
 func (f *feed) done(delivered entry) {
 	name := delivered.change.Member.id()
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.order = f.order[1:]
-	if f.pending[name].serial == delivered.serial {
+	e := f.pending[name]
+	if e.serial == delivered.serial {
 		delete(f.pending, name)
 		return
 	}
+	e.change.Kind = e.since
+	f.pending[name] = e
 	f.order = append(f.order, name)
 }

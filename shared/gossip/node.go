@@ -219,10 +219,7 @@ func (n *Node) handle(e serf.Event) {
 				n.see(m)
 				continue
 			}
-			n.mu.Lock()
-			change, ok := n.track.forget(m.Name)
-			n.mu.Unlock()
-			n.tell(change, ok)
+			n.follow(func(t *tracker) (Change, bool) { return t.forget(m.Name) })
 		}
 	case serf.UserEvent:
 		n.refusals.note(e.Name, "an event over gossip, which carries no commands")
@@ -237,14 +234,18 @@ func (n *Node) see(m serf.Member) {
 		n.refusals.note(m.Name, err.Error())
 		return
 	}
-	n.mu.Lock()
-	change, ok := n.track.see(parsed, time.Now())
-	n.mu.Unlock()
-	n.tell(change, ok)
+	n.follow(func(t *tracker) (Change, bool) { return t.see(parsed, time.Now()) })
 }
 
-func (n *Node) tell(c Change, ok bool) {
-	if !ok || c.Member.Self {
+// follow takes in what happened to a member. Its change waits for the reader before Members gives it.
+func (n *Node) follow(what func(*tracker) (Change, bool)) {
+	n.mu.Lock()
+	c, ok := what(n.track)
+	if ok = ok && !c.Member.Self; ok {
+		n.feed.put(Change{c.Kind, c.Member.clone()})
+	}
+	n.mu.Unlock()
+	if !ok {
 		return
 	}
 	switch c.Kind {
@@ -255,8 +256,6 @@ func (n *Node) tell(c Change, ok bool) {
 	default:
 		n.log.Info("member "+string(c.Kind), "member", c.Member.id(), "address", c.Member.Address)
 	}
-	c.Member = c.Member.clone()
-	n.feed.put(c)
 }
 
 // Run tells this start of the node from every other one, as its Member.Run does.

@@ -228,7 +228,13 @@ func TestThirtyTwoMembers(t *testing.T) {
 func TestNobodyReadsTheChanges(t *testing.T) {
 	t.Parallel()
 	p := newPool(t)
-	nodes := p.of(3)
+	var nodes []*gossip.Node
+	for i := range 3 { // h1 sees them come in this order, and none fails that was not stopped, however busy the machine is
+		o := p.options(fmt.Sprintf("h%d", i+1))
+		o.Profile = gossip.ProfileDistant
+		nodes = append(nodes, p.addWith(o))
+		waitAll(t, nodes, i+1)
+	}
 	for i := range 200 { // far more than any channel holds
 		if err := nodes[1].SetTags(map[string]string{"n": fmt.Sprint(i)}); err != nil {
 			t.Fatal(err)

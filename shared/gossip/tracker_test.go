@@ -133,6 +133,43 @@ func TestFeedTellsTheLatest(t *testing.T) {
 	})
 }
 
+// What a reader was told while more happened is not told again.
+func TestFeedSumsUpWhatWasMissed(t *testing.T) {
+	t.Parallel()
+	for _, c := range []struct {
+		missed []Kind // before one of it is offered
+		then   []Kind // after that, before it is read
+		want   string
+	}{
+		{[]Kind{Joined, Updated}, nil, "joined"},
+		{[]Kind{Joined, Updated, Failed}, nil, "failed"},
+		{[]Kind{Joined}, []Kind{Updated, Updated}, "joined updated"},
+		{[]Kind{Joined, Updated}, []Kind{Failed, Updated}, "joined failed"},
+		{[]Kind{Failed}, []Kind{Returned}, "failed returned"},
+	} {
+		f := newFeed()
+		put := func(kinds []Kind) {
+			for _, k := range kinds {
+				f.put(Change{Kind: k, Member: Member{Role: RoleAgent, Name: "h1"}})
+			}
+		}
+		put(c.missed)
+		var got []string
+		for more := c.then; ; more = nil {
+			offered, ok := f.head()
+			if !ok {
+				break
+			}
+			put(more)
+			f.done(offered)
+			got = append(got, string(offered.change.Kind))
+		}
+		if s := strings.Join(got, " "); s != c.want {
+			t.Errorf("%v, and then %v: told %q, want %q", c.missed, c.then, s, c.want)
+		}
+	}
+}
+
 func TestBucket(t *testing.T) {
 	t.Parallel()
 	start := time.Unix(1000, 0)
