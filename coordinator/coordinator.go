@@ -284,8 +284,27 @@ func (c *Coordinator) State() (index uint64, hash string) {
 // Failed gives the error of a part that ended by itself.
 func (c *Coordinator) Failed() <-chan error { return c.failed }
 
-// Stop ends everything in reverse order.
-func (c *Coordinator) Stop(ctx context.Context) error { return c.stack.Stop(ctx) }
+// Stop lets another coordinator lead, where this one does, and ends everything in reverse order.
+func (c *Coordinator) Stop(ctx context.Context) error {
+	c.abdicate(ctx)
+	return c.stack.Stop(ctx)
+}
+
+// handOver bounds how long one that stops tries to let another lead.
+const handOver = 2 * time.Second
+
+// abdicate makes another coordinator lead. Without it nobody decided anything from the end of the API on until the others
+// missed this one, and to its own loops it would look as if all hosts had gone silent, with their connections to it.
+func (c *Coordinator) abdicate(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, handOver)
+	defer cancel()
+	if !c.node.IsLeader() || len(c.node.Stats().Peers) < 2 {
+		return
+	}
+	if err := c.node.TransferLeadership(ctx, ""); err != nil {
+		c.log.Warn("cannot let another coordinator lead before this one ends: the others will miss it and elect one", "error", err)
+	}
+}
 
 func ignoreClosed(err error) error {
 	if errors.Is(err, net.ErrClosed) || errors.Is(err, http.ErrServerClosed) {

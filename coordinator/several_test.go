@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/coordinator"
 	"github.com/demiurge-platform/demiurge/coordinator/coordtest"
 	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/client"
@@ -189,6 +190,27 @@ func TestLeaderIsLost(t *testing.T) {
 	s.Leader()
 	start(old)
 	s.SameState()
+}
+
+// TestAStoppedLeaderLetsAnotherLead: when it has ended, another one is at it. That takes long (slow) for those who have to miss
+// it first.
+func TestAStoppedLeaderLetsAnotherLead(t *testing.T) {
+	t.Parallel()
+	s := coordtest.StartSeveral(t, 3, func(c *coordinator.Config) { c.Raft.Profile = "slow" })
+	ctx := within(t)
+	old, others := s.Leader(), s.Followers()
+	old.Stop()
+	names := map[string]bool{}
+	for _, n := range others {
+		st, err := n.Admin.Status(ctx, client.Consistency("stale"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		names[st.Leader] = true
+	}
+	if len(names) == 1 && names[old.ID] {
+		t.Errorf("%s has ended, and the others take it for the leader", old.ID)
+	}
 }
 
 // TestCoordinatorIsReplaced: one that joins is brought in, and one that is removed is out.
