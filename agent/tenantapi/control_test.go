@@ -86,6 +86,23 @@ func (a *asker) may(token, action, project string) api.Checked {
 	return out
 }
 
+// On a host without HTTPS nobody can prove who they are, and whoever asks is told what is missing: it is nothing that a
+// second try, or the log, would help with.
+func TestAHostWithoutHTTPSSaysSoAtEveryDoor(t *testing.T) {
+	k := newKit(t, func(o *Options) { o.Public = Public{} })
+	a := k.door("gw-aaaaaaaaaa", ours, epoch)
+	for what, headers := range map[string][]string{"nobody": nil, "a member": {"Bearer " + k.jwt("ada")}} {
+		status, body := a.call(http.MethodPost, "/v1/check", api.Check{Authorization: headers, Action: "room:write", ProjectID: "drawing"})
+		var p api.Problem
+		if err := json.Unmarshal(body, &p); err != nil || status != http.StatusNotFound || !strings.Contains(p.Detail, "nginx.listen_tls") {
+			t.Errorf("%s: %d %s", what, status, body)
+		}
+	}
+	if _, err := k.server.Containers(t.Context(), ours); err == nil || !strings.Contains(err.Error(), "nginx.listen_tls") {
+		t.Errorf("containers: %v", err)
+	}
+}
+
 func TestP6_AProjectsRoleOpensItsDoor(t *testing.T) {
 	k := newKit(t)
 	a := k.door("gw-aaaaaaaaaa", ours, epoch)

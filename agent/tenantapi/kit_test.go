@@ -73,7 +73,7 @@ func must[T any](t testing.TB) func(T, error) T {
 	}
 }
 
-func newKit(t testing.TB) *kit {
+func newKit(t testing.TB, change ...func(*Options)) *kit {
 	t.Helper()
 	dir, err := os.MkdirTemp("", "dm") // short: the socket lies in it
 	if err != nil {
@@ -98,9 +98,13 @@ func newKit(t testing.TB) *kit {
 	}))
 	verifier := must[*usertoken.Verifier](t)(usertoken.New(usertoken.Options{Issuers: []usertoken.Issuer{users.File(t, k.key)}, Logger: log}))
 	socket := filepath.Join(dir, "tenant.sock")
-	k.server = must[*Server](t)(New(Options{
+	opts := Options{
 		Socket: socket, Tenants: k.tenants, Public: Public{"https", 443}, Login: Login{Session: time.Hour, UserClaim: "sub"}, Users: verifier, Containers: k.containers, Logger: log,
-	}))
+	}
+	for _, f := range change {
+		f(&opts)
+	}
+	k.server = must[*Server](t)(New(opts))
 	ctx, cancel := context.WithCancel(context.Background())
 	var running sync.WaitGroup
 	running.Go(func() { _ = k.server.Run(ctx) })

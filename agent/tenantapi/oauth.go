@@ -45,6 +45,9 @@ func (s *Server) serveOAuth(c *Call) error {
 func (s *Server) site(c *Call) (*site, error) { return s.siteOf(c.R.Context(), c.Tenant) }
 
 func (s *Server) siteOf(ctx context.Context, t *tenant.Tenant) (*site, error) {
+	if s.opts.Public.Scheme == "" {
+		return nil, errUnsafe
+	}
 	s.mu.Lock()
 	found := s.sites[t.Organization()]
 	s.mu.Unlock()

@@ -239,12 +239,15 @@ func (s *Server) tenantOf(r *http.Request) (*tenant.Tenant, error) {
 	}
 	switch {
 	case s.opts.Public.Scheme == "":
-		return nil, fault.New(fault.NotFound, "this host cannot be reached in a safe way, so it has neither OAuth nor logins: set nginx.listen_tls, or nginx.trusted_proxies with a proxy that speaks HTTPS")
+		return nil, errUnsafe
 	case r.Header.Get("X-Forwarded-Proto") != s.opts.Public.Scheme:
 		return nil, fault.New(fault.Forbidden, "use %s: what was sent has been seen by everybody on the way", s.opts.Public.origin(t.Hostname()))
 	}
 	return t, nil
 }
+
+// errUnsafe is what a host answers that people reach over plain HTTP alone: whatever proves who they are would be seen.
+var errUnsafe = fault.New(fault.NotFound, "this host cannot be reached in a safe way, so it has neither OAuth nor logins: set nginx.listen_tls, or nginx.trusted_proxies with a proxy that speaks HTTPS")
 
 // methodError is a path that exists for another method.
 type methodError struct{ allowed string }
