@@ -43,15 +43,24 @@ type Options struct {
 // look is how often the loops look though nothing changed: the rules depend on time.
 const look = time.Second
 
+// again is how often the log says for whom the beginning waits, while nothing about it changes.
+const again = time.Minute
+
 // RunFormer waits until all first members of a new cluster are there and begins it, and returns. It
-// returns at once when there is nothing to form here.
+// returns at once when there is nothing to form here. For whom it waits is in the log.
 func RunFormer(ctx context.Context, o Options) {
+	var told string // for whom it waits, as last said
+	var at time.Time
 	for ctx.Err() == nil && o.Self.Expect > 0 && o.Node.Empty() {
 		seen, changed := o.Gossip.Seen()
 		self := o.Self
 		self.Empty = true
 		members := Form(self, seen)
 		if members == nil {
+			if why := waits(self, seen); why != told || o.Now().Sub(at) >= again {
+				o.Logger.Warn("no cluster begins yet", "reason", why)
+				told, at = why, o.Now()
+			}
 			sleep.Unless(ctx, look, changed)
 			continue
 		}

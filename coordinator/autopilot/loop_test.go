@@ -5,11 +5,13 @@ import (
 	"errors"
 	"fmt"
 	"slices"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/demiurge-platform/demiurge/shared/outputtest"
 	"github.com/hashicorp/go-hclog"
 )
 
@@ -114,6 +116,47 @@ func TestTheGossipIsNoMoreThanAHint(t *testing.T) {
 		pass(time.Minute)
 		if now := w.Peers(); slices.ContainsFunc(now, func(p Peer) bool { return p.ID == "c3" }) || len(now) != 3 {
 			t.Fatalf("the coordinators are %+v", now)
+		}
+		cancel()
+		<-done
+	})
+}
+
+// none never was in a cluster.
+type none struct{ *world }
+
+func (none) Empty() bool { return true }
+
+func TestForWhomTheBeginningWaitsIsSaidAtTheStartAtAChangeAndNowAndThen(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var out outputtest.Output
+		said := func() int { return strings.Count(out.String(), "no cluster begins yet") }
+		w := &world{}
+		ctx, cancel := context.WithCancel(context.Background())
+		done := make(chan struct{})
+		go func() {
+			defer close(done)
+			RunFormer(ctx, Options{
+				Self: Candidate{ID: "c1", Address: "c1:7401", Expect: 3}, Node: none{w}, Gossip: w, Now: time.Now,
+				Logger: hclog.New(&hclog.LoggerOptions{Output: &out}),
+			})
+		}()
+		synctest.Wait()
+		if said() != 1 || !strings.Contains(out.String(), "2 of 3 coordinators are missing; there are: c1;") {
+			t.Errorf("at the start: %s", out.String())
+		}
+		w.mu.Lock()
+		w.seen = []Candidate{{ID: "c2", Alive: true, Expect: 3, Empty: true}}
+		w.mu.Unlock()
+		time.Sleep(look)
+		synctest.Wait()
+		if said() != 2 || !strings.Contains(out.String(), "1 of 3 coordinators are missing; there are: c1, c2;") {
+			t.Errorf("when another one is there: %s", out.String())
+		}
+		time.Sleep(10 * again)
+		synctest.Wait()
+		if n := said(); n < 11 || n > 12 {
+			t.Errorf("said %d times within ten minutes", n)
 		}
 		cancel()
 		<-done

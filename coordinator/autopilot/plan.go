@@ -7,6 +7,7 @@ import (
 	"cmp"
 	"fmt"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -51,6 +52,38 @@ func Form(self Candidate, seen []Candidate) []Peer {
 	}
 	slices.SortFunc(members, func(a, b Peer) int { return cmp.Compare(a.ID, b.ID) })
 	return members
+}
+
+// waits says why Form begins nothing with what is seen, and what to do.
+func waits(self Candidate, seen []Candidate) string {
+	there := []string{self.ID}
+	var members, odd []string
+	for _, c := range seen {
+		switch {
+		case c.ID == self.ID:
+		case !c.Empty && !c.Left:
+			members = append(members, c.ID)
+		case c.Alive && c.Expect == self.Expect:
+			there = append(there, c.ID)
+		case c.Alive && c.Expect >= 0:
+			odd = append(odd, fmt.Sprintf("%s expects %d", c.ID, c.Expect))
+		}
+	}
+	slices.Sort(there)
+	list := strings.Join(there, ", ")
+	switch missing := self.Expect - len(there); {
+	case len(members) > 0:
+		return fmt.Sprintf("a cluster exists (%s), and its leader brings this coordinator in; if that does not happen, look at `demiurge status` there",
+			strings.Join(members, ", "))
+	case missing < 0:
+		return fmt.Sprintf("%d coordinators are there (%s), and cluster.bootstrap_expect is %d: stop those that are too many", len(there), list, self.Expect)
+	case len(odd) > 0:
+		return fmt.Sprintf("%d of %d coordinators are missing; there are: %s; %s: set the same cluster.bootstrap_expect on each", missing, self.Expect, list,
+			strings.Join(odd, ", "))
+	default:
+		return fmt.Sprintf("%d of %d coordinators are missing; there are: %s; start the others, with the same cluster key, and name them in cluster.join",
+			missing, self.Expect, list)
+	}
 }
 
 // Do is what an Action does.

@@ -50,6 +50,43 @@ func TestForm(t *testing.T) {
 	}
 }
 
+func TestWhyNoClusterBeginsIsSaid(t *testing.T) {
+	empty := func(id string, expect int) Candidate {
+		return Candidate{ID: id, Address: id + ":7401", Alive: true, Expect: expect, Empty: true}
+	}
+	member, dead := empty("c4", 3), empty("c3", 3)
+	member.Empty, dead.Alive = false, false
+	for name, tt := range map[string]struct {
+		seen []Candidate
+		want string
+	}{
+		"alone": {nil, "2 of 3 coordinators are missing; there are: c1; start the others, with the same cluster key, and name them in cluster.join"},
+		"one more, and one that was there": {
+			[]Candidate{empty("c2", 3), empty("c1", 3), dead},
+			"1 of 3 coordinators are missing; there are: c1, c2; start the others, with the same cluster key, and name them in cluster.join",
+		},
+		"another number": {
+			[]Candidate{empty("c2", 3), empty("c3", 5)},
+			"1 of 3 coordinators are missing; there are: c1, c2; c3 expects 5: set the same cluster.bootstrap_expect on each",
+		},
+		"too many": {
+			[]Candidate{empty("c2", 3), empty("c3", 3), empty("c4", 3)},
+			"4 coordinators are there (c1, c2, c3, c4), and cluster.bootstrap_expect is 3: stop those that are too many",
+		},
+		"a cluster": {
+			[]Candidate{empty("c2", 3), empty("c3", 3), member},
+			"a cluster exists (c4), and its leader brings this coordinator in; if that does not happen, look at `demiurge status` there",
+		},
+	} {
+		if Form(empty("c1", 3), tt.seen) != nil {
+			t.Errorf("%s: it begins", name)
+		}
+		if got := waits(empty("c1", 3), tt.seen); got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}
+
 func TestPlan(t *testing.T) {
 	rules := Rules{Settle: 2 * time.Second, DeadAfter: 5 * time.Minute, MinVoters: 3}
 	peers := func(ids ...string) (out []Peer) {
