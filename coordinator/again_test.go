@@ -53,6 +53,9 @@ func TestACoordinatorThatMissedARotationJoinsAgain(t *testing.T) {
 	}
 	away.Start()
 	s.SameState()
+	if said, err := again(func(*coordinator.JoinOptions) {}); err == nil || !strings.Contains(err.Error(), "another running process holds it; stop that process first") {
+		t.Errorf("while it runs: %q, %v", said, err)
+	}
 
 	// One with the key of another cluster is left as it is.
 	if made, err = s.Leader().Admin.CreateJoinToken(ctx, api.CreateJoinToken{Role: "coordinator", Name: "c9"}); err != nil {

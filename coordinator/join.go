@@ -10,6 +10,7 @@ import (
 	"path/filepath"
 	"strings"
 
+	"github.com/demiurge-platform/demiurge/coordinator/consensus"
 	"github.com/demiurge-platform/demiurge/coordinator/trust"
 	"github.com/demiurge-platform/demiurge/shared/fsx"
 	"github.com/demiurge-platform/demiurge/shared/pki"
@@ -51,6 +52,13 @@ func Join(ctx context.Context, o JoinOptions) error {
 		return fmt.Errorf("cannot join: cluster.key_file is set to %s, so somebody else puts the cluster key there; leave it out", cfg.Cluster.KeyFile)
 	}
 	joinedBefore := err == nil
+	if joinedBefore { // one that runs would go on with the certificates of before, and write them over those of now
+		release, err := consensus.Hold(filepath.Join(cfg.DataDir, "raft"))
+		if err != nil {
+			return fmt.Errorf("cannot join again: %w", err)
+		}
+		defer func() { _ = release() }()
+	}
 	files, err := fsx.NewOS(cfg.DataDir)
 	if err != nil {
 		return err

@@ -90,6 +90,19 @@ func (d *dataDir) acquire() error {
 	return nil
 }
 
+// Hold keeps every node out of a directory until release is called; it is refused while one runs there. Where no node ever
+// ran there is nothing to hold.
+func Hold(dir string) (release func() error, err error) {
+	if _, err := os.Stat(dir); errors.Is(err, fs.ErrNotExist) {
+		return func() error { return nil }, nil
+	}
+	d := &dataDir{path: dir}
+	if err := d.acquire(); err != nil {
+		return nil, err
+	}
+	return d.release, nil
+}
+
 // release gives the directory back. The lock file stays: removing it would let two processes lock two files.
 func (d *dataDir) release() error {
 	if err := d.lock.Close(); err != nil {
