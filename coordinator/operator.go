@@ -92,19 +92,55 @@ func unknown(err error) error {
 	return fault.Wrap(fault.NoLeader, err, "it is not known whether the change took effect; look, and make the same call again")
 }
 
+// successor chooses who is to lead after self: the wanted one, or with "" any; "" leaves the choice to Raft. One whose disk
+// is nearly full would take nothing new as leader.
+func successor(self, wanted string, peers []consensus.Peer, members []gossip.Member) (string, error) {
+	low, fit := map[string]bool{}, map[string]bool{}
+	for _, m := range members {
+		if m.Role == gossip.RoleCoordinator && m.Status == gossip.StatusAlive {
+			low[m.Name], fit[m.Name] = m.Tags[tagLow] != "", m.Tags[tagState] == stateFit
+		}
+	}
+	if wanted != "" {
+		at := slices.IndexFunc(peers, func(p consensus.Peer) bool { return p.ID == wanted })
+		switch {
+		case at < 0:
+			return "", fault.New(fault.NotFound, "there is no coordinator %q; `demiurge operator raft list-peers` shows those that are", wanted)
+		case !peers[at].Voter:
+			return "", fault.New(fault.Conflict, "coordinator %q has no vote yet and cannot lead; wait until it has caught up", wanted)
+		case low[wanted]:
+			return "", fault.New(fault.Conflict, "the disk of coordinator %q is nearly full: while it led, nothing new would be allocated; free some space there, or name another one", wanted)
+		}
+		return wanted, nil
+	}
+	full, next := 0, ""
+	for _, p := range peers {
+		switch {
+		case p.ID == self || !p.Voter:
+		case low[p.ID]:
+			full++
+		case fit[p.ID] && next == "":
+			next = p.ID
+		}
+	}
+	if full > 0 && next == "" {
+		return "", fault.New(fault.Conflict, "the disk of every other coordinator that could lead is nearly full; free some space there first: `demiurge status` names them")
+	}
+	if full > 0 {
+		return next, nil
+	}
+	return "", nil
+}
+
 // Transfer makes another coordinator lead.
 func (o operator) Transfer(ctx context.Context, meta command.Meta, nodeID string) (string, error) {
 	self := o.NodeID()
 	if nodeID == self {
 		return self, nil
 	}
-	peers := o.node.Stats().Peers
-	at := slices.IndexFunc(peers, func(p consensus.Peer) bool { return p.ID == nodeID })
-	switch {
-	case nodeID != "" && at < 0:
-		return "", fault.New(fault.NotFound, "there is no coordinator %q; `demiurge operator raft list-peers` shows those that are", nodeID)
-	case nodeID != "" && !peers[at].Voter:
-		return "", fault.New(fault.Conflict, "coordinator %q has no vote yet and cannot lead; wait until it has caught up", nodeID)
+	nodeID, err := successor(self, nodeID, o.node.Stats().Peers, o.gossip.Members())
+	if err != nil {
+		return "", err
 	}
 	to := cmp.Or(nodeID, "the most up to date one")
 	if err := o.record(ctx, meta, eventTransfer, "leadership is to go from "+self+" to "+to); err != nil {
