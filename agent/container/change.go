@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	"github.com/demiurge-platform/demiurge/agent/keyed"
@@ -44,6 +45,9 @@ func (r *Registry) Create(ctx context.Context, creator id.User, s Spec) (Made, e
 	}
 	if err := s.check(); err != nil {
 		return Made{}, err
+	}
+	if strings.ContainsFunc(s.Name, id.Hidden) { // earlier ones stay as they are
+		return Made{}, fault.Invalid("name", "cannot use %q as the name of a container: leave out characters that cannot be seen or turn the text around", fault.Shorten(s.Name))
 	}
 	for {
 		if made, done, err := r.repeat(ctx, s.Request); done {

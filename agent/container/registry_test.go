@@ -63,6 +63,7 @@ func TestWhatIsNoContainerIsRefused(t *testing.T) {
 		"no name":         func(s *Spec) { s.Name = "" },
 		"a long name":     func(s *Spec) { s.Name = strings.Repeat("x", maxName+1) },
 		"a control":       func(s *Spec) { s.Name = "a\nb" },
+		"turned around":   func(s *Spec) { s.Name = "a\u202eb" },
 		"no project":      func(s *Spec) { s.Project = "" },
 		"no service":      func(s *Spec) { s.Services = nil },
 		"many services":   func(s *Spec) { s.Services = slices.Repeat(s.Services, 5) },

@@ -45,6 +45,9 @@ func NewClient(hostname string, c Client) (Client, error) {
 	if err := c.check(); err != nil {
 		return Client{}, err
 	}
+	if strings.ContainsFunc(c.Name, id.Hidden) { // people are shown it before they consent; earlier ones stay as they are
+		return Client{}, fault.Invalid("name", "cannot use %q as the name of a client: leave out characters that cannot be seen or turn the text around", fault.Shorten(c.Name))
+	}
 	for _, r := range c.Redirects {
 		if !ownRedirect(hostname, r) {
 			return Client{}, fault.Invalid("redirects", "cannot send people to %q: use https on %s or a name below it, or http on 127.0.0.1 or [::1]; without a query or a fragment",

@@ -73,6 +73,7 @@ func TestClientsAreChecked(t *testing.T) {
 		"no name":              func(c *Client) { c.Name = "" },
 		"a long name":          func(c *Client) { c.Name = strings.Repeat("x", 101) },
 		"a name of two lines":  func(c *Client) { c.Name = "a\nb" },
+		"a name turned around": func(c *Client) { c.Name = "a\u202eb" },
 		"not text":             func(c *Client) { c.Name = "\xff" },
 		"a public service":     func(c *Client) { c.Public, c.Service = true, true },
 		"no use":               func(c *Client) { c.Redirects = nil },

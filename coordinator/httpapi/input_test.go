@@ -119,7 +119,7 @@ func pairs(n int) string {
 func TestNamesWithMeaning(t *testing.T) {
 	k := newKit(t)
 	org := string(id.NewOrganization())
-	for _, bad := range []string{";", "{", "}", "$", `\n`, `\r`, `\u0000`, "../", `\u2028`} {
+	for _, bad := range []string{";", "{", "}", "$", `\n`, `\r`, `\u0000`, "../", `\u2028`, `\u202e`, `\u2066`, `\u200b`, `\u200f`, `\ufeff`, `\u00ad`, `\u0085`} {
 		for _, body := range []string{
 			`{"name":"a` + bad + `b"}`,
 			`{"name":"ok","members":[{"user_id":"u","username":"a` + bad + `b","role":"owner"}]}`,
@@ -137,8 +137,11 @@ func TestNamesWithMeaning(t *testing.T) {
 			wantProblem(t, k.call(get, path, k.tokens[api.RoleAdmin], ""), fault.InvalidRequest)
 		}
 	}
-	if got := k.call(put, "/v1/organizations/"+org, k.tokens[api.RolePlatform], `{"name":"Müller & Söhne (Köln) <3"}`); got.status != http.StatusCreated {
-		t.Errorf("a good name: %d %s", got.status, got.body)
+	for _, good := range []string{"Müller & Söhne (Köln) <3", "نرم\u200cافزار", "👩\u200d💻"} {
+		got := k.call(put, "/v1/organizations/"+string(id.NewOrganization()), k.tokens[api.RolePlatform], `{"name":"`+good+`"}`)
+		if got.status != http.StatusCreated {
+			t.Errorf("a good name: %d %s", got.status, got.body)
+		}
 	}
 }
 

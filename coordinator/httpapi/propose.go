@@ -6,11 +6,11 @@ import (
 	"fmt"
 	"strings"
 	"time"
-	"unicode"
 	"unicode/utf8"
 
 	"github.com/demiurge-platform/demiurge/coordinator/command"
 	"github.com/demiurge-platform/demiurge/shared/fault"
+	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 // propose puts a command into the log and gives its refusal back as an error.
@@ -40,9 +40,9 @@ const textLimit = 200
 // text checks a name that people give. Such names reach no path, no unit and no template of a
 // configuration; what would have a meaning there is refused all the same.
 func text(value string) (string, error) {
-	bad := func(r rune) bool { return unicode.IsControl(r) || strings.ContainsRune(";{}$\u2028\u2029", r) }
+	bad := func(r rune) bool { return id.Hidden(r) || strings.ContainsRune(";{}$", r) }
 	if utf8.RuneCountInString(value) > textLimit || strings.ContainsFunc(value, bad) || strings.Contains(value, "../") {
-		return "", fmt.Errorf("cannot use %.80q as a name: want at most %d characters, without line breaks and other control characters, ; { } $ and ../", value, textLimit)
+		return "", fmt.Errorf("cannot use %.80q as a name: want at most %d characters, without line breaks, characters that cannot be seen or turn the text around, ; { } $ and ../", value, textLimit)
 	}
 	return value, nil
 }

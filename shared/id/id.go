@@ -13,6 +13,7 @@ import (
 	"fmt"
 	"strconv"
 	"strings"
+	"unicode"
 )
 
 // Organization is a tenant: a UUID in its canonical lower-case form (RFC 9562, section 4).
@@ -235,6 +236,13 @@ func random(n int) string {
 	b := make([]byte, (n*5+7)/8)
 	_, _ = rand.Read(b)
 	return encoding.EncodeToString(b)[:n]
+}
+
+// Hidden reports whether a character of a name that people give cannot be seen, or changes how others look: control
+// characters, those of formatting (which also turn the direction of the text around), and separators of lines. The two
+// joiners are none: Persian and Indic words cannot be written without them.
+func Hidden(r rune) bool {
+	return unicode.In(r, unicode.Cc, unicode.Cf, unicode.Zl, unicode.Zp) && r != '\u200c' && r != '\u200d'
 }
 
 // invalid names the thing, shows a bounded, quoted form of the input and says what would be right.

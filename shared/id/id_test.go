@@ -58,6 +58,19 @@ func FuzzParse(f *testing.F) {
 }
 
 // A name of a file that is read leads to that file: one in another form is none.
+func TestHidden(t *testing.T) {
+	for _, r := range "\n\t\x00\x7f\u0085\u00ad\u061c\u200b\u200e\u200f\u2028\u2029\u202a\u202e\u2060\u2066\u2069\ufeff\U000e0041" {
+		if !id.Hidden(r) {
+			t.Errorf("%U can be seen", r)
+		}
+	}
+	for _, r := range " aÄß漢ش\u0301\u200c\u200d😀" {
+		if id.Hidden(r) {
+			t.Errorf("%U cannot be seen", r)
+		}
+	}
+}
+
 func TestTermNamesHaveOneForm(t *testing.T) {
 	const org = id.Organization("6f1c0a2e-58a5-4a3e-9a55-0a5a1f5c7b11")
 	got, epoch, err := id.ParseTermName(id.TermName(org, 17))

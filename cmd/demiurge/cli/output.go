@@ -9,7 +9,8 @@ import (
 	"strings"
 	"text/tabwriter"
 	"time"
-	"unicode"
+
+	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
 // print writes a result: the API's own body as JSON, or what table draws.
@@ -86,7 +87,7 @@ func writeTrimmed(w io.Writer, text string) error {
 // clean replaces control characters, so that a name or message stays one cell.
 func clean(s string) string {
 	return strings.Map(func(r rune) rune {
-		if unicode.IsControl(r) {
+		if id.Hidden(r) {
 			return ' '
 		}
 		return r
