@@ -19,6 +19,9 @@ const (
 	activationLimit = 5 * time.Minute
 )
 
+// memoryLeast is the lowest limit of a gateway's memory, in bytes: below it somebody meant another unit.
+const memoryLeast = 1 << 20
+
 type listPoolsInput struct {
 	Reading
 	Paging
@@ -108,7 +111,9 @@ func poolSpec(c *checks, rec *state.Pool, in *api.PutPool) command.PutPool {
 	set(&cmd.MaxInFlight, in.MaxInFlight)
 	set(&cmd.Isolation, in.Isolation)
 	if in.Limits != nil {
-		cmd.Limits = command.Limits(*in.Limits)
+		if cmd.Limits = command.Limits(*in.Limits); cmd.Limits.MemoryBytes > 0 && cmd.Limits.MemoryBytes < memoryLeast {
+			c.add("body.limits.memory_bytes", fmt.Errorf("cannot run a gateway in %d bytes of memory: want at least %d, or 0 for no limit", cmd.Limits.MemoryBytes, memoryLeast))
+		}
 	}
 	if in.Release != nil {
 		cmd.Release = parse(c, "body.release", *in.Release, versionName)

@@ -109,6 +109,14 @@ func TestPools(t *testing.T) {
 	if p.MinReady != 4 || p.Max != 50 || p.Limits != limits || p.ActivationTimeout != timeout || p.Release != release {
 		t.Errorf("changed %+v", p)
 	}
+	few := api.Limits{MemoryBytes: 5}
+	if _, err := operator.PutPool(ctx, "large", api.PutPool{Limits: &few}); !fault.Is(err, fault.InvalidRequest) || !strings.Contains(err.Error(), "1048576") {
+		t.Errorf("five bytes of memory: %v", err)
+	}
+	none := api.Limits{}
+	if p, err := operator.PutPool(ctx, "large", api.PutPool{Limits: &none}); err != nil || p.Limits != none {
+		t.Errorf("no limits any more: %+v, %v", p.Limits, err)
+	}
 	k.withGateways(3)
 	if p, err = operator.Pool(ctx, "default"); err != nil || p.Counts.Ready != 3 || p.Counts.Total != 3 {
 		t.Errorf("counts %+v, %v", p.Counts, err)

@@ -2,7 +2,7 @@ package api
 
 // Limits bound one gateway process. Zero means no limit.
 type Limits struct {
-	MemoryBytes int64 `json:"memory_bytes,omitempty" minimum:"0"`
+	MemoryBytes int64 `json:"memory_bytes,omitempty" minimum:"0" doc:"At least 1 MiB"`
 	CPUPercent  int   `json:"cpu_percent,omitempty" minimum:"0" doc:"100 is one core"`
 	Tasks       int   `json:"tasks,omitempty" minimum:"0"`
 	BodyBytes   int64 `json:"body_bytes,omitempty" minimum:"0" doc:"Largest request body that nginx lets through; default 64 MiB"`

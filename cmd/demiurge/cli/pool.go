@@ -128,7 +128,7 @@ The four limits belong together: naming one sets the others to none.`,
 	flags.StringVar(&v.release, "release", "", "version of the gateway program")
 	flags.StringVar(&v.isolation, "isolation", "", "what a cut-off host does: serve or stop")
 	flags.DurationVar(&v.activation, "activation-timeout", 0, "undo an allocation that is not served after this time")
-	flags.Int64Var(&v.memory, "memory-bytes", 0, "limit of a gateway's memory")
+	flags.Int64Var(&v.memory, "memory-bytes", 0, "limit of a gateway's memory, at least 1 MiB")
 	flags.IntVar(&v.cpu, "cpu-percent", 0, "limit of a gateway's processor time, 100 is one core")
 	flags.IntVar(&v.tasks, "tasks", 0, "limit of a gateway's tasks")
 	flags.Int64Var(&v.body, "body-bytes", 0, "largest request body that nginx lets through")
