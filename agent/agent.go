@@ -212,13 +212,21 @@ const settlePatience = 3 * time.Second
 // MiB, and all of it has to stay small beside them.
 const garbageAllowed = 5 << 20
 
+// metricsServer serves those who only ask, in short: they get little room and little time.
+func metricsServer(h http.Handler) *http.Server {
+	return &http.Server{
+		Handler: http.MaxBytesHandler(h, 4<<10), ReadHeaderTimeout: 5 * time.Second, ReadTimeout: 10 * time.Second, WriteTimeout: 30 * time.Second,
+		IdleTimeout: time.Minute, MaxHeaderBytes: 16 << 10,
+	}
+}
+
 // Start begins to act. The parts run until Stop.
 func (a *Agent) Start() {
 	a.looked.Store(a.o.Now().UnixNano())
 	if a.http != nil {
 		mux := http.NewServeMux()
 		mux.Handle("GET /metrics", promhttp.HandlerFor(a.metrics.registry, promhttp.HandlerOpts{}))
-		server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second, IdleTimeout: time.Minute}
+		server := metricsServer(mux)
 		a.stack.Go("metrics", func(context.Context) { _ = server.Serve(a.http) })
 		a.stack.PushClose("metrics server", server.Close)
 	}
