@@ -5,6 +5,8 @@ import (
 	"strings"
 
 	"github.com/spf13/cobra"
+
+	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
 // UsageError is a wrong command line that only a command's own code could see.
@@ -18,6 +20,8 @@ func Usage(format string, args ...any) error { return &UsageError{fmt.Sprintf(fo
 // Root makes the command that a program's name alone stands for: a group, and what all programs have in common.
 func Root(c *cobra.Command, children ...*cobra.Command) *cobra.Command {
 	c.SilenceErrors, c.SilenceUsage = true, true
+	c.Version = version.Get().String()
+	c.SetVersionTemplate("{{.Name}} {{.Version}}\n")
 	c.CompletionOptions.DisableDefaultCmd = true
 	c.SetHelpCommand(helpCommand())
 	c.SetUsageTemplate(strings.NewReplacer(

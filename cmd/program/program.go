@@ -12,8 +12,6 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
-
-	"github.com/demiurge-platform/demiurge/shared/version"
 )
 
 // Options describe a program.
@@ -74,7 +72,7 @@ func execute(ctx context.Context, root *cobra.Command, stderr io.Writer) int {
 
 // Command makes the command line, to which a program may add commands made with WithConfig.
 func Command(o Options) *cobra.Command {
-	return Root(&cobra.Command{Use: o.Name, Short: o.Short, Version: version.String()}, WithConfig(o.Config, &cobra.Command{
+	return Root(&cobra.Command{Use: o.Name, Short: o.Short}, WithConfig(o.Config, &cobra.Command{
 		Use:     "run",
 		Short:   o.RunShort,
 		Example: "  " + o.Name + " run --config " + o.Config,
