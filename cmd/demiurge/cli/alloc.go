@@ -1,6 +1,7 @@
 package cli
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -186,7 +187,8 @@ func latestOf(ctx context.Context, coord *client.Client, arg string) (string, er
 	if listErr != nil || len(ended) == 0 {
 		return "", err
 	}
-	last := slices.MaxFunc(ended, func(a, b api.Allocation) int { return a.CreatedAt.Compare(b.CreatedAt) })
+	// One ends before the next begins; the clocks of the coordinators that noted when may differ.
+	last := slices.MaxFunc(ended, func(a, b api.Allocation) int { return cmp.Compare(a.Index, b.Index) })
 	return last.AllocationID, nil
 }
 

@@ -31,7 +31,8 @@ func TestAFailedStartLeadsToItsJournal(t *testing.T) {
 		list := api.List[api.Allocation]{Items: []api.Allocation{}}
 		if r.URL.Query().Get("organization_id") == org {
 			list.Items = []api.Allocation{
-				{AllocationID: "al-bbbbbbbbbbbbbbbb", CreatedAt: at.Add(time.Minute)}, {AllocationID: "al-aaaaaaaaaaaaaaaa", CreatedAt: at},
+				// By the clock of the one that led then, which was wrong, the earlier one is the later.
+				{AllocationID: "al-bbbbbbbbbbbbbbbb", CreatedAt: at, Index: 20}, {AllocationID: "al-aaaaaaaaaaaaaaaa", CreatedAt: at.Add(time.Minute), Index: 10},
 			}
 		}
 		answer(200, list)(w, r)
