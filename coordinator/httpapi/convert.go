@@ -233,6 +233,9 @@ func (c *converter) host(h *state.Host) api.Host {
 		},
 		CreatedAt: h.CreatedAt.UTC(), Index: h.ModifyIndex,
 	}
+	if h.Status != api.HostAlive {
+		out.Reason = h.Reason
+	}
 	for _, q := range h.Report.Quarantined {
 		out.Nginx.Quarantined = append(out.Nginx.Quarantined, api.QuarantinedPart(q))
 	}

@@ -37,13 +37,18 @@ func drifted(v state.View, hosts []api.Host, wanted map[id.Host]*hostRoutes, now
 		if w := wanted[host]; w != nil {
 			want = *w
 		}
-		if m := h.Member; h.State != api.HostAlive || want.busy || m == nil || m.Status != string(gossip.StatusAlive) || m.Digest == nil ||
+		if m := h.Member; h.State != api.HostAlive || want.busy || emptied(h.Drain, now) || m == nil || m.Status != string(gossip.StatusAlive) || m.Digest == nil ||
 			m.Digest.RouteDigest == uint64(want.digest) {
 			continue
 		}
 		out[h.HostID] = quiet(v, host, now)
 	}
 	return out
+}
+
+// emptied reports whether a host was emptied just now: then the gateways are gone that would tell.
+func emptied(d *api.HostDrain, now time.Time) bool {
+	return d != nil && d.EndedAt != nil && now.Sub(*d.EndedAt) < quietAfter
 }
 
 // quiet reports whether all gateways of a host have been what they shall be for a while.

@@ -54,11 +54,13 @@ func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error
 		out.Utilization = float64(inUse) / float64(able)
 	}
 	var stuck notes
+	var stranded stranded
 	now := s.opts.Now()
 	wanted := map[id.Host]*hostRoutes{}
 	for a := range v.LiveAllocations(nil) { // once, and looking at little: there may be very many
 		out.Allocations[conv.state(a)]++
 		allocationNotes(&stuck, v, a, now)
+		stranded.add(a, now)
 		of := wanted[a.Host]
 		if of == nil {
 			of = &hostRoutes{}
@@ -66,6 +68,7 @@ func (s *Server) status(_ context.Context, _ *statusInput) (*statusOutput, error
 		}
 		of.add(a, now)
 	}
+	stranded.note(&stuck)
 	out.Problems = s.problems(&out, stuck, drifted(v, out.Hosts, wanted, now))
 	out.Healthy = len(out.Problems) == 0
 	return &statusOutput{Index: v.Index(), Body: out}, nil
@@ -88,6 +91,30 @@ func allocationNotes(n *notes, v state.View, a *state.Allocation, now time.Time)
 		n.add(critical, "allocation "+string(a.ID), "correct that; the agent tries again by itself",
 			"gateway %s cannot be taken back from organization %s, which cannot be started meanwhile: %s", g.ID, a.Organization, g.Observed.Message)
 	}
+}
+
+// stranded are organizations that nothing serves, mostly because their host was lost, for longer than a move takes.
+type stranded struct {
+	count int
+	first *state.Allocation // that was stranded
+}
+
+// add looks at a live allocation.
+func (s *stranded) add(a *state.Allocation, now time.Time) {
+	if a.Move == nil || !a.Move.Stranded || now.Sub(a.Move.Since) < quietAfter {
+		return
+	}
+	if s.count++; s.first == nil || a.Move.Since.Before(s.first.Move.Since) {
+		s.first = a
+	}
+}
+
+func (s *stranded) note(n *notes) {
+	if s.count == 0 {
+		return
+	}
+	n.add(critical, "allocations", "make room for them: add a host, give a cordoned one back (demiurge host uncordon …), or raise the maximum of their pool. demiurge alloc list --state relocating shows them",
+		"%d lost their gateway and are served nowhere else yet; the first is organization %s of pool %s, since %s", s.count, s.first.Organization, s.first.Pool, s.first.Move.Since.UTC().Format(time.RFC3339))
 }
 
 // Severities of a problem.
@@ -265,10 +292,14 @@ func (s *Server) hostNotes(n *notes, h *api.Host) {
 				"lost: its agent runs, and does not get through to the coordinators")
 			return
 		}
-		n.add(critical, subject, fmt.Sprintf("bring the host back, or forget it: demiurge host delete %s", h.HostID), "lost: its agent has not answered for long")
+		n.add(critical, subject, fmt.Sprintf("bring the host back, or forget it: demiurge host delete %s", h.HostID), "lost: %s", orNothing(h.Reason))
 		return // nothing else is known of it
 	case api.HostSilent:
-		n.add(critical, subject, agentLog, "silent: its agent does not answer; what it serves goes on")
+		remedy := agentLog
+		if h.Member != nil && h.Member.Status == string(gossip.StatusAlive) && h.Member.Flaps >= gossip.FlapLimit {
+			remedy = fmt.Sprintf("look into what comes and goes there: its line, its load. It is used again once it has stayed for some minutes (at most %.0f)", gossip.FlapWindow.Minutes())
+		}
+		n.add(critical, subject, remedy, "silent, so it gets nothing new, and what it serves goes on: %s", orNothing(h.Reason))
 		return
 	}
 	if epoch := s.opts.Agents.Ahead(id.Host(h.HostID)); epoch != 0 {

@@ -83,15 +83,20 @@ func TestStatusNamesWhatIsWrong(t *testing.T) {
 			k.apply(command.SetHostSchedulable{Meta: k.meta(), Host: k.host})
 		}, critical, "hosts", "no host can take an organization, so starts are refused (cordoned: h1)"},
 		"host silent": {func(k *kit) {
-			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostSilent})
-		}, critical, "host h1", "silent"},
+			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostSilent, Reason: "it is not heard of"})
+		}, critical, "host h1", "silent, so it gets nothing new, and what it serves goes on: it is not heard of"},
 		"host lost": {func(k *kit) {
-			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostLost})
-		}, critical, "host h1", "lost"},
+			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostLost, Reason: "it does not answer"})
+		}, critical, "host h1", "lost: it does not answer"},
 		"host lost, and seen alive": {func(k *kit) {
 			k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostLost})
 			k.member(api.GossipMember{Status: "alive"})
 		}, critical, "host h1", "lost: its agent runs, and does not get through to the coordinators"},
+		"organization of a lost host": {func(k *kit) {
+			k.live(id.Organization(k.organization()))
+			k.apply(command.LoseHost{Meta: k.meta(), Host: k.host, Reason: "it does not answer"})
+			k.offset.Store(int64(time.Minute))
+		}, critical, "allocations", "1 lost their gateway and are served nowhere else yet; the first is organization "},
 		"agent not connected": {func(k *kit) { k.agents.gone.Store(true) }, warning, "host h1", "not connected"},
 		"nginx down":          {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxDown) }, critical, "host h1", "nginx is down: emerg: bind"},
 		"nginx wedged":        {func(k *kit) { k.agents.gone.Store(true); observe(k, api.NginxWedged) }, critical, "host h1", "does not take new configurations"},
@@ -191,6 +196,30 @@ func TestStatusTellsRemediesThatCanBeFollowed(t *testing.T) {
 	}
 }
 
+// A host that comes and goes answers, and its agent's log has nothing.
+func TestStatusTellsWhatAHostIsSilentFor(t *testing.T) {
+	k := newKit(t)
+	k.withGateways(1)
+	const reason = "it failed and came back 3 times within 5m0s"
+	k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostSilent, Reason: reason})
+	for flaps, want := range map[int]string{0: "the agent's log", 3: "its line, its load"} {
+		k.member(api.GossipMember{Status: "alive", Flaps: flaps})
+		problems := k.statusNow().Problems
+		i := slices.IndexFunc(problems, func(n api.StatusNote) bool { return n.Subject == "host h1" })
+		if i < 0 || !strings.Contains(problems[i].Message, reason) || !strings.Contains(problems[i].Remedy, want) {
+			t.Errorf("%d flaps: want %q and %q in %+v", flaps, reason, want, problems)
+		}
+	}
+	h, err := k.client(api.RoleReader).Host(t.Context(), "h1")
+	if err != nil || h.Reason != reason {
+		t.Errorf("the host is silent because %q, %v", h.Reason, err)
+	}
+	k.apply(command.SetHostStatus{Meta: k.meta(), Host: k.host, Status: api.HostAlive, Reason: "it answers again"})
+	if h, err = k.client(api.RoleReader).Host(t.Context(), "h1"); err != nil || h.Reason != "" {
+		t.Errorf("the host is alive because %q, %v", h.Reason, err)
+	}
+}
+
 // Right after a change a host may route something else than the state says; and what it routes is compared,
 // not how much.
 func TestRoutesAreComparedWhenAllIsQuiet(t *testing.T) {
@@ -224,6 +253,30 @@ func TestRoutesAreComparedWhenAllIsQuiet(t *testing.T) {
 	}
 	if routes(0) {
 		t.Error("a missing route is no problem")
+	}
+}
+
+// When a drain has ended, no gateway is left on the host that would tell how lately something happened there.
+func TestRoutesOfAHostThatWasJustEmptiedAreNotCompared(t *testing.T) {
+	k := newKit(t)
+	k.withGateways(0)
+	var former gossip.RouteDigest
+	former.Add(id.NewOrganization(), "gw-aaaaaaaaaa", 7)
+	k.member(api.GossipMember{Status: "alive", Digest: &api.MemberDigest{RouteDigest: uint64(former)}})
+	wrong := func() bool {
+		return slices.ContainsFunc(k.statusNow().Problems, func(n api.StatusNote) bool { return strings.Contains(n.Message, "its routes") })
+	}
+	if !wrong() {
+		t.Error("a route that nobody wants is no problem")
+	}
+	k.apply(command.DrainHost{Meta: k.meta(), Host: k.host})
+	k.apply(command.NoteDrain{Meta: k.meta(), Host: k.host, State: api.DrainDrained})
+	if wrong() {
+		t.Error("the routes of a moment before the end of a drain are a problem")
+	}
+	k.offset.Store(int64(time.Minute))
+	if !wrong() {
+		t.Error("a route that stays after a drain is no problem")
 	}
 }
 

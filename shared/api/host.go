@@ -13,6 +13,7 @@ const (
 type Host struct {
 	HostID      string      `json:"host_id"`
 	State       string      `json:"state" enum:"alive,silent,lost"`
+	Reason      string      `json:"reason,omitempty" doc:"Why it is not alive"`
 	Schedulable bool        `json:"schedulable" doc:"False when cordoned or draining"`
 	Address     string      `json:"address" doc:"Public address of the host's nginx"`
 	Capacity    int         `json:"capacity" doc:"Most gateways the host may hold"`

@@ -97,7 +97,7 @@ func (a *app) printHost(x api.Host) error {
 	return a.print(x, func(w io.Writer) error {
 		n := x.Nginx
 		pairs := []any{
-			"Host", x.HostID, "State", x.State, "Schedulable", yes(x.Schedulable), "Address", x.Address, "Capacity", x.Capacity,
+			"Host", x.HostID, "State", x.State, "Because", x.Reason, "Schedulable", yes(x.Schedulable), "Address", x.Address, "Capacity", x.Capacity,
 			"Gateways", x.Gateways, "Allocated", x.Allocated, "Agent", x.Version, "Last seen", stamp(x.LastSeen), "Created", stamp(&x.CreatedAt),
 			"Nginx", n.State, "Generation", fmt.Sprintf("%d live, %d wanted", n.LiveGeneration, n.DesiredGeneration), "Routes", n.Routes,
 			"Draining workers", n.DrainingWorkers, "Last error", n.LastError, "Drain", drainText(x.Drain),
