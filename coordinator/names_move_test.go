@@ -18,7 +18,7 @@ import (
 // moving is a coordinator with names, an organization that is served by h1, and an h2 that it can move to.
 func moving(t *testing.T) (c *coordtest.Cluster, m *moody, a api.Allocation, h1, h2 *coordtest.Agent) {
 	t.Helper()
-	c, m, h1 = named(t, soonLost)
+	c, m, h1 = named(t)
 	a = mustStart(t, c, c.Organizations(1)[0])
 	h2 = c.Agent("h2", 10, coordtest.Script{Address: "192.0.2.2"})
 	most := 6
@@ -75,6 +75,7 @@ func TestAMoveWithoutItsNameStays(t *testing.T) {
 			}
 		}(),
 	} {
+		coordtest.Eventually(t, what+": there is a gateway to move to", func() bool { return readyOn(c, "h2") })
 		m.becomes(mood)
 		_, err := c.Admin.Migrate(c.Context(), a.AllocationID, api.MigrateAllocation{HostID: "h2"}, 0)
 		m.becomes(nil)
@@ -97,6 +98,7 @@ func TestAMoveWithoutItsNameStays(t *testing.T) {
 		}
 		return err == nil && told["allocation.relocation_failed dns_failed"] == 2 && told["allocation.undo_dns "]+told["allocation.undo_dns dns_failed"] == 2
 	})
+	coordtest.Eventually(t, "there is a gateway to move to", func() bool { return readyOn(c, "h2") })
 	if moved, err := c.Admin.Migrate(c.Context(), a.AllocationID, api.MigrateAllocation{HostID: "h2"}, 0); err != nil || m.leads(a.OrganizationID) != "192.0.2.2" {
 		t.Errorf("afterwards: %v, %+v", err, moved)
 	}
@@ -109,6 +111,7 @@ func TestALostHostsOrganizationDoesNotWaitForItsName(t *testing.T) {
 	c, m, a, h1, h2 := moving(t)
 	m.becomes(refusing)
 	h1.Stop()
+	c.Restart(soonLost)
 	coordtest.Eventually(t, "it is active elsewhere", func() bool {
 		now, err := c.Admin.Allocation(c.Context(), a.AllocationID)
 		return err == nil && now.State == api.AllocationActive && now.HostID == "h2" && h2.Serving()[a.OrganizationID] != ""

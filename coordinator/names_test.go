@@ -97,16 +97,20 @@ func (m *moody) asked(name string) string {
 	return ""
 }
 
-// soonLost makes hosts that say nothing lost at once.
+// soonLost makes hosts that say nothing lost at once: also one that a busy machine keeps from it for a second, so a
+// coordinator gets it when it is to find a host lost, and not before.
 func soonLost(c *coordinator.Config) {
 	c.Hosts.SilentAfter, c.Hosts.LostAfter = time.Second, time.Second
 }
 
-// named is a coordinator with such a server, a host and a pool.
-func named(t *testing.T, tune ...func(*coordinator.Config)) (*coordtest.Cluster, *moody, *coordtest.Agent) {
+// named is a coordinator with such a server, a host and a pool. It loses no host until it is restarted with soonLost.
+func named(t *testing.T) (*coordtest.Cluster, *moody, *coordtest.Agent) {
 	t.Helper()
 	m := newMoody(t)
-	c := coordtest.Start(t, append(tune, m.configure)...)
+	patient := func(c *coordinator.Config) {
+		c.Hosts.SilentAfter, c.Hosts.LostAfter = coordtest.Patience, coordtest.Patience
+	}
+	c := coordtest.Start(t, patient, m.configure)
 	agent := c.Agent("h1", 10, coordtest.Script{})
 	c.Pool("default", 3)
 	return c, m, agent
@@ -164,7 +168,7 @@ func TestAnAllocationIsActiveWithItsName(t *testing.T) {
 // blamed, and the next start works as soon as the server does.
 func TestNamesThatCannotBeWritten(t *testing.T) {
 	t.Parallel() // they wait for servers most of the time
-	c, m, agent := named(t, soonLost)
+	c, m, agent := named(t)
 	within := func(limit time.Duration) {
 		t.Helper()
 		d := api.Duration(limit)
@@ -342,7 +346,7 @@ func TestCrashInTheStepDNS(t *testing.T) {
 // TestANameFollowsAMove: after the loss of a host the name leads to the new host.
 func TestANameFollowsAMove(t *testing.T) {
 	t.Parallel() // they wait for servers most of the time
-	c, m, agent := named(t, soonLost)
+	c, m, agent := named(t)
 	org := c.Organizations(1)[0]
 	mustStart(t, c, org)
 	if got := m.leads(org); got != "192.0.2.1" {
@@ -350,6 +354,7 @@ func TestANameFollowsAMove(t *testing.T) {
 	}
 	other := c.Agent("h2", 10, coordtest.Script{Address: "192.0.2.2"})
 	agent.Stop()
+	c.Restart(soonLost)
 	coordtest.Eventually(t, "the organization is served elsewhere, and its name leads there", func() bool {
 		return other.Serving()[org] != "" && m.leads(org) == "192.0.2.2"
 	})

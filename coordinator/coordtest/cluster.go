@@ -59,10 +59,13 @@ func Start(t testing.TB, tune ...func(*coordinator.Config)) *Cluster {
 }
 
 // Restart stops the coordinator if it runs, starts it again on the same directory and addresses, and
-// waits until it leads.
-func (c *Cluster) Restart() {
+// waits until it leads. tune changes its configuration before that.
+func (c *Cluster) Restart(tune ...func(*coordinator.Config)) {
 	c.t.Helper()
 	c.Stop()
+	for _, f := range tune {
+		f(c.config)
+	}
 	run, err := coordinator.New(coordinator.Options{
 		Config: c.config, Logger: c.logs,
 		Fence: func(reason string) { c.t.Errorf("fenced: %s", reason) },

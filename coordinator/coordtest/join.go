@@ -18,16 +18,17 @@ func Join(t testing.TB, admin *client.Client, host string, addresses ...string) 
 	t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), Patience)
 	defer cancel()
-	made, err := admin.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: host})
-	if err != nil {
-		t.Fatal(err)
-	}
 	for {
+		made, err := admin.CreateJoinToken(ctx, api.CreateJoinToken{Role: string(pki.RoleAgent), Name: host})
+		if err != nil {
+			t.Fatal(err)
+		}
 		joined, err := JoinWith(ctx, t, made.Secret, pki.RoleAgent, host, addresses...)
 		if err == nil {
 			return pki.NewLive(joined.Credentials, pki.LiveOptions{})
 		}
-		// Coordinators that share a busy machine lose their leader now and then; so would who joins ask again.
+		// Coordinators that share a busy machine lose their leader now and then; so would who joins ask again. It is not known
+		// whether the token is spent: each one is of the one key that was brought with it.
 		if ctx.Err() != nil || !strings.Contains(err.Error(), string(fault.NoLeader)) {
 			t.Fatal(err)
 		}

@@ -115,12 +115,13 @@ func (w *world) serve() {
 func (w *world) healthy() {
 	w.t.Helper()
 	w.await("all to be healthy", func() error {
-		for _, h := range ask[api.List[api.Host]](w, "host list").Items {
+		hosts, err := asked[api.List[api.Host]](w, "host list")
+		for _, h := range hosts.Items {
 			if h.State != api.HostAlive || h.Nginx.State != api.NginxServing || h.Nginx.LiveGeneration != h.Nginx.DesiredGeneration {
-				return fmt.Errorf("%s is %s, its nginx %+v", h.HostID, h.State, h.Nginx)
+				err = fmt.Errorf("%s is %s, its nginx %+v", h.HostID, h.State, h.Nginx)
 			}
 		}
-		return nil
+		return err
 	})
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"strings"
 
+	"github.com/demiurge-platform/demiurge/shared/api"
 	"github.com/demiurge-platform/demiurge/shared/id"
 )
 
@@ -66,10 +67,13 @@ func (w *world) switchOff() {
 	before := w.serves(second)
 	w.must(second.Shutdown(w.ctx))
 	w.await("the organization on the other machine", func() error {
-		if a := w.allocation(); a.HostID == second.host {
-			return fmt.Errorf("it is %s on %s", a.State, a.HostID)
+		got, err := asked[api.List[api.Allocation]](w, "alloc list")
+		for _, a := range got.Items {
+			if a.HostID == second.host {
+				err = fmt.Errorf("it is %s on %s", a.State, a.HostID)
+			}
 		}
-		return nil
+		return err
 	})
 	now := w.serves(w.machines[0])
 	is, err := id.ParseEpoch(now.epoch)
@@ -78,7 +82,7 @@ func (w *world) switchOff() {
 		w.t.Errorf("served at epoch %s, and was at %s, %v", now.epoch, before.epoch, err)
 	}
 	w.must(second.Start(w.ctx))
-	w.must(second.active(nginx, agent, leave))
+	w.await("its units to be active", func() error { return second.active(nginx, agent, leave) })
 	w.healthy()
 	w.operator("alloc migrate --host " + second.host + " " + w.allocation().AllocationID)
 	w.serves(second)
@@ -94,9 +98,7 @@ func (w *world) switchOffLeased() {
 	off := make(chan error, 1)
 	go func() { off <- second.Shutdown(w.ctx) }() // waited for below
 	now := w.serves(first)
-	select {
-	case <-u.socket.closed:
-	default:
+	if !u.disconnected() {
 		w.t.Errorf("served on %s at epoch %s while a user is still connected to %s at epoch %s", first.Name, now.epoch, second.Name, u.by.epoch)
 	}
 	w.must(<-off)

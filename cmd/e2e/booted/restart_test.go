@@ -9,6 +9,7 @@ import (
 	"strconv"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/demiurge-platform/demiurge/shared/api"
 )
@@ -36,6 +37,26 @@ func (w *world) user() *user {
 func (u *user) leave() {
 	_ = u.socket.conn.CloseNow()
 	<-u.socket.closed
+}
+
+// disconnected reports whether the user's page is closed. On a busy machine this process may learn of that later than of
+// what came after it, so where it is not known to be closed the page asks: an answer comes from who still serves it, and
+// after none, its end must have been heard.
+func (u *user) disconnected() bool {
+	select {
+	case <-u.socket.closed:
+		return true
+	default:
+	}
+	if u.socket.echo(u.w.ctx, "is anybody there?") == nil {
+		return false
+	}
+	select {
+	case <-u.socket.closed:
+		return true
+	case <-time.After(patience): // a write was refused, and no read is
+		return false
+	}
 }
 
 // undisturbed wants the user to have noticed nothing.
@@ -99,13 +120,14 @@ func (m *machine) workers() []int {
 func (w *world) reload() {
 	u := w.user()
 	master, old := u.m.main(nginx), u.m.workers()
-	generation := w.host(u.m).Nginx.LiveGeneration
+	generation := ask[api.Host](w, "host show "+u.m.host).Nginx.LiveGeneration
 	w.operator("pool set default --min-ready 8")
 	w.await("a new generation", func() error {
-		if now := w.host(u.m).Nginx; now.LiveGeneration <= generation {
-			return fmt.Errorf("generation %d is live and %d is wanted: %s", now.LiveGeneration, now.DesiredGeneration, now.LastError)
+		is, err := asked[api.Host](w, "host show "+u.m.host)
+		if now := is.Nginx; err == nil && now.LiveGeneration <= generation {
+			err = fmt.Errorf("generation %d is live and %d is wanted: %s", now.LiveGeneration, now.DesiredGeneration, now.LastError)
 		}
-		return nil
+		return err
 	})
 	if err := u.socket.echo(w.ctx, "after the reload"); err != nil {
 		w.t.Errorf("the reload has closed a WebSocket: %v", err)
@@ -130,9 +152,6 @@ func (w *world) reload() {
 		w.t.Errorf("the master of nginx was process %d and is %d", master, now)
 	}
 }
-
-// host is what the coordinator knows of the machine.
-func (w *world) host(m *machine) api.Host { return ask[api.Host](w, "host show "+m.host) }
 
 // killAll kills the main process of each unit, and a gateway: all start again, and the organization is served as before.
 func (w *world) killAll() {

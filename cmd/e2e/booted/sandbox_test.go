@@ -93,8 +93,13 @@ func (m *machine) ofUnit(unit string) (pids []int) {
 // confined wants a process of a unit to be able to do nothing more.
 func (m *machine) confined(unit string, pid int, capabilities uint64) {
 	m.w.t.Helper()
+	said, err := m.try(fmt.Sprintf("cat /proc/%d/status", pid))
+	if err != nil && !slices.Contains(m.ofUnit(unit), pid) {
+		return // it has ended meanwhile: a worker of an old generation, a command of the agent
+	}
+	m.w.must(err)
 	status := map[string]string{}
-	for line := range strings.Lines(m.do(fmt.Sprintf("cat /proc/%d/status", pid))) {
+	for line := range strings.Lines(said) {
 		key, value, _ := strings.Cut(line, ":")
 		status[key] = strings.TrimSpace(value)
 	}

@@ -160,18 +160,34 @@ func (m *machine) write(path, text string) {
 // operator runs a command of the operator on the first machine.
 func (w *world) operator(command string) string {
 	w.t.Helper()
-	return w.machines[0].do("demiurge "+command, "DEMIURGE_ADDR=https://192.0.2.1:7400", "DEMIURGE_CACERT="+data+"/ca.pem", "DEMIURGE_TOKEN="+w.token)
+	out, err := w.attempt(command)
+	w.must(err)
+	return out
+}
+
+// attempt is operator of a command that may be refused.
+func (w *world) attempt(command string) (string, error) {
+	return w.machines[0].try("demiurge "+command, "DEMIURGE_ADDR=https://192.0.2.1:7400", "DEMIURGE_CACERT="+data+"/ca.pem", "DEMIURGE_TOKEN="+w.token)
 }
 
 // ask runs a command of the operator that answers with JSON.
 func ask[T any](w *world, command string) T {
 	w.t.Helper()
-	var out T
-	said := w.operator(command + " -o json")
-	if err := json.Unmarshal([]byte(said), &out); err != nil {
-		w.t.Fatalf("%s: %v: %s", command, err, said)
-	}
+	out, err := asked[T](w, command)
+	w.must(err)
 	return out
+}
+
+// asked is ask within a wait: while a coordinator that was started does not lead yet there may be no answer.
+func asked[T any](w *world, command string) (out T, err error) {
+	said, err := w.attempt(command + " -o json")
+	if err == nil {
+		err = json.Unmarshal([]byte(said), &out)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %s", command, err, said)
+	}
+	return out, err
 }
 
 // await polls until a condition holds.

@@ -35,9 +35,17 @@ func (s *site) fence() {
 	s.must(agent.Signal(syscall.SIGSTOP))
 
 	now := map[string]api.Allocation{}
-	s.await("both organizations to be served elsewhere", func() error {
+	look := func() (err error) {
 		for _, was := range []api.Allocation{cut, frozen} {
-			now[was.AllocationID] = ask[api.Allocation](s.world, s.operator, "demiurge alloc show "+was.AllocationID+" -o json")
+			if now[was.AllocationID], err = asked[api.Allocation](s.world, s.operator, "demiurge alloc show "+was.AllocationID+" -o json"); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	s.await("both organizations to be served elsewhere", func() error {
+		if err := look(); err != nil {
+			return err
 		}
 		is := now[cut.AllocationID]
 		if is.Epoch > cut.Epoch && answers(cut.HostID, cut.OrganizationID) == "200" {
@@ -54,13 +62,20 @@ func (s *site) fence() {
 	s.must(s.machines[cut.HostID].Heal())
 	s.must(agent.Signal(syscall.SIGCONT))
 	s.await("one host to serve each", func() error {
+		if err := look(); err != nil { // once more: it may have moved on, off a host that was to be fenced itself
+			return err
+		}
 		for _, was := range []api.Allocation{cut, frozen} {
 			is := now[was.AllocationID]
 			if before, after := answers(was.HostID, was.OrganizationID), answers(is.HostID, is.OrganizationID); before != "503" || after != "200" {
 				return fmt.Errorf("organization %s is answered with %s by %s, where it was, and %s by %s, where it is", was.OrganizationID, before, was.HostID, after, is.HostID)
 			}
-			if g := ask[api.Gateway](s.world, s.operator, "demiurge gateway show "+was.GatewayID+" -o json"); g.State != api.GatewayReady {
-				return errors.New("gateway " + g.GatewayID + " is " + g.State)
+			g, err := asked[api.Gateway](s.world, s.operator, "demiurge gateway show "+was.GatewayID+" -o json")
+			if err == nil && g.State != api.GatewayReady {
+				err = errors.New("gateway " + g.GatewayID + " is " + g.State)
+			}
+			if err != nil {
+				return err
 			}
 		}
 		return nil

@@ -55,12 +55,20 @@ func (s *site) named() {
 		return
 	}
 	s.await("names that equal the state", func() error {
+		hosts, err := asked[api.List[api.Host]](s.world, s.operator, "demiurge host list -o json")
+		if err != nil {
+			return err
+		}
 		addresses := map[string]string{}
-		for _, h := range ask[api.List[api.Host]](s.world, s.operator, "demiurge host list -o json").Items {
+		for _, h := range hosts.Items {
 			addresses[h.HostID] = h.Address
 		}
+		allocations, err := asked[api.List[api.Allocation]](s.world, s.operator, "demiurge alloc list -o json")
+		if err != nil {
+			return err
+		}
 		var want []string
-		for _, a := range ask[api.List[api.Allocation]](s.world, s.operator, "demiurge alloc list -o json").Items {
+		for _, a := range allocations.Items {
 			if a.State != api.AllocationActive {
 				return fmt.Errorf("allocation %s is %s", a.AllocationID, a.State)
 			}

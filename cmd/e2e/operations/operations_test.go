@@ -164,10 +164,11 @@ func (s *site) bringHosts() {
 		s.run(h, "sudo systemctl enable --now demiurge-nginx demiurge-agent demiurge-leave")
 	}
 	s.await("all hosts", func() error {
-		if n := len(ask[api.List[api.Host]](s.world, s.operator, "demiurge host list -o json").Items); n != hosts {
-			return fmt.Errorf("there are %d", n)
+		got, err := asked[api.List[api.Host]](s.world, s.operator, "demiurge host list -o json")
+		if n := len(got.Items); err == nil && n != hosts {
+			err = fmt.Errorf("there are %d", n)
 		}
-		return nil
+		return err
 	})
 	s.says(s.run(s.operator, "demiurge host list"), "host-1", fmt.Sprint("host-", hosts))
 }
@@ -191,15 +192,15 @@ func (s *site) start(flags ...string) {
 // active waits until every organization is served, by hosts that live.
 func (s *site) active() []api.Allocation {
 	s.t.Helper()
-	var got []api.Allocation
-	s.await("all organizations", func() error {
-		got = ask[api.List[api.Allocation]](s.world, s.operator, "demiurge alloc list --state active -o json").Items
-		if len(got) != len(s.orgs) {
-			return fmt.Errorf("%d of %d are active", len(got), len(s.orgs))
+	var got api.List[api.Allocation]
+	s.await("all organizations", func() (err error) {
+		got, err = asked[api.List[api.Allocation]](s.world, s.operator, "demiurge alloc list --state active -o json")
+		if err == nil && len(got.Items) != len(s.orgs) {
+			err = fmt.Errorf("%d of %d are active", len(got.Items), len(s.orgs))
 		}
-		return nil
+		return err
 	})
-	return got
+	return got.Items
 }
 
 // pool makes a pool and uses it.
@@ -253,8 +254,17 @@ func (s *site) move() {
 		}
 	}
 	s.run(s.operator, "demiurge host uncordon host-1", from)
-	s.until(s.operator, "demiurge gateway list --state ready", "gw-")
-	ready := ask[api.List[api.Gateway]](s.world, s.operator, "demiurge gateway list --state ready -o json").Items[0].GatewayID
+	var ready string
+	s.await("a ready gateway", func() error {
+		got, err := asked[api.List[api.Gateway]](s.world, s.operator, "demiurge gateway list --state ready -o json")
+		if err == nil && len(got.Items) == 0 {
+			err = errors.New("there is none")
+		}
+		if err == nil {
+			ready = got.Items[0].GatewayID
+		}
+		return err
+	})
 	s.run(s.operator, "demiurge gateway quarantine gw-abcdefghij", fill{"gw-abcdefghij", ready})
 	s.run(s.operator, "demiurge gateway recycle gw-abcdefghij", fill{"gw-abcdefghij", ready})
 	followed()
@@ -323,15 +333,17 @@ func (s *site) loseAll() {
 	released, moved, late := before[0].AllocationID, before[1].AllocationID, string(id.NewOrganization()) // after the snapshot, so it does not know
 	s.do(s.operator, "demiurge alloc stop "+released+" && demiurge alloc migrate "+moved)
 	s.do(s.operator, "demiurge org put "+late+" --name late && demiurge alloc start "+late)
-	alive := func() (names []string) {
-		for _, h := range ask[api.List[api.Host]](s.world, s.operator, "demiurge host list -o json").Items {
+	alive := func() (names []string, err error) {
+		all, err := asked[api.List[api.Host]](s.world, s.operator, "demiurge host list -o json")
+		for _, h := range all.Items {
 			if h.State == api.HostAlive {
 				names = append(names, h.HostID)
 			}
 		}
-		return names
+		return names, err
 	}
-	hosts := alive()
+	hosts, err := alive()
+	s.must(err)
 	for _, c := range s.coordinators {
 		s.must(c.PowerOff())
 	}
@@ -344,11 +356,11 @@ func (s *site) loseAll() {
 	s.run(s.operator, "demiurge operator snapshot restore demiurge.snap --yes")
 	s.operator.prefix = usual
 	s.await("the hosts", func() error {
-		back := alive()
-		if slices.ContainsFunc(hosts, func(h string) bool { return !slices.Contains(back, h) }) {
-			return fmt.Errorf("%v are alive, and there were %v", back, hosts)
+		back, err := alive()
+		if err == nil && slices.ContainsFunc(hosts, func(h string) bool { return !slices.Contains(back, h) }) {
+			err = fmt.Errorf("%v are alive, and there were %v", back, hosts)
 		}
-		return nil
+		return err
 	})
 	s.start(wiped)
 	now := map[string]api.Allocation{}
@@ -379,12 +391,11 @@ func (s *site) joinCoordinator(c *machine) {
 	s.run(c, "sudo -u demiurge demiurge-coordinator join --token - --address coordinator-1.example.org:7400", fill{input, made[1]})
 	s.run(c, "sudo systemctl enable --now demiurge-coordinator")
 	s.await(c.Name+" to vote", func() error {
-		for _, p := range ask[api.List[api.RaftPeer]](s.world, s.operator, "demiurge operator raft list-peers -o json").Items {
-			if p.ID == c.Name && p.Voter {
-				return nil
-			}
+		peers, err := asked[api.List[api.RaftPeer]](s.world, s.operator, "demiurge operator raft list-peers -o json")
+		if err == nil && !slices.ContainsFunc(peers.Items, func(p api.RaftPeer) bool { return p.ID == c.Name && p.Voter }) {
+			err = errors.New("it does not")
 		}
-		return errors.New("it does not")
+		return err
 	})
 }
 

@@ -232,12 +232,21 @@ func (w *world) until(m *machine, script string, words ...string) {
 // ask runs a script that answers with JSON.
 func ask[T any](w *world, m *machine, script string) T {
 	w.t.Helper()
-	var out T
-	said := w.do(m, script)
-	if err := json.Unmarshal([]byte(said), &out); err != nil {
-		w.t.Fatalf("%s: %v: %s", script, err, said)
-	}
+	out, err := asked[T](w, m, script)
+	w.must(err)
 	return out
+}
+
+// asked is ask within a wait: while another coordinator comes to lead there may be no answer.
+func asked[T any](w *world, m *machine, script string) (out T, err error) {
+	said, err := w.try(m, script)
+	if err == nil {
+		err = json.Unmarshal([]byte(said), &out)
+	}
+	if err != nil {
+		err = fmt.Errorf("%s: %w: %s", script, err, said)
+	}
+	return out, err
 }
 
 // says wants words in what a command said.
