@@ -128,7 +128,8 @@ func sweep() error {
 			continue
 		}
 		if _, err := os.Stat("/proc/" + digits[:end]); errors.Is(err, os.ErrNotExist) {
-			if err := remove(name); err != nil {
+			err := remove(name)
+			if _, there := os.Stat(path); err != nil && !errors.Is(there, os.ErrNotExist) { // another lab may remove it too
 				return err
 			}
 		}
