@@ -298,10 +298,15 @@ const handOver = 2 * time.Second
 func (c *Coordinator) abdicate(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(ctx, handOver)
 	defer cancel()
-	if !c.node.IsLeader() || len(c.node.Stats().Peers) < 2 {
+	peers := c.node.Stats().Peers
+	if !c.node.IsLeader() || len(peers) < 2 {
 		return
 	}
-	if err := c.node.TransferLeadership(ctx, ""); err != nil {
+	next, err := successor(c.opts.Config.NodeID, "", peers, c.gossip.Members())
+	if err != nil { // where nobody is fit, one that is not is still better than nobody
+		c.log.Warn("whoever leads after this one is not fit for it", "error", err)
+	}
+	if err := c.node.TransferLeadership(ctx, next); err != nil {
 		c.log.Warn("cannot let another coordinator lead before this one ends: the others will miss it and elect one", "error", err)
 	}
 }
